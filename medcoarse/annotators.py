@@ -1,0 +1,512 @@
+"""Who draws: profiles of annotators as plain data, and the drawings that follow from a profile, a label map and a seed.
+
+Convention:
+    A *positive* annotator paints the target class, value k means "this is class k". A *negative* annotator paints
+    everything else, value k means "this is NOT class k". A *dense* annotation says something at every voxel, a sparse
+    one leaves `UNLABELED` (255) where nothing was drawn. Unknown voxels of the label map (255) stay unknown.
+    Drawing goes in three steps: random parameters are drawn, recorded as plain data, then applied without chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
+
+from medcoarse import morphology
+from medcoarse.confusion import UNLABELED
+from medcoarse.morphology import Mask
+
+Kind = Literal["positive", "negative"]
+Parameters = dict[str, Any]
+LabelMap = NDArray[np.uint8]
+_Spacing = Sequence[float] | float | None
+
+_PLACES = 2**32  # a random place in a list of any length is recorded as an integer below this
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatorProfile:
+    """How one annotator draws. The operations are applied in the order of the fields; those left at 0 do nothing.
+
+    Args:
+        kind: "positive" paints the target class, "negative" paints its complement.
+        dense: say something at every voxel; otherwise what is not drawn stays unlabeled.
+        blank: draw nothing at all.
+        thin_mm: depth taken off all around.
+        preserve: thinning keeps the skeleton, so that thin structures survive.
+        thicken_mm: depth put on all around.
+        polygon_tolerance_mm: how far a polygon may stray from the outline it replaces.
+        polygon_vertices: number of vertices of each polygon, instead of a tolerance; 0 means by tolerance.
+        scribble_mm: width of a stroke along the centre line.
+        swell_mm: reach of local over-segmentation.
+        swell_strength_mm: a voxel at distance r is added with probability `swell_strength_mm / r`.
+        swell_smoothness_mm: size of the bulges: standard deviation of the Gaussian that smooths the random field.
+        fracture_ratio: summed length of the cuts over that of the outline; in 3D, summed squared length over surface.
+        num_fractures: number of cuts, instead of the ratio.
+        fracture_width_mm: width of a cut.
+        fracture_length_mm: length of a cut in 2D, diameter in 3D.
+        ratio: drawn voxels over voxels of the true region, at most; in [0, 1]. What is kept lies around random centres.
+        num_parts: number of these centres.
+
+    Raises:
+        ValueError: an unknown kind, a negative length, or a ratio outside [0, 1].
+
+    Example:
+        >>> AnnotatorProfile(kind="negative", thicken_mm=1.0).kind
+        'negative'
+    """
+
+    kind: Kind = "positive"
+    dense: bool = True
+    blank: bool = False
+    thin_mm: float = 0.0
+    preserve: bool = True
+    thicken_mm: float = 0.0
+    polygon_tolerance_mm: float = 0.0
+    polygon_vertices: int = 0
+    scribble_mm: float = 0.0
+    swell_mm: float = 0.0
+    swell_strength_mm: float = 0.6
+    swell_smoothness_mm: float = 3.0
+    fracture_ratio: float = 0.0
+    num_fractures: int | None = None
+    fracture_width_mm: float = 2.4
+    fracture_length_mm: float = 10.0
+    ratio: float = 1.0
+    num_parts: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("positive", "negative"):
+            raise ValueError(f"kind must be 'positive' or 'negative', got {self.kind!r}.")
+        if not 0 <= self.ratio <= 1 or self.num_parts < 1:
+            raise ValueError(f"ratio must be in [0, 1] and num_parts >= 1, got {self.ratio!r} and {self.num_parts!r}.")
+        below = [f.name for f in fields(self) if f.name.endswith(("_mm", "_ratio")) and not getattr(self, f.name) >= 0]
+        if below:
+            raise ValueError(f"an annotator needs lengths and ratios >= 0, got {below[0]}={getattr(self, below[0])!r}.")
+
+    @property
+    def reach_mm(self) -> float:
+        """How far outside the true region this annotator may draw."""
+        return self.thicken_mm + self.polygon_tolerance_mm + self.scribble_mm / 2 + self.swell_mm
+
+
+class Drawing(NamedTuple):
+    """An annotation and the random choices that made it."""
+
+    annotation: LabelMap
+    parameters: Parameters
+
+
+def scaled(profile: AnnotatorProfile, factor: float) -> AnnotatorProfile:
+    """The same annotator at another magnification: every length times the factor, ratios and counts as they are.
+
+    Args:
+        profile: an annotator.
+        factor: > 0, for instance 2 for images with twice as many pixels along each axis.
+
+    Example:
+        >>> scaled(OVER, 2.0).thicken_mm == 2 * OVER.thicken_mm
+        True
+    """
+    if not factor > 0:
+        raise ValueError(f"factor must be > 0, got {factor!r}.")
+    lengths = {f.name: getattr(profile, f.name) * factor for f in fields(profile) if f.name.endswith("_mm")}
+    return replace(profile, **lengths)
+
+
+def sample_parameters(
+    profile: AnnotatorProfile,
+    label: NDArray[Any],
+    target: int | None,
+    spacing: _Spacing,
+    rng: np.random.Generator,
+    num_classes: int = 2,
+) -> Parameters:
+    """Draw all random choices of one annotation, as data that JSON can hold.
+
+    Args:
+        profile: who draws.
+        label: true label map (*S), integers below `num_classes` or `UNLABELED`.
+        target: the class that is drawn; None draws every class in turn.
+        spacing: mm per voxel.
+        rng: the only source of chance.
+        num_classes: L >= 2.
+
+    Returns:
+        Seeds of the random fields; for each cut, its direction (a unit vector across it) and its place; the places of
+        the parts that are kept. A place p stands for voxel number `p * n // 2**32` of the n voxels drawn up to then, in
+        memory order. With `target=None`, "classes" holds one such dictionary for each class.
+
+    Raises:
+        ValueError: the label map or the target does not fit `num_classes`.
+
+    Example:
+        >>> label = np.zeros((9, 9), np.uint8); label[4, 2:7] = 1
+        >>> sorted(sample_parameters(GOOD, label, 1, None, np.random.default_rng(0)))
+        ['cut_directions', 'cut_places', 'field_seed', 'num_classes', 'other_seed', 'part_places']
+    """
+    label = _checked(label, target, num_classes)
+    common = {"num_classes": num_classes, "other_seed": int(rng.integers(_PLACES))}
+    if target is None:
+        choices = [_sample_one(profile, _region(profile, label, k), spacing, rng) for k in range(num_classes)]
+        return common | {"classes": choices}
+    return common | _sample_one(profile, _region(profile, label, target), spacing, rng)
+
+
+def apply(
+    profile: AnnotatorProfile, label: NDArray[Any], target: int | None, spacing: _Spacing, parameters: Parameters
+) -> LabelMap:
+    """The annotation that follows from recorded parameters; no chance is left.
+
+    Dense positive: pixels of the target that are left out become background (for target 0: the other class if there
+    are two, otherwise unlabeled), over-drawn ones become the target, the rest keeps its class. Dense negative: where
+    "not k" is not drawn stands the other class if there are two, otherwise one of the other classes at random.
+    Without a target, every class is drawn in turn. Positive: later classes lie on top, and a dense annotation gives
+    what nobody drew to the nearest drawn class. Negative: one of the classes ruled out at a voxel, each equally likely.
+
+    Args:
+        profile: who draws.
+        label: true label map (*S).
+        target: the class that is drawn; None for every class in turn.
+        spacing: mm per voxel.
+        parameters: from `sample_parameters` for the same label map, also after a trip through JSON.
+
+    Returns:
+        uint8 annotation (*S).
+
+    Raises:
+        ValueError: as for `sample_parameters`.
+
+    Example:
+        >>> label = np.array([[0, 1, 1, 0]], np.uint8)
+        >>> apply(GOOD, label, 1, None, sample_parameters(GOOD, label, 1, None, np.random.default_rng(0)))
+        array([[0, 1, 1, 0]], dtype=uint8)
+    """
+    num_classes = parameters["num_classes"]
+    label = _checked(label, target, num_classes)
+    rng = np.random.default_rng(parameters["other_seed"])
+    if target is not None:
+        drawn = _drawn(profile, _region(profile, label, target), spacing, parameters)
+        encode = _encode_positive if profile.kind == "positive" else _encode_negative
+        annotation = encode(label, drawn, target, num_classes, profile.dense, rng)
+    else:
+        masks = [
+            _drawn(profile, _region(profile, label, k), spacing, choices)
+            for k, choices in enumerate(parameters["classes"])
+        ]
+        annotation = _layered(masks, profile.dense, spacing) if profile.kind == "positive" else _ruled_out(masks, rng)
+    annotation[label == UNLABELED] = UNLABELED
+    return annotation
+
+
+def draw(
+    profile: AnnotatorProfile,
+    label: NDArray[Any],
+    target: int | None = 1,
+    spacing: _Spacing = None,
+    seed: int | np.random.Generator = 0,
+    num_classes: int = 2,
+) -> Drawing:
+    """Simulate one annotation of a label map.
+
+    Args:
+        profile: who draws.
+        label: true label map (*S), integers below `num_classes` or `UNLABELED`.
+        target: the class that is drawn; None for every class in turn.
+        spacing: mm per voxel.
+        seed: an integer, or a generator that moves on.
+        num_classes: L >= 2.
+
+    Returns:
+        The uint8 annotation (*S) and its parameters.
+
+    Raises:
+        ValueError: the label map or the target does not fit `num_classes`.
+
+    Example:
+        >>> label = np.zeros((32, 32), np.uint8); label[8:24, 14:18] = 1
+        >>> annotation, parameters = draw(COARSE_POSITIVE, label, seed=3)
+        >>> bool((apply(COARSE_POSITIVE, label, 1, None, parameters) == annotation).all())
+        True
+    """
+    parameters = sample_parameters(profile, label, target, spacing, np.random.default_rng(seed), num_classes)
+    return Drawing(apply(profile, label, target, spacing, parameters), parameters)
+
+
+def merge_strokes(positive: NDArray[Any], negative: NDArray[Any], num_classes: int = 2) -> LabelMap:
+    """One partial label map from strokes of both kinds.
+
+    A voxel gets the class that the strokes agree on, and `UNLABELED` where nothing was drawn or strokes contradict each
+    other. With two classes "not k" says the other one. With more it says no class: it only takes away a positive k.
+
+    Args:
+        positive: (R, *S) positive annotations, R >= 0.
+        negative: (C, *S) negative annotations, C >= 0.
+        num_classes: L >= 2.
+
+    Returns:
+        (1, *S) uint8. Of dense annotations with two classes it is their consensus.
+
+    Raises:
+        ValueError: the spatial shapes differ.
+
+    Example:
+        >>> merge_strokes(np.array([[1, 1, 255, 255]]), np.array([[1, 255, 1, 255]]))
+        array([[255,   1,   0, 255]], dtype=uint8)
+    """
+    if positive.shape[1:] != negative.shape[1:]:
+        raise ValueError(f"positive and negative must share (*S), got {positive.shape} and {negative.shape}.")
+    merged = np.full(positive.shape[1:], UNLABELED, np.uint8)
+    contradicted = np.zeros(merged.shape, bool)
+    for k in range(num_classes):
+        said, denied = (positive == k).any(axis=0), (negative == k).any(axis=0)
+        if num_classes == 2:
+            said |= (negative == 1 - k).any(axis=0)
+        contradicted |= said & (denied | (merged != UNLABELED))
+        merged[said] = k
+    merged[contradicted] = UNLABELED
+    return merged[None]
+
+
+def as_profile(profile: AnnotatorProfile | str | Mapping[str, Any]) -> AnnotatorProfile:
+    """A profile from its name, from its fields as a dictionary, or as it is.
+
+    Raises:
+        ValueError: an unknown name or field; the message lists the known ones.
+
+    Example:
+        >>> as_profile("coarse_positive") is COARSE_POSITIVE, as_profile({"thin_mm": 1.0}).thin_mm
+        (True, 1.0)
+    """
+    if isinstance(profile, AnnotatorProfile):
+        return profile
+    if isinstance(profile, str):
+        if profile not in PROFILES:
+            raise ValueError(f"unknown annotator profile {profile!r}; known are {', '.join(PROFILES)}.")
+        return PROFILES[profile]
+    known = [f.name for f in fields(AnnotatorProfile)]
+    unknown = sorted(set(profile) - set(known))
+    if unknown:
+        raise ValueError(f"unknown annotator field {unknown[0]!r}; known are {', '.join(known)}.")
+    return AnnotatorProfile(**profile)
+
+
+def as_dict(profile: AnnotatorProfile) -> dict[str, Any]:
+    """The fields of a profile as plain data; `as_profile` reads them back.
+
+    Example:
+        >>> as_profile(as_dict(GOOD)) == GOOD
+        True
+    """
+    return asdict(profile)
+
+
+def level(n: int, kind: Kind = "positive") -> AnnotatorProfile:
+    """Five grades of care, from 1 (little more than a scribble) to 5 (near the truth).
+
+    Args:
+        n: 1 to 5.
+        kind: "positive" or "negative".
+
+    Raises:
+        ValueError: another level.
+
+    Example:
+        >>> level(5).swell_mm < level(3).swell_mm
+        True
+    """
+    if n not in range(1, 6):
+        raise ValueError(f"an annotator's level must be 1, 2, 3, 4 or 5, got {n!r}.")
+    return PROFILES[f"level_{n}_{kind}"]
+
+
+def _checked(label: NDArray[Any], target: int | None, num_classes: int) -> NDArray[Any]:
+    if label.ndim not in (2, 3) or label.dtype.kind not in "iu":
+        raise ValueError(f"label must hold integers and have 2 or 3 axes, got {label.dtype} of shape {label.shape}.")
+    if target is not None and not 0 <= target < num_classes:
+        raise ValueError(f"target must be None or a class below num_classes={num_classes}, got {target!r}.")
+    known = label != UNLABELED
+    low, high = label.min(where=known, initial=0), label.max(where=known, initial=0)
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise ValueError(f"label values must be below num_classes={num_classes} or {UNLABELED}, got {wrong}.")
+    return label
+
+
+def _region(profile: AnnotatorProfile, label: NDArray[Any], target: int) -> Mask:
+    """What a perfect annotator of this kind would paint."""
+    region: Mask = label == target if profile.kind == "positive" else (label != target) & (label != UNLABELED)
+    return region & (not profile.blank)
+
+
+def _sample_one(profile: AnnotatorProfile, region: Mask, spacing: _Spacing, rng: np.random.Generator) -> Parameters:
+    cuts = _num_cuts(profile, region, spacing)
+    directions = rng.standard_normal((cuts, region.ndim))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    return {
+        "field_seed": int(rng.integers(_PLACES)),
+        "cut_places": rng.integers(_PLACES, size=cuts).tolist(),
+        "cut_directions": directions.round(4).tolist(),
+        "part_places": rng.integers(_PLACES, size=profile.num_parts if profile.ratio < 1 else 0).tolist(),
+    }
+
+
+def _num_cuts(profile: AnnotatorProfile, region: Mask, spacing: _Spacing) -> int:
+    if profile.num_fractures is not None or not profile.fracture_ratio:
+        return profile.num_fractures or 0
+    size = morphology.boundary_size(region, spacing)
+    return round(profile.fracture_ratio * size / profile.fracture_length_mm ** (region.ndim - 1))
+
+
+def _voxels_at(places: list[int], mask: Mask) -> NDArray[np.intp]:
+    """Voxels (N, d) of the mask at these places of its list of voxels, which is stretched to a length of 2**32."""
+    voxels = np.flatnonzero(mask)
+    picked = voxels[np.array(places, dtype=np.uint64) * np.uint64(len(voxels)) >> np.uint64(32)]
+    return np.stack(np.unravel_index(picked, mask.shape), axis=1)
+
+
+def _drawn(profile: AnnotatorProfile, region: Mask, spacing: _Spacing, parameters: Parameters) -> Mask:
+    """The region as this annotator paints it. Only the box that the drawing can reach is worked on."""
+    sizes = morphology.as_spacing(spacing, region.ndim)
+    window = morphology.bounding_window(region, profile.reach_mm + max(sizes), sizes)
+    drawn = np.zeros_like(region)
+    if region.any():
+        mask = _roughen(profile, _redraw(profile, region[window], sizes), sizes, parameters)
+        drawn[window] = _shrink(profile, _cut(profile, mask, sizes, parameters), region, sizes, parameters)
+    return drawn
+
+
+def _redraw(profile: AnnotatorProfile, mask: Mask, spacing: tuple[float, ...]) -> Mask:
+    """The systematic part: thin, thicken, polygon, scribble."""
+    if profile.thin_mm:
+        mask = morphology.thin(mask, profile.thin_mm, spacing, profile.preserve)
+    if profile.thicken_mm:
+        mask = morphology.thicken(mask, profile.thicken_mm, spacing)
+    if profile.polygon_vertices or profile.polygon_tolerance_mm:
+        mask = morphology.polygonize(mask, profile.polygon_tolerance_mm, profile.polygon_vertices or None, spacing)
+    if profile.scribble_mm:
+        mask = morphology.scribble(mask, profile.scribble_mm, spacing)
+    return mask
+
+
+def _roughen(profile: AnnotatorProfile, mask: Mask, spacing: tuple[float, ...], parameters: Parameters) -> Mask:
+    """Local over-segmentation along a random field."""
+    if not profile.swell_mm or not profile.swell_strength_mm:
+        return mask
+    rng = np.random.default_rng(parameters["field_seed"])
+    field = morphology.smooth_field(mask.shape, profile.swell_smoothness_mm, rng, spacing)
+    return morphology.swell(mask, profile.swell_mm, profile.swell_strength_mm, field, spacing)
+
+
+def _cut(profile: AnnotatorProfile, mask: Mask, spacing: tuple[float, ...], parameters: Parameters) -> Mask:
+    """Fractures, centred on what has been drawn so far."""
+    if not parameters["cut_places"] or not mask.any():
+        return mask
+    centers = _voxels_at(parameters["cut_places"], mask)
+    width, length = profile.fracture_width_mm, profile.fracture_length_mm
+    return morphology.fracture(mask, centers, parameters["cut_directions"], width, length, spacing)
+
+
+def _shrink(
+    profile: AnnotatorProfile, mask: Mask, region: Mask, spacing: tuple[float, ...], parameters: Parameters
+) -> Mask:
+    """Stop when the share of the true region is reached."""
+    drawn = np.count_nonzero(mask)
+    if profile.ratio == 1 or not drawn:
+        return mask
+    number = max(1, round(profile.ratio * np.count_nonzero(region)))
+    share = min(1.0, number / drawn) if profile.ratio else 0.0
+    return morphology.shrink_to_ratio(mask, share, _voxels_at(parameters["part_places"], mask), spacing)
+
+
+def _encode_positive(
+    label: NDArray[Any], drawn: Mask, target: int, num_classes: int, dense: bool, _: np.random.Generator
+) -> LabelMap:
+    if not dense:
+        return np.where(drawn, np.uint8(target), np.uint8(UNLABELED))
+    annotation = label.astype(np.uint8)
+    if target:
+        annotation[annotation == target] = 0
+    else:
+        annotation[annotation == 0] = 1 if num_classes == 2 else UNLABELED
+    annotation[drawn] = target
+    return annotation
+
+
+def _encode_negative(
+    label: NDArray[Any], drawn: Mask, target: int, num_classes: int, dense: bool, rng: np.random.Generator
+) -> LabelMap:
+    if not dense:
+        return np.where(drawn, np.uint8(target), np.uint8(UNLABELED))
+    if num_classes == 2:
+        return np.where(drawn, np.uint8(target), np.uint8(1 - target))
+    other = rng.integers(num_classes - 1, size=label.shape, dtype=np.uint8)
+    return np.where(drawn, np.uint8(target), other + (other >= target))
+
+
+def _layered(masks: list[Mask], dense: bool, spacing: _Spacing) -> LabelMap:
+    annotation = np.full(masks[0].shape, UNLABELED, np.uint8)
+    for k, mask in enumerate(masks):
+        annotation[mask] = k
+    empty = annotation == UNLABELED
+    if not dense or empty.all() or not empty.any():
+        return annotation
+    sizes = morphology.as_spacing(spacing, annotation.ndim)
+    nearest = distance_transform_edt(empty, sampling=sizes, return_distances=False, return_indices=True)
+    filled: LabelMap = annotation[tuple(nearest)]
+    return filled
+
+
+def _ruled_out(masks: list[Mask], rng: np.random.Generator) -> LabelMap:
+    annotation = np.full(masks[0].shape, UNLABELED, np.uint8)
+    seen = np.zeros(masks[0].shape, np.uint8)
+    for k, mask in enumerate(
+        masks
+    ):  # reservoir sampling: the n-th candidate replaces the choice with probability 1 / n
+        seen += mask
+        annotation[mask & (rng.random(seen.shape, dtype=np.float32) * seen < 1)] = k
+    return annotation
+
+
+def _negative(**operations: float) -> AnnotatorProfile:
+    return AnnotatorProfile(kind="negative", **operations)  # type: ignore[arg-type]
+
+
+GOOD = AnnotatorProfile()
+OVER = AnnotatorProfile(thicken_mm=2.0)
+UNDER = AnnotatorProfile(thin_mm=1.0)
+WRONG = AnnotatorProfile(swell_mm=3.0, swell_strength_mm=1.0, fracture_ratio=0.8)
+BLANK = AnnotatorProfile(blank=True, dense=False)
+
+COARSE_POSITIVE = AnnotatorProfile(swell_mm=3.0, fracture_ratio=0.4)
+COARSE_NEGATIVE = _negative(swell_mm=2.0, fracture_ratio=0.25)
+
+MNIST_MILD_POSITIVE = AnnotatorProfile(swell_mm=3.0, swell_strength_mm=0.5, num_fractures=3)
+MNIST_MILD_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.65, num_fractures=3)
+MNIST_HEAVY_POSITIVE = AnnotatorProfile(thicken_mm=2.0, num_fractures=3)
+MNIST_HEAVY_NEGATIVE = _negative(thicken_mm=1.0, num_fractures=3)
+
+STROKE_POSITIVE = AnnotatorProfile(dense=False, scribble_mm=5.0, ratio=0.2, num_parts=3)
+STROKE_NEGATIVE = replace(STROKE_POSITIVE, kind="negative", ratio=0.04)
+
+LEVEL_5_POSITIVE = AnnotatorProfile(swell_mm=1.0, swell_strength_mm=0.2, fracture_ratio=0.1)
+LEVEL_4_POSITIVE = AnnotatorProfile(swell_mm=2.0, swell_strength_mm=0.4, fracture_ratio=0.2)
+LEVEL_3_POSITIVE = AnnotatorProfile(swell_mm=3.0, swell_strength_mm=0.6, fracture_ratio=0.4)
+LEVEL_2_POSITIVE = AnnotatorProfile(swell_mm=3.0, swell_strength_mm=0.6, fracture_ratio=0.4, ratio=0.7)
+LEVEL_1_POSITIVE = AnnotatorProfile(scribble_mm=1.0, fracture_ratio=0.4, ratio=0.3)
+LEVEL_5_NEGATIVE = _negative(swell_mm=1.0, swell_strength_mm=0.2, fracture_ratio=0.05)
+LEVEL_4_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.4, fracture_ratio=0.1)
+LEVEL_3_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.6, fracture_ratio=0.25)
+LEVEL_2_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.6, fracture_ratio=0.6)
+LEVEL_1_NEGATIVE = _negative(scribble_mm=3.0, fracture_ratio=0.6)
+
+PROFILES: Mapping[str, AnnotatorProfile] = MappingProxyType(
+    {name.lower(): value for name, value in tuple(globals().items()) if isinstance(value, AnnotatorProfile)}
+)
+"""Every ready annotator by its name in lower case."""

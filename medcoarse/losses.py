@@ -1,0 +1,330 @@
+"""Losses that learn a dense segmentation from coarse drawings. One equation is one pure function.
+
+Convention: ``log_probs (B, L, *S)`` are the segmenter's log-probabilities, annotations are integer maps with
+``UNLABELED = 255`` where nothing was drawn; such pixels contribute nothing, in value and in gradient. An annotator who
+drew nothing contributes exactly 0. All sums are float32 in log space, whatever the autocast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medcoarse.confusion import (
+    UNLABELED,
+    Annotations,
+    Confusion,
+    CoupledOutput,
+    IdentityConfusion,
+    check_transition,
+    swap_transition,
+)
+
+
+def coarse_nll(log_probs: Tensor, confusion: Confusion, annotation: Tensor) -> Tensor:
+    """Negative log-likelihood of positive drawings, ``-log sum_j A[y, j] p_j``.
+
+    Args:
+        log_probs: ``(B, L, *S)``.
+        confusion: of R annotators.
+        annotation: ``(B, R, *S)``, class drawn or 255.
+
+    Returns:
+        Scalar: the mean over the drawn pixels of each annotator, summed over the annotators, in nats.
+
+    Source: CL Eq. 3; DHE Eq. 3.
+    Deviates: from the code released with DHE, which applies a second softmax to these probabilities.
+
+    Example:
+        >>> log_probs = torch.tensor([0.2, 0.8]).log().view(1, 2, 1, 1)
+        >>> coarse_nll(log_probs, IdentityConfusion(1), torch.tensor([[[[1]]]]))  # -log 0.8
+        tensor(0.2231)
+    """
+    drawn = annotation != UNLABELED
+    likelihood = confusion.log_likelihood(log_probs, annotation.masked_fill(~drawn, 0).long())
+    return -_mean_drawn(likelihood, drawn).sum()
+
+
+def complementary_nll(log_probs: Tensor, confusion: Confusion, log_transition: Tensor, annotation: Tensor) -> Tensor:
+    """Negative log-likelihood of negative drawings, ``-log sum_i M[c, i] u_i`` with ``u = A p``.
+
+    Args:
+        log_probs: ``(B, L, *S)``.
+        confusion: of C negative annotators.
+        log_transition: ``log M``, ``(L, L)``, ``-inf`` on the diagonal.
+        annotation: ``(B, C, *S)``, class that the pixel is *not*, or 255.
+
+    Returns:
+        Scalar, as :func:`coarse_nll`.
+
+    Source: CL Eq. 5.
+    Deviates: uses ``M u``, not the printed ``M^T u``; see :func:`medcoarse.confusion.complement`.
+
+    Example:
+        >>> log_probs = torch.tensor([0.2, 0.3, 0.5]).log().view(1, 3, 1)
+        >>> log_m = swap_transition(3).log()
+        >>> nll = complementary_nll(log_probs, IdentityConfusion(1), log_m, torch.tensor([[[2]]]))
+        >>> round(nll.exp().item(), 4)  # p("not 2") = (0.2 + 0.3) / 2
+        4.0
+    """
+    drawn = annotation != UNLABELED
+    observed = annotation.masked_fill(~drawn, 0).long()
+    rows = log_transition[observed].movedim(-1, 2)  # (B, C, L, *S)
+    likelihood = torch.logsumexp(rows + confusion.log_annotate(log_probs), 2)
+    return -_mean_drawn(likelihood, drawn).sum()
+
+
+def mean_trace(confusion: Confusion, annotation: Tensor) -> Tensor:
+    """Mean trace of the confusion matrices over the drawn pixels, summed over the annotators.
+
+    Minimizing it selects, among the matrices that explain the drawings, the least reliable annotators, which makes the
+    pair of segmentation and confusion identifiable.
+
+    Args:
+        confusion: of R annotators.
+        annotation: ``(B, R, *S)``; pixels with 255 are left out, as they are in the likelihood.
+
+    Returns:
+        Scalar between 0 and ``R L``.
+
+    Source: CL Eq. 6; DHE Eq. 4 and Theorem 1.
+
+    Example:
+        >>> from medcoarse.confusion import FullConfusion
+        >>> mean_trace(FullConfusion(torch.zeros(1, 1, 2, 2, 3)), torch.tensor([[[0, 1, 255]]]))
+        tensor(1.)
+    """
+    drawn = annotation != UNLABELED
+    traces = confusion.diagonal().float().sum(2)
+    traces = traces.view(*traces.shape[:2], *(1,) * (drawn.ndim - traces.ndim), *traces.shape[2:])
+    return _mean_drawn(traces.expand(drawn.shape), drawn).sum()
+
+
+def dense_nll(log_probs: Tensor, label: Tensor) -> Tensor:
+    """Cross-entropy on dense masks ``(B, 1, *S)``, mean over labelled pixels; 0 when the batch has none.
+
+    Example:
+        >>> dense_nll(torch.tensor([0.2, 0.8]).log().view(1, 2, 1), torch.tensor([[[1]]]))
+        tensor(0.2231)
+    """
+    return coarse_nll(log_probs, IdentityConfusion(1), label)
+
+
+def consensus(annotations: Annotations, num_classes: int) -> Tensor:
+    """The one class that contradicts no drawing, or 255.
+
+    A positive drawing of k allows k only, a negative one of k everything but k. Pixels where nothing was drawn, or
+    where not exactly one class is left, stay unlabeled.
+
+    Args:
+        annotations: ``positive`` ``(B, R, *S)`` and ``negative`` ``(B, C, *S)``.
+        num_classes: L.
+
+    Returns:
+        ``(B, 1, *S)`` of the integer type of the drawings.
+
+    Example:
+        >>> positive = torch.tensor([[[1, 1, 0, 255]]])
+        >>> negative = torch.tensor([[[0, 1, 1, 255]]])
+        >>> consensus(Annotations(positive, negative), num_classes=2)  # agree, contradict, agree, nothing
+        tensor([[[  1, 255,   0, 255]]])
+    """
+    drawings = [drawing for drawing in annotations[:2] if drawing is not None]
+    if not drawings:
+        raise ValueError("consensus needs positive or negative drawings, got neither")
+    classes = torch.arange(num_classes, device=drawings[0].device).view(1, 1, -1, *(1,) * (drawings[0].ndim - 2))
+    allowed = torch.ones((), dtype=torch.bool, device=classes.device)
+    if annotations.positive is not None:
+        drawn = annotations.positive[:, :, None]
+        allowed = allowed & ((drawn == classes) | (drawn == UNLABELED)).all(1)
+    if annotations.negative is not None:
+        allowed = allowed & (annotations.negative[:, :, None] != classes).all(1)
+    single = allowed.sum(1, keepdim=True) == 1
+    label = allowed.to(torch.uint8).argmax(1, keepdim=True).to(drawings[0].dtype)
+    return label.masked_fill(~single, UNLABELED)
+
+
+def region_fitting(probs: Tensor, image: Tensor, sigma: float | None = None, mask: Tensor | None = None) -> Tensor:
+    """Appearance prior: pixels of a class should look like the class mean, ``sum_c p_c (x - mean_c(x))^2``.
+
+    The means are taken under ``p``, over the image or in a Gaussian window, and detached.
+
+    Args:
+        probs: ``(B, L, *S)``.
+        image: ``(B, channels, *S)``; squared distances are averaged over the channels.
+        sigma: standard deviation of the window in pixels; ``None`` takes the mean over the image.
+        mask: ``(B, 1, *S)``, pixels that count; ``None`` means all.
+
+    Returns:
+        Scalar, the mean over the counted pixels, in squared image units.
+
+    Source: Li et al., "Minimization of region-scalable fitting energy" (IEEE TIP 2008), Eq. 7.
+    Deviates: soft memberships in place of level sets, mean over pixels in place of the integral.
+
+    Example:
+        >>> image = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
+        >>> perfect = torch.stack([1 - image[0], image[0]], 1)
+        >>> region_fitting(perfect, image).item(), region_fitting(torch.full((1, 2, 4), 0.5), image).item()
+        (0.0, 0.25)
+    """
+    weight = torch.ones_like(probs[:, :1]) if mask is None else mask.to(probs.dtype)
+    membership = (probs * weight).detach()
+    smooth = _image_sum if sigma is None else _gaussian_window(sigma)
+    mass = smooth(membership)[:, :, None]
+    means = smooth((membership[:, :, None] * image[:, None]).flatten(1, 2)).view(*mass.shape[:2], -1, *mass.shape[3:])
+    means = means / mass.clamp_min(torch.finfo(probs.dtype).tiny)
+    distance = (image[:, None] - means).square().mean(2)
+    return (probs * distance * weight).sum() / weight.sum().clamp_min(1)
+
+
+def _image_sum(values: Tensor) -> Tensor:
+    return values.sum(tuple(range(2, values.ndim)), keepdim=True)
+
+
+def _gaussian_window(sigma: float) -> Callable[[Tensor], Tensor]:
+    """Separable Gaussian sum over the image axes, zero outside (the normalization cancels in the mean)."""
+    radius = max(1, round(3 * sigma))
+    line = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float32) / sigma) ** 2)
+
+    def smooth(values: Tensor) -> Tensor:
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[values.ndim - 3]
+        flat = values.flatten(0, 1)[:, None]
+        for axis in range(2, flat.ndim):
+            shape = [1] * flat.ndim
+            shape[axis] = len(line)
+            padding = [radius if other == axis else 0 for other in range(2, flat.ndim)]
+            flat = convolve(flat, (line / line.sum()).to(flat).view(shape), padding=padding)
+        return flat.view(values.shape)
+
+    return smooth
+
+
+def _mean_drawn(values: Tensor, drawn: Tensor) -> Tensor:
+    """Mean of ``(B, R, *S)`` over the drawn pixels of each annotator, ``(R,)``; 0 where nothing was drawn."""
+    axes = (0, *range(2, values.ndim))
+    total = torch.where(drawn, values, 0.0).sum(axes)
+    return total / drawn.sum(axes).clamp_min(1)
+
+
+class CoupledLoss(nn.Module):
+    """The whole loss of the coupled model.
+
+    ``sum_o NLL(o) + sum_c NLL(c) + trace_weight (sum_o mean trace A(o) + sum_c mean trace A(c))
+    + dense_weight CE(masks) + region_weight * region fitting``
+
+    While the model trains no annotators (``CoupledOutput.positive`` and ``.negative`` are ``None``) the drawings are
+    read without confusion matrices: on their consensus, or each as if it were the truth.
+
+    Args:
+        num_classes: L.
+        trace_weight: λ, about 0.05; never above 0.5.
+        transition: fixed ``M`` as nested lists or tensor; ``None`` is uniform over the other classes (the swap at
+            L = 2). Ignored where the model learns its own.
+        warmup: ``"consensus"`` or ``"identity"``.
+        dense_weight: weight of cross-entropy on dense masks.
+        region_weight: weight of the region-fitting term; 0 leaves it out.
+        region_sigma: its window in pixels; ``None`` is the whole image.
+
+    Raises:
+        ValueError: a weight that is negative, a λ above 0.5, an unknown warm-up, a matrix that is no transition.
+
+    Source: CL Eq. 6, DHE Eq. 4, with the warm-up and region fitting that keep classes from being permuted.
+
+    Example:
+        >>> loss = CoupledLoss(num_classes=2)
+        >>> output = CoupledOutput(torch.zeros(1, 2, 3))  # no annotators: warm-up
+        >>> loss(output, Annotations(positive=torch.tensor([[[0, 1, 255]]])))
+        tensor(0.6931)
+        >>> loss.parts
+        {'consensus': tensor(0.6931)}
+    """
+
+    log_transition: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        trace_weight: float = 0.05,
+        transition: Tensor | list[list[float]] | None = None,
+        warmup: str = "consensus",
+        dense_weight: float = 1.0,
+        region_weight: float = 0.0,
+        region_sigma: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= trace_weight <= 0.5:
+            raise ValueError(
+                f"trace_weight must be between 0 and 0.5, got {trace_weight}: above it the trace term outweighs the "
+                "likelihood and the confusion matrices collapse; start from 0.05"
+            )
+        if min(dense_weight, region_weight) < 0:
+            raise ValueError(f"weights must not be negative, got {dense_weight=}, {region_weight=}")
+        if warmup not in ("consensus", "identity"):
+            raise ValueError(f'warmup must be "consensus" or "identity", got {warmup!r}')
+        matrix = swap_transition(num_classes) if transition is None else check_transition(torch.as_tensor(transition))
+        if len(matrix) != num_classes:
+            raise ValueError(f"the transition matrix is for {len(matrix)} classes, the loss for {num_classes}")
+        self.num_classes = num_classes
+        self.trace_weight = trace_weight
+        self.warmup = warmup
+        self.dense_weight = dense_weight
+        self.region_weight = region_weight
+        self.region_sigma = region_sigma
+        self.register_buffer("log_transition", matrix.log(), persistent=False)
+        self.parts: dict[str, Tensor] = {}
+
+    def forward(self, output: CoupledOutput, target: Annotations) -> Tensor:
+        """Scalar loss; its unweighted terms stay in ``parts`` (detached) for logging."""
+        if not isinstance(output, CoupledOutput):
+            raise TypeError(f"CoupledLoss takes the CoupledOutput of a CoupledModel in training, got {type(output)}")
+        _check_shapes(output.logits, target)
+        with torch.autocast(output.logits.device.type, enabled=False):
+            log_probs = output.logits.float().log_softmax(1)
+            terms = self._coarse_terms(log_probs, output, target)
+            if target.label is not None:
+                terms["dense"] = (self.dense_weight, dense_nll(log_probs, target.label))
+            if self.region_weight > 0:
+                if target.image is None:
+                    raise ValueError("region_weight > 0 needs Annotations.image; pass the image to the loss")
+                fit = region_fitting(log_probs.exp(), target.image.float(), self.region_sigma)
+                terms["region"] = (self.region_weight, fit)
+            self.parts = {name: value.detach() for name, (_, value) in terms.items()}
+            return torch.stack([weight * value for weight, value in terms.values()]).sum()
+
+    def _coarse_terms(
+        self, log_probs: Tensor, output: CoupledOutput, target: Annotations
+    ) -> dict[str, tuple[float, Tensor]]:
+        positive, negative = target.positive, target.negative
+        if positive is None and negative is None:
+            return {}
+        warm = output.positive is None and output.negative is None
+        if warm and self.warmup == "consensus":
+            return {"consensus": (1.0, dense_nll(log_probs, consensus(target, self.num_classes)))}
+        terms: dict[str, tuple[float, Tensor]] = {}
+        traces = []
+        if positive is not None:
+            confusion = output.positive or IdentityConfusion(positive.shape[1])
+            terms["nll_positive"] = (1.0, coarse_nll(log_probs, confusion, positive))
+            traces.append(mean_trace(confusion, positive))
+        if negative is not None:
+            confusion = output.negative or IdentityConfusion(negative.shape[1])
+            log_transition = self.log_transition if output.log_transition is None else output.log_transition
+            log_transition = log_transition.to(log_probs.device)
+            terms["nll_negative"] = (1.0, complementary_nll(log_probs, confusion, log_transition, negative))
+            traces.append(mean_trace(confusion, negative))
+        if not warm:
+            terms["trace"] = (self.trace_weight, torch.stack([t.to(log_probs.device) for t in traces]).sum())
+        return terms
+
+
+def _check_shapes(logits: Tensor, target: Annotations) -> None:
+    for name in ("positive", "negative", "label"):
+        drawing = getattr(target, name)
+        if drawing is not None and (drawing.shape[0], *drawing.shape[2:]) != (logits.shape[0], *logits.shape[2:]):
+            raise ValueError(
+                f"{name} drawings must be (B, annotators, *S) with the batch and image size of the logits "
+                f"{tuple(logits.shape)}, got {tuple(drawing.shape)}"
+            )

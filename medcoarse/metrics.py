@@ -1,0 +1,738 @@
+"""Scores of a segmentation and of an annotator model: count the pixels first, divide once.
+
+Convention: `counts[..., predicted, true]` and `cm[..., observed, true]`. What was said is the row, what is true the
+column, as for the annotators' confusion matrices. Pixels labelled 255 or outside the field of view are in no table.
+
+A score is NaN where it is undefined, and means leave NaN out. A class that is absent from the truth has no IoU, Dice or
+sensitivity; what was wrongly predicted of it lowers its specificity and the scores of the classes it covers.
+
+There are two means. *image*: score every image, then average. *dataset*: sum the counts of all images, then score
+once, as the Cityscapes benchmark does. They differ when images differ in size or content, so both are named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from monai.metrics.metric import CumulativeIterationMetric, Metric
+from monai.utils.dist import evenly_divisible_all_gather
+from torch import Tensor
+
+from medcoarse.confusion import UNLABELED
+
+Reduction = Literal["image", "dataset"]
+
+
+# counting pixels
+
+
+def confusion_counts(
+    pred: Tensor, label: Tensor, num_classes: int, mask: Tensor | None = None, ignore_index: int = UNLABELED
+) -> Tensor:
+    """Number of pixels for each pair of predicted and true class, one table an image.
+
+    `counts[b, i, j] = #{x : pred(x) = i, label(x) = j, label(x) != ignore_index, mask(x)}`
+
+    Args:
+        pred: label map (B, 1, *S), or logits or probabilities (B, L, *S) whose largest channel is taken.
+        label: true classes (B, 1, *S), whole numbers of any dtype.
+        num_classes: L, at least 2.
+        mask: field of view (B, 1, *S); pixels where it is zero are left out.
+        ignore_index: label of the pixels that are left out.
+
+    Returns:
+        int64 (B, L, L), predicted class by true class.
+
+    Raises:
+        ValueError: shapes do not match, a class is outside 0 .. L - 1, or a network's output is NaN.
+
+    Example:
+        >>> pred, label = torch.tensor([[[1, 1, 0, 0]]]), torch.tensor([[[1, 0, 0, 255]]])
+        >>> confusion_counts(pred, label, num_classes=2)
+        tensor([[[1, 0],
+                 [1, 1]]])
+    """
+    pred, label = _plain(pred), _plain(label)
+    _check_shapes(pred, label, num_classes, mask)
+    keep = label != ignore_index
+    if mask is not None:
+        keep &= _plain(mask).to(label.device) != 0
+    counts = torch.zeros((len(label), num_classes**2), dtype=torch.int64, device=label.device)
+    for b in range(len(label)):  # image by image, so that the temporary maps are those of one image
+        said = _classes(_label_map(pred[b]), keep[b, 0], num_classes, "pred")
+        true = _classes(label[b, 0], keep[b, 0], num_classes, "label")
+        code = torch.where(keep[b, 0], said * num_classes + true, num_classes**2)
+        counts[b] = torch.bincount(code.flatten(), minlength=num_classes**2 + 1)[:-1]
+    return counts.reshape(-1, num_classes, num_classes)
+
+
+def annotation_counts(
+    annotation: Tensor, label: Tensor, num_classes: int, mask: Tensor | None = None, ignore_index: int = UNLABELED
+) -> Tensor:
+    """Number of drawn pixels for each pair of drawn and true class, one table an annotator and image.
+
+    Args:
+        annotation: label maps (B, R, *S), 255 where nothing was drawn. For negative annotations the value is the
+            class that was ruled out, so the table is that of the complementary labels.
+        label: true classes (B, 1, *S).
+        num_classes: L.
+        mask: field of view (B, 1, *S).
+        ignore_index: value that means "not drawn" in `annotation` and "unknown" in `label`.
+
+    Returns:
+        int64 (B, R, L, L), drawn class by true class.
+
+    Example:
+        >>> drawn, label = torch.tensor([[[1, 1, 255, 0]]]), torch.tensor([[[1, 0, 0, 0]]])
+        >>> annotation_counts(drawn, label, num_classes=2).tolist()
+        [[[[1, 0], [1, 1]]]]
+    """
+    annotation, label = _plain(annotation), _plain(label)
+    if annotation.ndim < 3 or label.shape != (len(annotation), 1, *annotation.shape[2:]):
+        raise ValueError(
+            f"annotation must be (B, R, *S) and label (B, 1, *S), got {tuple(annotation.shape)} and "
+            f"{tuple(label.shape)}; add the batch and channel axes, and crop or resample them together"
+        )
+    drawn = (annotation != ignore_index) if mask is None else (annotation != ignore_index) & (_plain(mask) != 0)
+    tables = [
+        confusion_counts(annotation[:, r, None], label, num_classes, drawn[:, r, None], ignore_index)
+        for r in range(annotation.shape[1])
+    ]
+    return torch.stack(tables, dim=1)
+
+
+def _plain(x: Tensor) -> Tensor:
+    """The tensor without MONAI's meta data, whose bookkeeping costs more than the counting."""
+    return x.detach().as_subclass(Tensor)
+
+
+def _check_shapes(pred: Tensor, label: Tensor, num_classes: int, mask: Tensor | None) -> None:
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}; count the background as a class")
+    if label.ndim < 3 or label.shape[1] != 1:
+        raise ValueError(f"label must be (B, 1, *S), got {tuple(label.shape)}; one-hot labels need an argmax first")
+    if pred.ndim != label.ndim or pred.shape[0] != label.shape[0] or pred.shape[2:] != label.shape[2:]:
+        raise ValueError(
+            f"pred and label must agree in batch and space, got {tuple(pred.shape)} and {tuple(label.shape)}; "
+            "resample the prediction to the label"
+        )
+    if pred.shape[1] not in (1, num_classes):
+        raise ValueError(
+            f"pred must have 1 channel (a label map) or {num_classes} (one a class), got {pred.shape[1]}; "
+            "check num_classes"
+        )
+    if mask is not None and mask.shape != label.shape:
+        raise ValueError(
+            f"mask must have the shape of label, {tuple(label.shape)}, got {tuple(mask.shape)}; "
+            "load and crop it with the label"
+        )
+
+
+def _label_map(pred: Tensor) -> Tensor:
+    """Label map (*S) of a channel-first label map (1, *S) or of class scores (L, *S)."""
+    if pred.shape[0] == 1:
+        return pred[0]
+    best = pred.max(dim=0)  # several times faster than argmax on a CPU, and it carries NaN along
+    if pred.is_floating_point() and best.values.isnan().any():
+        raise ValueError("pred holds NaN; the network has diverged, or its input holds NaN")
+    return best.indices
+
+
+def _classes(values: Tensor, keep: Tensor, num_classes: int, name: str) -> Tensor:
+    """Class numbers where `keep`, 0 elsewhere, in a dtype that just holds the codes of all pairs."""
+    kept = torch.where(keep, values, 0)
+    if kept.numel() == 0:
+        return kept.to(torch.uint8)
+    low, high = kept.aminmax()
+    if not (low >= 0 and high < num_classes):
+        raise ValueError(
+            f"{name} must hold classes 0 .. {num_classes - 1}, got values from {low.item():g} to {high.item():g}; "
+            "map them to class numbers, and unknown pixels of the label to the ignore index"
+        )
+    if kept.is_floating_point() and (kept != kept.round()).any():
+        raise ValueError(f"{name} must hold whole class numbers, got fractions; resample labels by nearest neighbour")
+    num_codes = num_classes**2 + 1
+    return kept.to(torch.uint8 if num_codes <= 2**8 else torch.int16 if num_codes <= 2**15 else torch.int32)
+
+
+# scores of a table
+
+
+def _totals(counts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hits, predicted and true pixels of each class, (..., L), and all pixels, (..., 1), in float64."""
+    if counts.ndim < 2 or counts.shape[-1] != counts.shape[-2]:
+        raise ValueError(f"counts must be (..., L, L), predicted by true class, got {tuple(counts.shape)}")
+    n = counts.double()
+    return n.diagonal(dim1=-2, dim2=-1), n.sum(-1), n.sum(-2), n.sum((-2, -1)).unsqueeze(-1)
+
+
+def _defined(score: Tensor, where: Tensor) -> Tensor:
+    return torch.where(where, score, math.nan)
+
+
+def iou(counts: Tensor) -> Tensor:
+    """Intersection over union of each class, `TP / (TP + FP + FN)`.
+
+    Args:
+        counts: pixels (..., L, L), predicted by true class.
+
+    Returns:
+        float64 (..., L); NaN for a class that is absent from the truth of that table.
+
+    Example:
+        >>> iou(torch.tensor([[6, 1], [1, 2]]))
+        tensor([0.7500, 0.5000], dtype=torch.float64)
+    """
+    hits, predicted, true, _ = _totals(counts)
+    return _defined(hits / (predicted + true - hits), true > 0)
+
+
+def dice(counts: Tensor) -> Tensor:
+    """Dice coefficient of each class, `2 TP / (2 TP + FP + FN)`, the F1 score of its pixels.
+
+    Args:
+        counts: pixels (..., L, L), predicted by true class.
+
+    Returns:
+        float64 (..., L); NaN for a class that is absent from the truth of that table.
+
+    Example:
+        >>> dice(torch.tensor([[6, 1], [1, 3]]))[1]
+        tensor(0.7500, dtype=torch.float64)
+    """
+    hits, predicted, true, _ = _totals(counts)
+    return _defined(2 * hits / (predicted + true), true > 0)
+
+
+def sensitivity(counts: Tensor) -> Tensor:
+    """Share of the true pixels of each class that were found, `TP / (TP + FN)`, also called recall.
+
+    Args:
+        counts: pixels (..., L, L), predicted by true class.
+
+    Returns:
+        float64 (..., L); NaN for a class that is absent from the truth.
+
+    Example:
+        >>> sensitivity(torch.tensor([[6, 1], [1, 3]]))[1]
+        tensor(0.7500, dtype=torch.float64)
+    """
+    hits, _, true, _ = _totals(counts)
+    return hits / true
+
+
+def specificity(counts: Tensor) -> Tensor:
+    """Share of the pixels of the other classes that were not taken for this one, `TN / (TN + FP)`.
+
+    Args:
+        counts: pixels (..., L, L), predicted by true class.
+
+    Returns:
+        float64 (..., L); NaN for a class that is all of the truth, or where nothing was counted.
+
+    Example:
+        >>> specificity(torch.tensor([[6, 1], [2, 3]]))[1]
+        tensor(0.7500, dtype=torch.float64)
+    """
+    hits, predicted, true, total = _totals(counts)
+    return (total - predicted - true + hits) / (total - true)
+
+
+def precision(counts: Tensor) -> Tensor:
+    """Share of the pixels predicted as each class that are of that class, `TP / (TP + FP)`.
+
+    Args:
+        counts: pixels (..., L, L), predicted by true class.
+
+    Returns:
+        float64 (..., L); NaN for a class that was never predicted.
+
+    Example:
+        >>> precision(torch.tensor([[6, 2], [1, 3]]))
+        tensor([0.7500, 0.7500], dtype=torch.float64)
+    """
+    hits, predicted, _, _ = _totals(counts)
+    return hits / predicted
+
+
+def accuracy(counts: Tensor) -> Tensor:
+    """Share of all pixels on which prediction and truth agree about each class, `(TP + TN) / N`.
+
+    With two classes it is the same for both, and is the share of right pixels.
+
+    Args:
+        counts: pixels (..., L, L), predicted by true class.
+
+    Returns:
+        float64 (..., L); NaN where nothing was counted.
+
+    Example:
+        >>> accuracy(torch.tensor([[6, 1], [1, 2]]))
+        tensor([0.8000, 0.8000], dtype=torch.float64)
+    """
+    hits, predicted, true, total = _totals(counts)
+    return (total - predicted - true + 2 * hits) / total
+
+
+def pixel_accuracy(counts: Tensor) -> Tensor:
+    """Share of all pixels whose class is right, `sum_i counts[i, i] / N`.
+
+    Args:
+        counts: pixels (..., L, L), predicted by true class.
+
+    Returns:
+        float64 (...); NaN where nothing was counted.
+
+    Example:
+        >>> pixel_accuracy(torch.tensor([[2, 1, 0], [0, 1, 0], [0, 0, 0]]))
+        tensor(0.7500, dtype=torch.float64)
+    """
+    hits, _, _, total = _totals(counts)
+    return hits.sum(-1) / total.squeeze(-1)
+
+
+def mean_iou(counts: Tensor, include_background: bool = True) -> Tensor:
+    """Mean over classes of the intersection over union, without the classes that are absent from the truth.
+
+    `mean_iou(counts)` gives one value an image; `mean_iou(counts.sum(0))` the value of the data set.
+
+    Args:
+        counts: pixels (..., L, L), predicted by true class.
+        include_background: whether class 0 takes part.
+
+    Returns:
+        float64 (...); NaN where no class is present.
+
+    Example:
+        >>> counts = torch.tensor([[[6, 1], [1, 2]], [[10, 0], [0, 0]]])
+        >>> mean_iou(counts)
+        tensor([0.6250, 1.0000], dtype=torch.float64)
+        >>> mean_iou(counts.sum(0))
+        tensor(0.6944, dtype=torch.float64)
+    """
+    return _class_mean(iou(counts), include_background)
+
+
+def _class_mean(scores_of_classes: Tensor, include_background: bool) -> Tensor:
+    return (scores_of_classes if include_background else scores_of_classes[..., 1:]).nanmean(-1)
+
+
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "iou": iou,
+    "dice": dice,
+    "sensitivity": sensitivity,
+    "specificity": specificity,
+    "precision": precision,
+    "accuracy": accuracy,
+}
+"""The scores that have one value a class, by name."""
+
+
+# confusion of those who draw
+
+
+def conditional_table(counts: Tensor) -> Tensor:
+    """Confusion matrix of a count table, `cm[i, j] = p(observed = i | true = j) = counts[i, j] / sum_i counts[i, j]`.
+
+    Args:
+        counts: pixels (..., observed, true).
+
+    Returns:
+        float64 (..., observed, true), columns sum to 1; NaN in the column of a class that was not counted.
+
+    Example:
+        >>> conditional_table(torch.tensor([[3, 0], [1, 0]]))
+        tensor([[0.7500,    nan],
+                [0.2500,    nan]], dtype=torch.float64)
+    """
+    n = counts.double()
+    return n / n.sum(-2, keepdim=True)
+
+
+def empirical_confusion(annotation: Tensor, label: Tensor, num_classes: int, mask: Tensor | None = None) -> Tensor:
+    """Confusion matrix of drawings, counted where something was drawn and the truth is known.
+
+    For a negative annotation it is the table of complementary labels, `p(ruled out = i | true = j)`: compare it with
+    the transition matrix times the annotator's matrix.
+
+    Args:
+        annotation: label maps (B, R, *S), 255 where nothing was drawn.
+        label: true classes (B, 1, *S), 255 where unknown.
+        num_classes: L.
+        mask: field of view (B, 1, *S).
+
+    Returns:
+        float64 (B, R, observed, true); NaN in the column of a class on which nothing was drawn.
+
+    Example:
+        >>> drawn, label = torch.tensor([[[1, 1, 0, 0]]]), torch.tensor([[[1, 0, 0, 0]]])
+        >>> empirical_confusion(drawn, label, num_classes=2)[0, 0]
+        tensor([[0.6667, 0.0000],
+                [0.3333, 1.0000]], dtype=torch.float64)
+    """
+    return conditional_table(annotation_counts(annotation, label, num_classes, mask))
+
+
+def mean_confusion(
+    cm: Tensor, label: Tensor | None = None, mask: Tensor | None = None, ignore_index: int = UNLABELED
+) -> Tensor:
+    """One matrix out of a confusion matrix at every pixel.
+
+    Without `label` the plain mean over pixels. With it, `mean(cm[:, j, x] : label(x) = j)`, each column where its
+    class is: the matrix that counting the drawings would show, and so the one to compare with `empirical_confusion`.
+
+    Args:
+        cm: confusion matrices (B, R, observed, true, *S).
+        label: true classes (B, 1, *S).
+        mask: field of view (B, 1, *S).
+        ignore_index: label of pixels that are left out.
+
+    Returns:
+        (B, R, observed, true), columns sum to 1; NaN where there is no pixel to average.
+
+    Example:
+        >>> hit = torch.tensor([1.0, 0.5])  # at two pixels
+        >>> cm = torch.stack([torch.stack([hit, 1 - hit]), torch.stack([1 - hit, hit])])
+        >>> mean_confusion(cm[None, None]).squeeze()
+        tensor([[0.7500, 0.2500],
+                [0.2500, 0.7500]])
+        >>> mean_confusion(cm[None, None], label=torch.tensor([[[0, 1]]])).squeeze()
+        tensor([[1.0000, 0.5000],
+                [0.0000, 0.5000]])
+    """
+    cm = _plain(cm)
+    if cm.ndim < 5 or cm.shape[2] != cm.shape[3]:
+        raise ValueError(f"cm must be (B, R, L, L, *S), got {tuple(cm.shape)}; add the batch and annotator axes")
+    shape = (len(cm), 1, *cm.shape[4:])
+    for name, x in (("label", label), ("mask", mask)):
+        if x is not None and x.shape != shape:
+            raise ValueError(f"{name} must be {shape} to match cm, got {tuple(x.shape)}; crop them together")
+    weight = torch.ones(shape, dtype=torch.bool, device=cm.device) if mask is None else _plain(mask) != 0
+    if label is None:
+        weight = weight.expand(-1, cm.shape[3], *shape[2:])
+    else:
+        known = weight & (_plain(label) != ignore_index)
+        classes = torch.arange(cm.shape[3], device=cm.device).reshape(-1, *[1] * len(shape[2:]))
+        weight = known & (_plain(label) == classes)
+    weight = weight.to(cm.dtype).flatten(2)
+    total = torch.einsum("brotn,btn->brot", cm.flatten(4), weight)
+    return total / weight.sum(-1)[:, None, None, :]
+
+
+def confusion_matrix_error(estimated: Tensor, true: Tensor, present: Tensor | None = None) -> Tensor:
+    """Root mean squared error between two confusion matrices, over the columns of the classes that are present.
+
+    `sqrt(mean_{i, j present} (estimated[i, j] - true[i, j])^2)`, one value a matrix.
+
+    Args:
+        estimated: conditional tables (..., observed, true).
+        true: conditional tables that broadcast against it.
+        present: which columns count, bool (..., true); by default those of `true` without NaN.
+
+    Returns:
+        (...), 0 for equal tables; NaN where no class is present.
+
+    Source: DHE, section 4, "CM estimation error".
+    Deviates: both tables are conditional on the true class. The released code compares a joint table with a
+        conditional one, which is not 0 for a perfect estimate.
+
+    Example:
+        >>> estimated, true = torch.tensor([[0.9, 0.3], [0.1, 0.7]]), torch.tensor([[0.8, 0.3], [0.2, 0.7]])
+        >>> confusion_matrix_error(estimated, true)
+        tensor(0.0707)
+        >>> confusion_matrix_error(estimated, true, present=torch.tensor([True, False]))
+        tensor(0.1000)
+    """
+    if estimated.ndim < 2 or true.ndim < 2 or estimated.shape[-2:] != true.shape[-2:]:
+        raise ValueError(
+            f"estimated and true must both be (..., observed, true), got {tuple(estimated.shape)} and "
+            f"{tuple(true.shape)}; average over pixels first"
+        )
+    present = ~true.isnan().any(-2) if present is None else present
+    if present.dtype != torch.bool or present.shape[-1:] != true.shape[-1:]:
+        raise ValueError(
+            f"present must be a bool tensor with one entry for each of {true.shape[-1]} classes, "
+            f"got {present.dtype} {tuple(present.shape)}"
+        )
+    squares = (estimated - true) ** 2
+    column = squares.mean(-2)
+    present = present.expand(column.shape)
+    return (torch.where(present, column, 0).sum(-1) / present.sum(-1)).sqrt()
+
+
+# many images
+
+
+def reduce_scores(
+    counts: Tensor,
+    metric: str = "iou",
+    reduction: Reduction = "image",
+    class_index: int | None = None,
+    include_background: bool = True,
+) -> Tensor:
+    """One number out of the tables of many images.
+
+    Args:
+        counts: pixels (N, L, L), predicted by true class, one table an image.
+        metric: one of `SCORES`: iou, dice, sensitivity, specificity, precision, accuracy.
+        reduction: `"image"` averages over the images that have the score, `"dataset"` sums the counts first.
+        class_index: the class to score; None averages over classes.
+        include_background: whether class 0 takes part in that average.
+
+    Returns:
+        float64 scalar; NaN where no image has the score.
+
+    Example:
+        >>> counts = torch.tensor([[[6, 1], [1, 2]], [[9, 0], [0, 1]]])
+        >>> reduce_scores(counts, "iou", "image", class_index=1)
+        tensor(0.7500, dtype=torch.float64)
+        >>> reduce_scores(counts, "iou", "dataset", class_index=1)
+        tensor(0.6000, dtype=torch.float64)
+    """
+    if counts.ndim != 3:
+        raise ValueError(f"counts must be (N, L, L), one table an image, got {tuple(counts.shape)}")
+    _check_choice(metric, reduction, class_index, counts.shape[-1])
+    per_class = SCORES[metric](counts if reduction == "image" else counts.sum(0, keepdim=True))
+    if class_index is not None:
+        return per_class[:, class_index].nanmean()
+    return _class_mean(per_class, include_background).nanmean()
+
+
+def _check_choice(metric: str, reduction: str, class_index: int | None, num_classes: int) -> None:
+    if metric not in SCORES:
+        raise ValueError(f"metric must be one of {', '.join(SCORES)}, got {metric!r}")
+    if reduction not in ("image", "dataset"):
+        raise ValueError(f"reduction must be 'image' or 'dataset', got {reduction!r}")
+    if class_index is not None and not 0 <= class_index < num_classes:
+        raise ValueError(f"class_index must be in 0 .. {num_classes - 1} or None for the mean, got {class_index}")
+
+
+def score_row(counts: Tensor, class_names: Sequence[str], include_background: bool = True) -> dict[str, float | None]:
+    """All scores of one table under flat names: `mean_iou`, `mean_dice`, `pixel_accuracy`, `iou_vessel`, ...
+
+    Args:
+        counts: pixels (L, L), predicted by true class.
+        class_names: L names.
+        include_background: whether class 0 takes part in the two means.
+
+    Returns:
+        name -> score, None where undefined, so that it can be written as strict JSON.
+
+    Example:
+        >>> row = score_row(torch.tensor([[6, 1], [1, 2]]), ["background", "vessel"])
+        >>> row["mean_iou"], row["iou_vessel"], row["sensitivity_background"] == 6 / 7
+        (0.625, 0.5, True)
+    """
+    if counts.ndim != 2 or len(set(class_names)) != len(class_names) or len(class_names) != len(counts):
+        raise ValueError(
+            f"score_row needs counts (L, L) and L different class names, got {tuple(counts.shape)} and "
+            f"{list(class_names)}"
+        )
+    row = {
+        "mean_iou": mean_iou(counts, include_background).item(),
+        "mean_dice": _class_mean(dice(counts), include_background).item(),
+        "pixel_accuracy": pixel_accuracy(counts).item(),
+    }
+    for metric, score in SCORES.items():
+        row |= {f"{metric}_{name}": value for name, value in zip(class_names, score(counts).tolist(), strict=True)}
+    return {name: None if math.isnan(value) else value for name, value in row.items()}
+
+
+def scores(
+    counts: Tensor,
+    class_names: Sequence[str],
+    image_names: Sequence[str] | None = None,
+    include_background: bool = True,
+) -> dict[str, Any]:
+    """The whole table of results, ready for `metrics.json`.
+
+    Args:
+        counts: pixels (N, L, L), predicted by true class, one table an image.
+        class_names: L names.
+        image_names: N names, entered as `name` in the rows.
+        include_background: whether class 0 takes part in the means over classes.
+
+    Returns:
+        `num_images`; `dataset`, the scores of the summed counts; `image`, the mean over images of each score; and
+        `images`, one row an image. All have the keys of `score_row`, with None where undefined.
+
+    Example:
+        >>> table = scores(torch.tensor([[[6, 1], [1, 2]], [[9, 0], [0, 1]]]), ["background", "vessel"], ["a", "b"])
+        >>> table["image"]["iou_vessel"], table["dataset"]["iou_vessel"], table["images"][1]["iou_vessel"]
+        (0.75, 0.6, 1.0)
+    """
+    if counts.ndim != 3 or len(counts) == 0:
+        raise ValueError(f"counts must be (N, L, L) with at least one image, got {tuple(counts.shape)}")
+    if image_names is not None and len(image_names) != len(counts):
+        raise ValueError(f"image_names must name {len(counts)} images, got {len(image_names)}")
+    rows = [score_row(table, class_names, include_background) for table in counts]
+    named = [{"name": name} for name in image_names] if image_names is not None else [{} for _ in rows]
+    return {
+        "num_images": len(rows),
+        "dataset": score_row(counts.sum(0), class_names, include_background),
+        "image": {key: _mean_of_known([row[key] for row in rows]) for key in rows[0]},
+        "images": [name | row for name, row in zip(named, rows, strict=True)],
+    }
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+class _Choice:
+    """Which number is read off the tables of counts; shared by the metric that counts and by its views."""
+
+    def _choose(
+        self,
+        num_classes: int,
+        metric: str,
+        class_index: int | None,
+        reduction: Reduction,
+        include_background: bool,
+    ) -> None:
+        _check_choice(metric, reduction, class_index, num_classes)
+        self.metric = metric
+        self.class_index = class_index
+        self.reduction: Reduction = reduction
+        self.include_background = include_background
+
+    def counts(self) -> Tensor:
+        raise NotImplementedError
+
+    def get_buffer(self) -> Tensor:
+        """The metric of each image and class, float64 (N, L), as MONAI's `MetricsSaver` writes it."""
+        return SCORES[self.metric](self.counts())
+
+    def aggregate(self) -> Tensor:
+        """The metric over all images seen since `reset`, float64 scalar."""
+        counts = self.counts()
+        if len(counts) == 0:
+            raise ValueError(
+                "no image has been scored since reset: call SegmentationScores with (y_pred, y) before aggregate, "
+                "and attach a ScoreView to the engine of its source"
+            )
+        return reduce_scores(counts, self.metric, self.reduction, self.class_index, self.include_background)
+
+
+class SegmentationScores(_Choice, CumulativeIterationMetric):
+    """MONAI metric that counts each image once and keeps its table; every score is read off the tables.
+
+    It works alone and as `monai.handlers.IgniteMetricHandler(metric_fn=..., output_transform=from_engine(["pred",
+    "label"]))`, which passes no field of view on: there, set the label to 255 outside it. For more numbers from the
+    same counts, attach a `ScoreView` of it, or give `counts()` to `scores`. Tables of all processes are gathered, so
+    the result is that of one process, provided no sampler hands an image out twice (`even_divisible=False`).
+
+    Args:
+        num_classes: L.
+        metric: what `aggregate` returns, one of `SCORES`.
+        class_index: the class to score; None averages over classes.
+        reduction: `"image"` or `"dataset"`, see `reduce_scores`.
+        include_background: whether class 0 takes part in that average.
+        ignore_index: label of pixels that are left out.
+
+    Raises:
+        ValueError: an unknown metric, reduction or class; `aggregate` before any image.
+
+    Example:
+        >>> vessel_iou = SegmentationScores(num_classes=2, class_index=1)
+        >>> _ = vessel_iou(torch.tensor([[[1, 1, 0, 0]]]), torch.tensor([[[1, 0, 0, 255]]]))
+        >>> vessel_iou.aggregate()
+        tensor(0.5000, dtype=torch.float64)
+        >>> vessel_iou.counts().tolist()
+        [[[1, 0], [1, 1]]]
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        metric: str = "iou",
+        class_index: int | None = None,
+        reduction: Reduction = "image",
+        include_background: bool = True,
+        ignore_index: int = UNLABELED,
+    ) -> None:
+        super().__init__()
+        self._choose(num_classes, metric, class_index, reduction, include_background)
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        if y is None:
+            raise ValueError("SegmentationScores needs the label: call it with (y_pred, y)")
+        return confusion_counts(y_pred, y, self.num_classes, kwargs.get("mask"), self.ignore_index)
+
+    def _compute_list(self, y_pred: Any, y: Any = None, **kwargs: Any) -> Tensor:
+        """Images of different sizes come as lists; MONAI's own loop would drop the tail of the longer list."""
+        masks = kwargs.get("mask")
+        lengths = [None if x is None else len(x) for x in (y_pred, y)] + ([] if masks is None else [len(masks)])
+        if len(set(lengths)) > 1:
+            raise ValueError(f"y_pred, y and mask must list the same images, got lengths {lengths}")
+        tables = [
+            self._compute_tensor(p[None], t[None], mask=None if m is None else m[None])
+            for p, t, m in zip(y_pred, y, [None] * len(y) if masks is None else masks, strict=True)
+        ]
+        return torch.cat(tables)
+
+    def _sync(self) -> None:
+        """Gather the tables; a process that saw no image takes part too, or the others would wait for it forever."""
+        if self._buffers is None and not self._synced:
+            none = torch.zeros((0, self.num_classes, self.num_classes), dtype=torch.int64)
+            self._synced_tensors = [evenly_divisible_all_gather(none, concat=True)]
+            self._synced = True
+        super()._sync()  # type: ignore[no-untyped-call]
+
+    def counts(self) -> Tensor:
+        """Tables of all images of all processes, int64 (N, L, L)."""
+        counts: Tensor = CumulativeIterationMetric.get_buffer(self)  # type: ignore[no-untyped-call]
+        return counts
+
+
+class ScoreView(_Choice, Metric):
+    """Another number from the counts of a `SegmentationScores`, at no cost per image.
+
+    Attach it like any metric, to the engine to which its source is attached: `__call__` and `reset` do nothing,
+    because the source counts and forgets.
+
+    Args:
+        source: the metric that counts.
+        metric: what `aggregate` returns, one of `SCORES`.
+        class_index: the class to score; None averages over classes.
+        reduction: `"image"` or `"dataset"`, see `reduce_scores`.
+        include_background: whether class 0 takes part in that average.
+
+    Raises:
+        ValueError: an unknown metric, reduction or class; `aggregate` before the source has seen an image.
+
+    Example:
+        >>> vessel_iou = SegmentationScores(num_classes=2, class_index=1)
+        >>> vessel_dice = ScoreView(vessel_iou, "dice", class_index=1)
+        >>> _ = vessel_iou(torch.tensor([[[1, 1, 0]]]), torch.tensor([[[1, 0, 0]]]))
+        >>> vessel_dice.aggregate()
+        tensor(0.6667, dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        source: SegmentationScores,
+        metric: str = "iou",
+        class_index: int | None = None,
+        reduction: Reduction = "image",
+        include_background: bool = True,
+    ) -> None:
+        super().__init__()
+        self._choose(source.num_classes, metric, class_index, reduction, include_background)
+        self.source = source
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the source has counted the image."""
+
+    def reset(self) -> None:
+        """Nothing: the source forgets."""
+
+    def counts(self) -> Tensor:
+        """Tables of the source, int64 (N, L, L)."""
+        return self.source.counts()

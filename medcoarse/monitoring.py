@@ -1,0 +1,330 @@
+"""What a person sees of a training run: progress, warnings, scores and pictures, as plain ignite handlers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.handlers import IgniteMetricHandler, from_engine
+from monai.networks.utils import eval_mode
+from torch import Tensor
+from tqdm import tqdm
+
+from medcoarse import metrics, report
+from medcoarse.confusion import UNLABELED, Annotations, Confusion, IdentityConfusion
+from medcoarse.files import plain, write_json
+from medcoarse.losses import CoupledLoss
+from medcoarse.networks import CoupledModel
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """A progress bar over all iterations, with the loss parts and the latest scores; plain lines where no one watches.
+
+    Args:
+        loss: its ``parts`` are shown.
+        evaluator: its scalar metrics are shown.
+    """
+
+    def __init__(self, loss: CoupledLoss, evaluator: Engine | None = None) -> None:
+        self.loss = loss
+        self.evaluator = evaluator
+        self.bar: Any = None
+
+    def attach(self, engine: Engine) -> None:
+        """Follow the whole run."""
+        if idist.get_rank() != 0:
+            return
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._close_epoch)
+        engine.add_event_handler(Events.COMPLETED, self._close)
+
+    def _start(self, engine: Engine) -> None:
+        if self.bar is None:
+            total = engine.state.max_epochs * engine.state.epoch_length
+            watched = sys.stderr.isatty()
+            self.bar = tqdm(total=total, initial=engine.state.iteration, unit="step", disable=not watched)
+
+    def _step(self, engine: Engine) -> None:
+        self.bar.update()
+        if not self.bar.disable and engine.state.iteration % 5 == 0:
+            self.bar.set_description(f"epoch {engine.state.epoch}/{engine.state.max_epochs}")
+            self.bar.set_postfix_str(self._text(engine))
+
+    def _close_epoch(self, engine: Engine) -> None:
+        if self.bar.disable:
+            logger.info("epoch %d/%d %s", engine.state.epoch, engine.state.max_epochs, self._text(engine))
+
+    def _close(self, engine: Engine) -> None:
+        self.bar.close()
+
+    def _text(self, engine: Engine) -> str:
+        shown = {"loss": float(engine.state.output["loss"])} | {k: float(v) for k, v in self.loss.parts.items()}
+        scores = {} if self.evaluator is None else self.evaluator.state.metrics
+        shown |= {name: float(value) for name, value in scores.items() if not isinstance(value, dict)}
+        return " ".join(f"{name}={value:.3f}" for name, value in shown.items())
+
+
+class AnnotatorMonitor:
+    """Watch, from the drawings alone, for the ways in which confusion matrices collapse; log and warn.
+
+    Every ``interval`` iterations ``values`` is refreshed: mean and minimum of the diagonals, the share of drawn pixels
+    where a row is not dominated by its diagonal, and the agreement of the segmenter with the drawings. Agreement below
+    one half means that the classes are about to be swapped.
+
+    Args:
+        interval: in iterations.
+    """
+
+    def __init__(self, interval: int = 20) -> None:
+        self.interval = interval
+        self.values: dict[str, float] = {}
+        self._warned = False
+
+    def attach(self, engine: Engine) -> None:
+        """Look at the training batch that was just used."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self)
+
+    def __call__(self, engine: Engine) -> None:
+        """See the class."""
+        output, target = engine.state.output["pred"], engine.state.output["label"]
+        with torch.no_grad():
+            self.values = agreement(output.logits, target)
+            for name, confusion in (("positive", output.positive), ("negative", output.negative)):
+                if confusion is not None:
+                    diagonal = confusion.diagonal()
+                    self.values[f"diagonal_{name}_mean"] = diagonal.mean().item()
+                    self.values[f"diagonal_{name}_min"] = diagonal.min().item()
+        lowest = min((v for k, v in self.values.items() if k.startswith("agreement")), default=1.0)
+        if lowest < 0.5 and not self._warned:
+            self._warned = True
+            logger.warning(
+                "The segmentation agrees with only %.0f%% of the drawn pixels: the classes may be swapped. Lengthen "
+                "the warm-up, keep diagonal_floor at 0.5 and lower the annotators' learning rate.",
+                100 * lowest,
+            )
+
+
+def agreement(logits: Tensor, target: Annotations) -> dict[str, float]:
+    """Share of the drawn pixels that the segmentation does not contradict, for each kind of drawing.
+
+    Args:
+        logits: ``(B, L, *S)``.
+        target: drawings of the same batch.
+
+    Returns:
+        ``{"agreement_positive": ..., "agreement_negative": ...}`` in [0, 1]; kinds that are absent are left out.
+
+    Example:
+        >>> logits = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])  # class 0 twice
+        >>> agreement(logits, Annotations(positive=torch.tensor([[[0, 1]]]), negative=torch.tensor([[[1, 255]]])))
+        {'agreement_positive': 0.5, 'agreement_negative': 1.0}
+    """
+    predicted = logits.argmax(1, keepdim=True)
+    shares = {}
+    for name, drawing in (("positive", target.positive), ("negative", target.negative)):
+        if drawing is not None and (drawn := drawing != UNLABELED).any():
+            same = (predicted == drawing)[drawn].float().mean().item()
+            shares[f"agreement_{name}"] = same if name == "positive" else 1 - same
+    return shares
+
+
+class MetricsJson:
+    """Keep ``metrics.json``: what was trained on, how coarse the drawings were, and the scores of every validation.
+
+    Args:
+        path: file to write.
+        evaluator: its metrics are taken whenever it finishes.
+        facts: plain data that describes the run (supervision, seed, data set, ...).
+        dataset: items with ``label`` and drawings; the drawings' own scores are measured once, see
+            :func:`drawing_scores`.
+        writer: a TensorBoard ``SummaryWriter`` that also gets the scores.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        evaluator: Engine,
+        facts: Mapping[str, Any] | None = None,
+        dataset: Any = None,
+        writer: Any = None,
+    ) -> None:
+        self.path = Path(path)
+        self.evaluator, self.dataset, self.writer = evaluator, dataset, writer
+        self.content: dict[str, Any] = {"facts": dict(facts or {}), "drawings": {}, "validation": []}
+
+    def attach(self, engine: Engine) -> None:
+        """Write after each validation of the trainer."""
+        if idist.get_rank() == 0:
+            engine.add_event_handler(Events.STARTED, self._start)
+            self.evaluator.add_event_handler(Events.COMPLETED, lambda _: self._record(engine))
+
+    def _start(self, engine: Engine) -> None:
+        if engine.state.epoch > 0 and self.path.exists():  # resumed: keep what came before
+            earlier = json.loads(self.path.read_text(encoding="utf-8")).get("validation", [])
+            self.content["validation"] = [row for row in earlier if row["epoch"] <= engine.state.epoch]
+        if self.dataset is not None:
+            self.content["drawings"] = drawing_scores(self.dataset)
+            for name, value in self.content["drawings"].items():
+                logger.info("The drawings themselves: %s = %.3f", name, value)
+
+    def _record(self, engine: Engine) -> None:
+        scores = {name: plain(value) for name, value in self.evaluator.state.metrics.items()}
+        self.content["validation"].append({"epoch": engine.state.epoch, **scores})
+        write_json(self.path, self.content)
+        for name, value in scores.items():
+            if self.writer is not None and value is not None:
+                self.writer.add_scalar(f"validation/{name}", value, engine.state.epoch)
+
+
+def drawing_scores(dataset: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
+    """How coarse binary drawings are: IoU with the truth when they are read as masks, mean over the images.
+
+    Positive drawings are read as they are, negative ones by their complement: "not drawn as background" is taken for
+    the structure.
+
+    Args:
+        dataset: items with ``label`` ``(1, *S)`` of classes 0 and 1, and ``positive`` / ``negative`` ``(R, *S)``.
+
+    Returns:
+        ``{"positive_iou": ..., "negative_complement_iou": ...}``; kinds that are absent are left out.
+
+    Example:
+        >>> item = {"label": torch.tensor([[0, 0, 1, 1]]), "positive": torch.tensor([[0, 1, 1, 0]])}
+        >>> round(drawing_scores([item])["positive_iou"], 3)
+        0.333
+    """
+    values: dict[str, list[float]] = {}
+    for item in dataset:
+        label = torch.as_tensor(item["label"])[None]
+        for name, key, structure in (("positive_iou", "positive", 1), ("negative_complement_iou", "negative", 0)):
+            for drawing in torch.as_tensor(item[key]) if key in item else ():
+                mask = (drawing == structure).long()[None, None]
+                value = metrics.iou(metrics.confusion_counts(mask, label, num_classes=2))[0, 1].item()
+                values.setdefault(name, []).append(value)
+    return {name: float(np.nanmean(scores)) for name, scores in values.items() if not np.isnan(scores).all()}
+
+
+def score_views(source: metrics.SegmentationScores, class_index: int, class_name: str) -> dict[str, Any]:
+    """The scores that are reported beside the key metric, as metrics of an engine that attaches ``source`` too.
+
+    Returns:
+        Name -> ``IgniteMetricHandler``: Dice, sensitivity and specificity of the class (mean over the images), its IoU
+        over the data set, and the mean IoU over the classes both ways.
+    """
+    own: dict[str, Any] = {"class_index": class_index}
+    views = {
+        f"{class_name}_dice": {"metric": "dice", **own},
+        f"{class_name}_sensitivity": {"metric": "sensitivity", **own},
+        f"{class_name}_specificity": {"metric": "specificity", **own},
+        f"{class_name}_iou_dataset": {"reduction": "dataset", **own},
+        "mean_iou": {},
+        "mean_iou_dataset": {"reduction": "dataset"},
+    }
+    pair = from_engine(["pred", "label"])
+    return {
+        name: IgniteMetricHandler(metrics.ScoreView(source, **arguments), output_transform=pair, save_details=False)
+        for name, arguments in views.items()
+    }
+
+
+class ValidationFigure:
+    """Save a picture at every validation: image, drawings, truth, prediction's errors, estimated and true matrices.
+
+    A square in the middle of one validation image is shown, so that strokes can be seen.
+
+    Args:
+        model: the coupled model.
+        dataset: validation items with image, label and drawings.
+        directory: where ``epoch_0010.png`` and so on are written.
+        evaluator: a picture is made whenever it finishes.
+        class_names: of the L classes.
+        case: index of the item to show.
+        size: side of the square in pixels, a multiple of the networks' stride.
+        loss: holds the fixed transition matrix.
+        writer: a TensorBoard ``SummaryWriter`` that also gets the picture.
+    """
+
+    def __init__(
+        self,
+        model: CoupledModel,
+        dataset: Any,
+        directory: str | Path,
+        evaluator: Engine,
+        class_names: Sequence[str],
+        loss: CoupledLoss,
+        case: int = 0,
+        size: int = 384,
+        writer: Any = None,
+    ) -> None:
+        self.model, self.dataset, self.loss = model, dataset, loss
+        self.directory, self.evaluator, self.writer = Path(directory), evaluator, writer
+        self.class_names, self.case, self.size = tuple(class_names), case, size
+
+    def attach(self, engine: Engine) -> None:
+        """Draw after each validation of the trainer."""
+        if idist.get_rank() == 0:
+            self.evaluator.add_event_handler(Events.COMPLETED, lambda _: self._draw(engine))
+
+    def _draw(self, engine: Engine) -> None:
+        item = {key: _middle(torch.as_tensor(self.dataset[self.case][key]), self.size) for key in _FIGURE_KEYS}
+        figure = self._figure(item, f"epoch {engine.state.epoch}")
+        report.save_figure(figure, self.directory / f"epoch_{engine.state.epoch:04d}.png")
+        if self.writer is not None:
+            self.writer.add_figure("validation", figure, engine.state.epoch)
+
+    def _figure(self, item: Mapping[str, Tensor], title: str) -> Any:
+        device = next(self.model.parameters()).device
+        label = item["label"][None].long()
+        image = item["image"][None].float().to(device)
+        with torch.no_grad(), eval_mode(self.model):
+            prediction = self.model.segmenter(image).argmax(1)[0].cpu()
+            confusions = self.model.annotator(image)
+        estimated = [self._pooled(confusion, label) for confusion in confusions]
+        learned = self.model.log_transition()
+        transition = (self.loss.log_transition if learned is None else learned.detach()).exp().cpu()
+        if estimated[1] is not None:  # what the negative annotator draws is the complementary label
+            estimated[1] = transition.to(estimated[1]) @ estimated[1]
+        counted = [metrics.empirical_confusion(item[key][None], label, len(self.class_names))[0] for key in _DRAWINGS]
+        return report.validation_figure(
+            image=item["image"],
+            positive=item["positive"],
+            negative=item["negative"],
+            label=item["label"],
+            prediction=prediction,
+            confusion_positive=estimated[0],
+            confusion_negative=estimated[1],
+            transition=transition,
+            class_names=self.class_names,
+            title=title,
+        )
+
+    def _pooled(self, confusion: Confusion | None, label: Tensor) -> Tensor | None:
+        """The table that counting the drawings would show, ``(R, L, L)``."""
+        if confusion is None or isinstance(confusion, IdentityConfusion):
+            return None
+        cm = confusion.dense().cpu()
+        cm = cm.view(*cm.shape[:4], *(cm.shape[4:] or (1,) * (label.ndim - 2))).expand(-1, -1, -1, -1, *label.shape[2:])
+        return metrics.mean_confusion(cm, label)[0]
+
+
+_DRAWINGS = ("positive", "negative")
+_FIGURE_KEYS = ("image", "label", *_DRAWINGS)
+
+
+def _middle(values: Tensor, size: int) -> Tensor:
+    """The square (cube) of side ``size`` in the middle of ``(channels, *S)``, or less where there is less."""
+    for axis in range(1, values.ndim):
+        length = min(size, values.shape[axis])
+        values = values.narrow(axis, (values.shape[axis] - length) // 2, length)
+    return values

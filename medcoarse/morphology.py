@@ -1,0 +1,548 @@
+"""What a pen does to a shape: pure functions from mask to mask, in 2D and 3D, with lengths in mm.
+
+Convention:
+    A mask is a `bool` array of shape (H, W) or (H, W, D), without a channel axis. `spacing` is the size of a voxel
+    in mm, one number for each axis (default 1). Distances run between voxel centres. The border of the image is not
+    an outline: a structure that touches it is taken to go on outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import distance_transform_edt, label
+from skimage.measure import find_contours
+from skimage.morphology import skeletonize
+
+Mask = NDArray[np.bool_]
+
+# Up to this many voxels, taking minima over shifted copies is faster than the distance transform of the whole image.
+_NEAR = 8
+# Two ways to compute one distance differ in the last bits; a voxel exactly at the radius belongs to the ball.
+_ROUNDING = 1e-5
+
+
+def as_spacing(spacing: Sequence[float] | float | None, spatial_dims: int) -> tuple[float, ...]:
+    """One positive voxel size in mm for each axis.
+
+    Args:
+        spacing: nothing (1 mm), one number for all axes, or one number per axis.
+        spatial_dims: 2 or 3.
+
+    Raises:
+        ValueError: a wrong count, or a size that is not positive and finite.
+
+    Example:
+        >>> as_spacing(0.5, 3)
+        (0.5, 0.5, 0.5)
+    """
+    sizes = np.asarray(1.0 if spacing is None else spacing, dtype=float)
+    sizes = np.full(spatial_dims, sizes) if sizes.ndim == 0 else sizes
+    if sizes.shape != (spatial_dims,) or not np.all(np.isfinite(sizes)) or np.any(sizes <= 0):
+        raise ValueError(f"spacing must be {spatial_dims} positive numbers (mm per voxel), got {spacing!r}.")
+    return tuple(sizes.tolist())
+
+
+def squared_distance(
+    mask: Mask, radius_mm: float, spacing: Sequence[float] | float | None = None
+) -> NDArray[np.float32]:
+    """Squared distance in mm² from every voxel to the nearest voxel of the mask, infinite beyond the radius.
+
+    `d²(x) = min over y in mask of |x - y|²`, one axis after the other: `min over k of d²(x + k e) + (k s)²`.
+
+    Args:
+        mask: bool, 2D or 3D.
+        radius_mm: how far to look, >= 0. Beyond a few voxels the cost no longer depends on it.
+        spacing: mm per voxel.
+
+    Returns:
+        float32 of the shape of the mask: 0 inside, infinite where the mask is further away than the radius.
+
+    Raises:
+        ValueError: the mask is not bool, not 2D or 3D, or the radius is negative.
+
+    Example:
+        >>> squared_distance(np.array([[True, False, False, False]]), 2)
+        array([[ 0.,  1.,  4., inf]], dtype=float32)
+    """
+    sizes = _checked(mask, spacing)
+    if not radius_mm >= 0:
+        raise ValueError(f"radius_mm must be >= 0, got {radius_mm!r}.")
+    steps = [int(radius_mm / size + _ROUNDING) for size in sizes]
+    squared: NDArray[np.float32]
+    if max(steps) > _NEAR and mask.any():
+        squared = np.square(distance_transform_edt(~mask, sampling=sizes)).astype(np.float32)
+    else:
+        squared = np.where(mask, np.float32(0), np.float32(np.inf))
+        for axis, (step, size) in enumerate(zip(steps, sizes, strict=True)):
+            squared = _nearest_along(squared, axis, step, size)
+    squared[squared > radius_mm**2 * (1 + _ROUNDING)] = np.inf
+    return squared
+
+
+def thin(mask: Mask, radius_mm: float, spacing: Sequence[float] | float | None = None, preserve: bool = False) -> Mask:
+    """Take off every voxel whose distance to the outside is at most the radius.
+
+    `thin(m) = {x in m : d(x, not m) > radius}`, together with the skeleton of `m` if `preserve`.
+
+    Args:
+        mask: bool, 2D or 3D.
+        radius_mm: depth that is taken off, >= 0; 0 changes nothing.
+        spacing: mm per voxel.
+        preserve: keep the skeleton, so that no component vanishes and thin vessels stay connected.
+
+    Returns:
+        A new mask, part of the old one.
+
+    Example:
+        >>> thin(np.ones((1, 5), bool) & (np.arange(5) > 0), 1)
+        array([[False, False,  True,  True,  True]])
+    """
+    kept = mask & np.isinf(squared_distance(~_bool(mask), radius_mm, spacing))
+    return kept | skeleton(mask) if preserve and radius_mm > 0 else kept
+
+
+def thicken(mask: Mask, radius_mm: float, spacing: Sequence[float] | float | None = None) -> Mask:
+    """Add every voxel within the radius: `thicken(m) = {x : d(x, m) <= radius}`.
+
+    Args:
+        mask: bool, 2D or 3D.
+        radius_mm: depth that is put on, >= 0; 0 changes nothing.
+        spacing: mm per voxel.
+
+    Returns:
+        A new mask that contains the old one.
+
+    Example:
+        >>> thicken(np.array([[True, False, False, False]]), 1.5)
+        array([[ True,  True, False, False]])
+    """
+    return np.isfinite(squared_distance(mask, radius_mm, spacing))
+
+
+def smooth_field(
+    shape: Sequence[int],
+    smoothness_mm: float,
+    rng: np.random.Generator,
+    spacing: Sequence[float] | float | None = None,
+) -> NDArray[np.float32]:
+    """A smooth random field, uniform on [0, 1] at every voxel.
+
+    White noise is smoothed by a Gaussian of standard deviation `smoothness_mm`, scaled to unit variance and sent
+    through the normal distribution function. It is drawn on a grid of 1.5 standard deviations and evaluated at the
+    voxels, so a smooth field costs less than a rough one.
+
+    Args:
+        shape: (H, W) or (H, W, D).
+        smoothness_mm: standard deviation of the Gaussian, >= 0; 0 is white noise.
+        rng: source of the noise.
+        spacing: mm per voxel.
+
+    Returns:
+        float32 of the given shape in [0, 1].
+
+    Deviates:
+        Not divided by its extremes but by its known variance: those depend on the size of the image.
+
+    Example:
+        >>> field = smooth_field((400, 300), 3.0, np.random.default_rng(0))
+        >>> field.shape, abs(float(field.mean()) - 0.5) < 0.03
+        ((400, 300), True)
+    """
+    if not smoothness_mm >= 0:
+        raise ValueError(f"smoothness_mm must be >= 0, got {smoothness_mm!r}.")
+    widths = [max(smoothness_mm / size, 0.3) for size in as_spacing(spacing, len(shape))]
+    grids = [_gaussian_taps(length, width) for length, width in zip(shape, widths, strict=True)]
+    field = rng.standard_normal([int(index[-1, -1]) + 1 for index, _ in grids], dtype=np.float32)
+    for axis in reversed(range(len(shape))):
+        index, weight = grids[axis]
+        column = (-1,) + (1,) * (len(shape) - 1 - axis)
+        total = field.take(index[0], axis) * weight[0].reshape(column)
+        for i, w in zip(index[1:], weight[1:], strict=True):
+            total += field.take(i, axis) * w.reshape(column)
+        field = total
+    # torch has the vectorized error function that NumPy lacks
+    uniform: NDArray[np.float32] = torch.erf(torch.from_numpy(field * np.float32(0.5**0.5))).numpy() * np.float32(0.5)
+    uniform += np.float32(0.5)
+    return uniform
+
+
+def swell(
+    mask: Mask,
+    radius_mm: float,
+    strength_mm: float,
+    field: NDArray[np.floating],
+    spacing: Sequence[float] | float | None = None,
+) -> Mask:
+    """Over-segment here and there: the outline bulges where a smooth field is high.
+
+    `swell(m) = m or {x : 0 < r <= radius, field(x) > 1 - strength / r}` with `r = d(x, m)`. With a field that is
+    uniform on [0, 1] a voxel at distance r is added with probability `min(1, strength / r)`.
+
+    Args:
+        mask: bool, 2D or 3D.
+        radius_mm: how far a bulge may reach, >= 0.
+        strength_mm: distance up to which every voxel is added, >= 0; 0 changes nothing.
+        field: numbers in [0, 1] of the shape of the mask, as from `smooth_field`.
+        spacing: mm per voxel.
+
+    Returns:
+        A new mask that contains the old one and lies within the radius of it.
+
+    Raises:
+        ValueError: the field has another shape than the mask, or the strength is negative.
+
+    Deviates:
+        Euclidean distance in mm, where the protocol it follows counts city-block steps in pixels.
+
+    Example:
+        >>> swell(np.array([[True, False, False]]), 2, 0.6, np.array([[0.0, 0.5, 0.5]]))
+        array([[ True,  True, False]])
+    """
+    if field.shape != mask.shape:
+        raise ValueError(f"field must have the shape of the mask {mask.shape}, got {field.shape}.")
+    if not strength_mm >= 0:
+        raise ValueError(f"strength_mm must be >= 0, got {strength_mm!r}.")
+    squared = squared_distance(mask, radius_mm, spacing)
+    with np.errstate(invalid="ignore"):  # 0 * inf, where the field is 1 and the mask out of reach, compares as False
+        squared *= np.square(1 - field, dtype=np.float32)
+    return mask | (squared < strength_mm**2)
+
+
+def fracture(
+    mask: Mask,
+    centers: ArrayLike,
+    directions: ArrayLike,
+    width_mm: float,
+    length_mm: float,
+    spacing: Sequence[float] | float | None = None,
+) -> Mask:
+    """Cut gaps into a mask: straight strokes of an eraser in 2D, discs in 3D.
+
+    A cut with centre c and unit direction u takes away `{x : |(x - c) . u| <= width / 2 and
+    |(x - c) - ((x - c) . u) u| <= length / 2}`: a rectangle in 2D, a flat cylinder in 3D.
+
+    Args:
+        mask: bool, 2D or 3D.
+        centers: (N, spatial_dims) voxel indices.
+        directions: (N, spatial_dims) vectors in mm, of any length but 0, that point *across* the cut, along its width.
+        width_mm: size along the direction, >= 0.
+        length_mm: size perpendicular to it, >= 0.
+        spacing: mm per voxel.
+
+    Returns:
+        A new mask, part of the old one.
+
+    Raises:
+        ValueError: centres and directions do not match each other or the mask, or a direction is 0.
+
+    Example:
+        >>> fracture(np.ones((1, 6), bool), [[0, 2]], [[0.0, 1.0]], width_mm=2, length_mm=4)
+        array([[ True, False, False, False,  True,  True]])
+    """
+    sizes = np.array(_checked(mask, spacing))
+    where = np.asarray(centers, dtype=np.intp).reshape(-1, mask.ndim)
+    across = np.asarray(directions, dtype=float).reshape(-1, mask.ndim)
+    norm = np.linalg.norm(across, axis=1, keepdims=True)
+    if len(where) != len(across) or not np.all(norm > 0):
+        raise ValueError(f"every cut needs a centre and a direction other than 0, got {len(where)} and {across!r}.")
+    across = across / norm
+    reach = (np.hypot(width_mm, length_mm) / 2 / sizes).astype(np.intp)
+    offsets = np.indices(2 * reach + 1).reshape(mask.ndim, -1).T - reach
+    cut = mask.copy()
+    chunk = max(1, 4_000_000 // len(offsets))  # bounds the memory of large discs
+    for start in range(0, len(where), chunk):
+        points, strokes = np.nonzero(_in_cut(offsets * sizes, across[start : start + chunk], width_mm, length_mm))
+        voxels = where[start + strokes] + offsets[points]
+        inside = np.all((voxels >= 0) & (voxels < mask.shape), axis=1)
+        cut[tuple(voxels[inside].T)] = False
+    return cut
+
+
+def shrink_to_ratio(
+    mask: Mask, ratio: float, centers: ArrayLike, spacing: Sequence[float] | float | None = None
+) -> Mask:
+    """Keep an exact share of a mask: its voxels nearest to a centre.
+
+    `max(1, round(ratio * num_voxels))` voxels stay, those with the smallest Euclidean distance in mm to the nearest of
+    the centres; of equally distant ones, those that come first in memory order.
+
+    Args:
+        mask: bool, 2D or 3D.
+        ratio: share that is kept, in [0, 1]. One voxel stays at least, unless the ratio is 0 or the mask is empty.
+        centers: (spatial_dims,) or (N, spatial_dims) voxel indices; with several of them several patches stay.
+        spacing: mm per voxel.
+
+    Returns:
+        A new mask, part of the old one.
+
+    Raises:
+        ValueError: the ratio is outside [0, 1], or there is no centre.
+
+    Example:
+        >>> shrink_to_ratio(np.ones((1, 6), bool), 0.5, centers=[0, 1])
+        array([[ True,  True,  True, False, False, False]])
+    """
+    sizes = np.array(_checked(mask, spacing))
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio must be in [0, 1], got {ratio!r}.")
+    voxels = np.flatnonzero(mask)
+    if ratio in (0, 1) or not len(voxels):
+        return mask & (ratio > 0)
+    points = np.asarray(centers, dtype=float).reshape(-1, mask.ndim)
+    if not len(points):
+        raise ValueError("shrink_to_ratio needs at least one centre, got none.")
+    where = np.stack(np.unravel_index(voxels, mask.shape), axis=1)
+    distance = np.full(len(voxels), np.inf)
+    for point in points:
+        np.minimum(distance, (np.square((where - point) * sizes)).sum(axis=1), out=distance)
+    number = max(1, round(ratio * len(voxels)))
+    limit = np.partition(distance, number - 1)[number - 1]
+    nearer = distance < limit
+    ties = np.flatnonzero(distance == limit)[: number - np.count_nonzero(nearer)]
+    kept = np.zeros_like(mask)
+    kept.flat[voxels[nearer]] = True
+    kept.flat[voxels[ties]] = True
+    return kept
+
+
+def polygonize(
+    mask: Mask,
+    tolerance_mm: float = 0.0,
+    num_vertices: int | None = None,
+    spacing: Sequence[float] | float | None = None,
+) -> Mask:
+    """Redraw every outline with few vertices and fill it.
+
+    Each outline, also that of a hole, becomes a polygon; a voxel belongs to the result if an odd number of polygons
+    contains it. A 3D mask is drawn slice by slice, as people do: across its coarsest axis, the last one among equals.
+
+    Args:
+        mask: bool, 2D or 3D.
+        tolerance_mm: how far a polygon may stray from its outline, >= 0 (Douglas-Peucker); 0 changes nothing.
+        num_vertices: if given, the polygon has this many vertices, at least 3, evenly spaced along the outline instead.
+        spacing: mm per voxel.
+
+    Returns:
+        A new mask. Structures that are smaller than the tolerance vanish.
+
+    Raises:
+        ValueError: a negative tolerance or fewer than 3 vertices.
+
+    Example:
+        >>> square = np.zeros((8, 8), bool); square[2:6, 2:6] = True
+        >>> bool((polygonize(square, 0) == square).all())
+        True
+    """
+    sizes = _checked(mask, spacing)
+    if not tolerance_mm >= 0 or (num_vertices is not None and num_vertices < 3):
+        raise ValueError(f"need tolerance_mm >= 0 and num_vertices >= 3, got {tolerance_mm!r} and {num_vertices!r}.")
+    if mask.ndim == 2:
+        return _filled_outlines(mask, tolerance_mm, num_vertices, sizes)
+    axis = max(range(3), key=lambda a: (sizes[a], a))
+    plane = tuple(size for a, size in enumerate(sizes) if a != axis)
+    slices = [_filled_outlines(one, tolerance_mm, num_vertices, plane) for one in np.moveaxis(mask, axis, 0)]
+    return np.stack(slices, axis=axis)
+
+
+def skeleton(mask: Mask) -> Mask:
+    """The centre line of a mask, one voxel wide: thinning by Zhang and Suen (1984), in 3D by Lee et al. (1994).
+
+    Args:
+        mask: bool, 2D or 3D. Voxels count alike along all axes, whatever their spacing.
+
+    Returns:
+        A new mask, part of the old one, with at least one voxel of every component.
+
+    Example:
+        >>> skeleton(np.ones((3, 7), bool)).sum(axis=0)
+        array([1, 1, 1, 1, 1, 1, 0])
+    """
+    thinned: Mask = skeletonize(_bool(mask))  # type: ignore[no-untyped-call]
+    if mask.ndim == 3:  # thinning in 3D deletes small blocks, such as 2 x 2 x 2: keep their first voxel
+        components, number = label(mask, np.ones((3, 3, 3)))
+        lost = np.bincount(components[thinned], minlength=number + 1) == 0
+        voxels = np.flatnonzero(lost[components] & mask)
+        thinned.flat[voxels[np.unique(components.flat[voxels], return_index=True)[1]]] = True
+    return thinned
+
+
+def scribble(mask: Mask, width_mm: float, spacing: Sequence[float] | float | None = None) -> Mask:
+    """A stroke along the centre line: the skeleton, thickened to the width of the pen.
+
+    `scribble(m) = {x : d(x, skeleton of m) <= width / 2}`. The pen may be wider than the structure.
+
+    Args:
+        mask: bool, 2D or 3D.
+        width_mm: width of the stroke, >= 0; below two voxels it is the skeleton itself.
+        spacing: mm per voxel.
+
+    Returns:
+        A new mask.
+
+    Example:
+        >>> scribble(np.ones((5, 9), bool), 1).sum(), scribble(np.ones((5, 9), bool), 3).sum()
+        (np.int64(6), np.int64(26))
+    """
+    return thicken(skeleton(mask), width_mm / 2, spacing)
+
+
+def complement(mask: Mask, within: Mask | None = None) -> Mask:
+    """Everything else: `not mask`, or `within and not mask`.
+
+    Args:
+        mask: bool, 2D or 3D.
+        within: bool of the same shape, for instance the field of view.
+
+    Returns:
+        A new mask.
+
+    Example:
+        >>> complement(np.array([[True, False]]))
+        array([[False,  True]])
+    """
+    return ~_bool(mask) if within is None else within & ~_bool(mask)
+
+
+def boundary_size(mask: Mask, spacing: Sequence[float] | float | None = None) -> float:
+    """Length of the outline in mm (2D) or area of the surface in mm² (3D).
+
+    The faces between mask and outside, times pi / 4 (2D) or 2 / 3 (3D): the factor that makes a staircase of random
+    orientation as long as the line it follows.
+
+    Args:
+        mask: bool, 2D or 3D. A mask and its complement have the same boundary.
+        spacing: mm per voxel.
+
+    Returns:
+        The size, >= 0.
+
+    Example:
+        >>> disc = np.hypot(*np.indices((101, 101)) - 50) <= 40
+        >>> abs(boundary_size(disc) / (2 * np.pi * 40) - 1) < 0.02
+        True
+    """
+    sizes = np.array(_checked(mask, spacing))
+    faces = [np.count_nonzero(np.diff(mask, axis=axis)) for axis in range(mask.ndim)]
+    return float(np.dot(faces, sizes.prod() / sizes)) * (np.pi / 4 if mask.ndim == 2 else 2 / 3)
+
+
+def bounding_window(
+    mask: Mask, margin_mm: float = 0.0, spacing: Sequence[float] | float | None = None
+) -> tuple[slice, ...]:
+    """The smallest box around a mask, widened by a margin and kept inside the image; empty slices for an empty mask.
+
+    Args:
+        mask: bool, 2D or 3D.
+        margin_mm: width of the margin, >= 0.
+        spacing: mm per voxel.
+
+    Returns:
+        One slice for each axis.
+
+    Example:
+        >>> bounding_window(np.array([[False, False, True, False]]), margin_mm=1)
+        (slice(0, 1, None), slice(1, 4, None))
+    """
+    window = []
+    for axis, size in enumerate(_checked(mask, spacing)):
+        used = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        margin = int(np.ceil(margin_mm / size))
+        bounds = (max(0, used[0] - margin), min(mask.shape[axis], used[-1] + 1 + margin)) if len(used) else (0, 0)
+        window.append(slice(int(bounds[0]), int(bounds[1])))
+    return tuple(window)
+
+
+def _bool(mask: Mask) -> Mask:
+    if mask.dtype != np.bool_ or mask.ndim not in (2, 3):
+        raise ValueError(
+            f"mask must be a bool array with 2 or 3 axes, got {mask.dtype} of shape {mask.shape}; pass label == k."
+        )
+    return mask
+
+
+def _checked(mask: Mask, spacing: Sequence[float] | float | None) -> tuple[float, ...]:
+    return as_spacing(spacing, _bool(mask).ndim)
+
+
+def _nearest_along(squared: NDArray[np.float32], axis: int, steps: int, size: float) -> NDArray[np.float32]:
+    """min over |k| <= steps of squared(x + k e) + (k size)², along one axis."""
+    nearest = squared.copy()
+    source, target = np.moveaxis(squared, axis, 0), np.moveaxis(nearest, axis, 0)
+    for k in range(1, min(steps, len(source) - 1) + 1):
+        shifted = source + np.float32((k * size) ** 2)
+        np.minimum(target[k:], shifted[:-k], out=target[k:])
+        np.minimum(target[:-k], shifted[k:], out=target[:-k])
+    return nearest
+
+
+def _gaussian_taps(length: int, width: float) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Grid nodes (6, length) and weights that smooth white noise on the grid to unit variance at every voxel."""
+    step = max(1.0, 1.5 * width)
+    position = np.arange(length) / step + 2
+    index = np.floor(position).astype(np.intp) + np.arange(-2, 4)[:, None]
+    weight = np.exp(-0.5 * np.square((position - index) * step / width))
+    return index, (weight / np.linalg.norm(weight, axis=0)).astype(np.float32)
+
+
+def _in_cut(
+    points: NDArray[np.float64], across: NDArray[np.float64], width_mm: float, length_mm: float
+) -> NDArray[np.bool_]:
+    """Which of the points (P, d), relative to the centre, lie in each of the cuts (N, d): (P, N)."""
+    depth = points @ across.T
+    aside = np.square(points).sum(axis=1)[:, None] - np.square(depth)
+    inside: NDArray[np.bool_] = (np.abs(depth) <= width_mm / 2) & (aside <= (length_mm / 2) ** 2)
+    return inside
+
+
+def _filled_outlines(mask: Mask, tolerance_mm: float, num_vertices: int | None, spacing: tuple[float, ...]) -> Mask:
+    polygons = []
+    for outline in find_contours(np.pad(mask, 1).astype(np.float32), 0.5):  # type: ignore[no-untyped-call]
+        points = (outline - 1) * spacing
+        points = points[_corners(points, tolerance_mm)] if num_vertices is None else _evenly(points, num_vertices)
+        polygons.append(points / spacing)
+    return _filled(polygons, mask.shape)
+
+
+def _filled(polygons: list[NDArray[np.float64]], shape: tuple[int, ...]) -> Mask:
+    """Pixels inside an odd number of closed polygons: every edge flips all pixels to its right, row by row."""
+    if not polygons:
+        return np.zeros(shape, bool)
+    begin = np.concatenate(polygons)
+    end = np.concatenate([np.roll(points, -1, axis=0) for points in polygons])
+    first, last = np.ceil(np.minimum(begin[:, 0], end[:, 0])), np.ceil(np.maximum(begin[:, 0], end[:, 0]))
+    rows_per_edge = (last - first).astype(np.intp)
+    edge = np.repeat(np.arange(len(begin)), rows_per_edge)
+    row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(rows_per_edge) - rows_per_edge, rows_per_edge)
+    slope = (end[edge, 1] - begin[edge, 1]) / (end[edge, 0] - begin[edge, 0])
+    column = np.ceil(begin[edge, 1] + (row - begin[edge, 0]) * slope)
+    flips = np.bincount((row * (shape[1] + 1) + column).astype(np.intp), minlength=shape[0] * (shape[1] + 1))
+    odd = np.logical_xor.accumulate(flips.reshape(shape[0], -1) % 2 == 1, axis=1)
+    return np.asarray(odd[:, :-1])
+
+
+def _corners(points: NDArray[np.float64], tolerance: float) -> NDArray[np.intp]:
+    """Douglas-Peucker, all pieces of a line at once: split each at its furthest point until none strays too far."""
+    kept = np.array([0, len(points) - 1])
+    while True:
+        piece = np.repeat(np.arange(len(kept) - 1), np.diff(kept))
+        start, chord = points[kept[:-1]][piece], np.diff(points[kept], axis=0)[piece]
+        offset = points[:-1] - start
+        along = (offset * chord).sum(1) / np.maximum(np.square(chord).sum(1), 1e-30)
+        stray = np.square(offset - np.clip(along, 0, 1)[:, None] * chord).sum(1)
+        furthest = np.maximum.reduceat(stray, kept[:-1])
+        split = np.flatnonzero((stray == furthest[piece]) & (stray > tolerance**2))
+        split = split[np.unique(piece[split], return_index=True)[1]]
+        if not len(split):
+            return kept
+        kept = np.union1d(kept, split)
+
+
+def _evenly(points: NDArray[np.float64], number: int) -> NDArray[np.float64]:
+    """A number of points at equal steps along a closed line."""
+    travelled = np.append(0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1)))
+    stops = np.linspace(0, travelled[-1], number, endpoint=False)
+    return np.stack([np.interp(stops, travelled, coordinate) for coordinate in points.T], axis=1)

@@ -1,0 +1,212 @@
+"""Annotator networks and the coupled model; any MONAI network serves as segmenter and as annotator backbone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv
+from torch import Tensor, nn
+
+from medcoarse.confusion import (
+    Confusion,
+    CoupledOutput,
+    FullConfusion,
+    GlobalConfusion,
+    IdentityConfusion,
+    LowRankConfusion,
+    check_num_classes,
+)
+
+STRUCTURES = ("full", "low_rank", "global", "identity")
+
+
+class AnnotatorNet(nn.Module):
+    """Predicts, from the image, how each annotator errs at every pixel.
+
+    A backbone computes features; a 1 x 1 convolution turns them into the parameters of the confusion matrices of all
+    annotators. The convolution starts at zero with a bias for ``initial_diagonal``, so that training starts near the
+    identity everywhere. Backbones of lower resolution are interpolated (linearly, in the parameters).
+
+    Args:
+        backbone: any module ``(B, channels, *S) -> (B, feature_channels, *S')``; ``None`` with ``"global"`` and
+            ``"identity"``, which do not look at the image.
+        spatial_dims: 2 or 3.
+        feature_channels: channels that the backbone returns.
+        num_classes: L.
+        num_positive: R, annotators who draw what a structure is.
+        num_negative: C, annotators who draw what it is not.
+        structure: ``"full"`` (``L^2`` channels an annotator), ``"low_rank"`` (``L + rank L``, or ``L + 2 rank L``
+            when rank > 1), ``"global"`` (one matrix for all pixels) or ``"identity"`` (no errors).
+        rank: number of habits of ``"low_rank"``; 1 is "diagonal + rank-1".
+        diagonal_floor: lower bound of the diagonal; 0.5 rules out a permutation of the classes.
+        initial_diagonal: diagonal at the start, between the floor and 1.
+
+    Raises:
+        ValueError: an unknown structure or an argument out of range.
+
+    Source: CL Section 3.2; DHE Section 3.
+
+    Example:
+        >>> net = AnnotatorNet(nn.Conv2d(3, 4, 3, padding=1), 2, 4, num_classes=2, num_positive=1, num_negative=1)
+        >>> positive, negative = net(torch.rand(1, 3, 8, 8))
+        >>> positive.diagonal().shape, round(positive.diagonal().mean().item(), 3)
+        (torch.Size([1, 1, 2, 8, 8]), 0.9)
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module | None,
+        spatial_dims: int,
+        feature_channels: int,
+        num_classes: int,
+        num_positive: int = 1,
+        num_negative: int = 1,
+        structure: str = "full",
+        rank: int = 1,
+        diagonal_floor: float = 0.5,
+        initial_diagonal: float = 0.9,
+    ) -> None:
+        super().__init__()
+        check_num_classes(num_classes)
+        _check_annotator_arguments(structure, rank, diagonal_floor, initial_diagonal, num_positive, num_negative)
+        self.num_classes, self.num_positive, self.num_negative = num_classes, num_positive, num_negative
+        self.structure, self.rank, self.diagonal_floor = structure, rank, diagonal_floor
+        self.backbone: nn.Module | None = None
+        bias = self._initial_parameters(initial_diagonal)
+        if structure == "global":
+            self.table = nn.Parameter(bias)
+        elif structure != "identity":
+            if backbone is None:
+                raise ValueError(f'structure "{structure}" looks at the image and needs a backbone, got None')
+            self.backbone = backbone
+            self.head = Conv[Conv.CONV, spatial_dims](feature_channels, bias.numel(), kernel_size=1)
+            nn.init.zeros_(self.head.weight)
+            with torch.no_grad():
+                self.head.bias.copy_(bias.flatten())
+
+    @property
+    def num_annotators(self) -> int:
+        """R + C."""
+        return self.num_positive + self.num_negative
+
+    def forward(self, image: Tensor) -> tuple[Confusion | None, Confusion | None]:
+        """Confusion of the positive and of the negative annotators; ``None`` where there are none."""
+        confusion = self._confusion(image)
+        positive = confusion.select(0, self.num_positive) if self.num_positive else None
+        negative = confusion.select(self.num_positive, self.num_annotators) if self.num_negative else None
+        return positive, negative
+
+    def _confusion(self, image: Tensor) -> Confusion:
+        if self.structure == "identity":
+            return IdentityConfusion(self.num_annotators)
+        if self.structure == "global":
+            return GlobalConfusion(self.table.float(), self.diagonal_floor)
+        assert self.backbone is not None
+        values = self.head(self.backbone(image)).float()
+        if values.shape[2:] != image.shape[2:]:
+            mode = "bilinear" if image.ndim == 4 else "trilinear"
+            values = F.interpolate(values, image.shape[2:], mode=mode, align_corners=False)
+        values = values.unflatten(1, (self.num_annotators, -1))
+        if self.structure == "full":
+            return FullConfusion(values.unflatten(2, (self.num_classes, self.num_classes)), self.diagonal_floor)
+        copy, rest = values.split([self.num_classes, values.shape[2] - self.num_classes], 2)
+        factors = rest.unflatten(2, (-1, self.rank, self.num_classes)).unbind(2)
+        return LowRankConfusion(copy, factors[0], factors[1] if self.rank > 1 else None, self.diagonal_floor)
+
+    def _initial_parameters(self, diagonal: float) -> Tensor:
+        """Logits that give every class the same diagonal, ``(R + C, ...)``."""
+        share = (diagonal - self.diagonal_floor) / (1 - self.diagonal_floor)
+        odds = math.log(share / (1 - share))
+        if self.structure != "low_rank":
+            table = torch.eye(self.num_classes) * (odds + math.log(self.num_classes - 1))
+            return table.expand(self.num_annotators, -1, -1).clone()
+        # What is not copied is drawn at random and so hits the truth in 1 of L cases.
+        copied = (diagonal - 1 / self.num_classes) / (1 - 1 / self.num_classes)
+        share = (copied - self.diagonal_floor) / (1 - self.diagonal_floor)
+        if share <= 0:
+            raise ValueError(
+                f"initial_diagonal {diagonal} is out of reach of low-rank matrices with diagonal_floor "
+                f"{self.diagonal_floor}: raise the one or lower the other"
+            )
+        copy = torch.full((self.num_annotators, self.num_classes), math.log(share / (1 - share)))
+        factors = torch.zeros(self.num_annotators, (1 if self.rank == 1 else 2) * self.rank, self.num_classes)
+        if self.rank > 1:  # habits that differ from the start; equal ones would stay equal for ever
+            factors[:, : self.rank] = torch.eye(self.num_classes).repeat(self.rank // self.num_classes + 1, 1)[
+                : self.rank
+            ]
+        return torch.cat([copy, factors.flatten(1)], 1)
+
+
+def _check_annotator_arguments(
+    structure: str, rank: int, floor: float, diagonal: float, num_positive: int, num_negative: int
+) -> None:
+    if structure not in STRUCTURES:
+        raise ValueError(f"structure must be one of {', '.join(STRUCTURES)}, got {structure!r}")
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    if not 0 <= floor < diagonal < 1:
+        raise ValueError(
+            f"need 0 <= diagonal_floor < initial_diagonal < 1, got diagonal_floor={floor}, initial_diagonal={diagonal}"
+        )
+    if min(num_positive, num_negative) < 0 or num_positive + num_negative == 0:
+        raise ValueError(f"at least one annotator is needed, got {num_positive=}, {num_negative=}")
+
+
+class CoupledModel(nn.Module):
+    """Segmenter and annotators in one module: both in training, the segmenter alone in evaluation.
+
+    Args:
+        segmenter: any module ``(B, channels, *S) -> (B, L, *S)`` of class scores.
+        annotator: an :class:`AnnotatorNet`.
+        learn_transition: learn the transition matrix ``M`` of the negative annotators, with zero diagonal and uniform
+            start. Only the product ``M A`` is identifiable: the annotator must then have structure ``"identity"``.
+
+    ``annotating`` is the one switch between warm-up (``False``: only the segmenter runs) and coupled training.
+
+    Raises:
+        ValueError: ``learn_transition`` together with learned confusion matrices, or with no negative annotator.
+
+    Source: CL Fig. 1; the transition matrix, CL Eq. 4.
+
+    Example:
+        >>> annotator = AnnotatorNet(nn.Conv2d(1, 4, 1), 2, 4, num_classes=2)
+        >>> model = CoupledModel(nn.Conv2d(1, 2, 1), annotator)
+        >>> model(torch.rand(1, 1, 8, 8)).positive.dense().shape
+        torch.Size([1, 1, 2, 2, 8, 8])
+        >>> model.eval()(torch.rand(1, 1, 8, 8)).shape  # inference: class scores, the segmenter alone
+        torch.Size([1, 2, 8, 8])
+    """
+
+    def __init__(self, segmenter: nn.Module, annotator: AnnotatorNet, learn_transition: bool = False) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        self.annotator = annotator
+        self.annotating = True
+        self.transition_logits: nn.Parameter | None = None
+        if learn_transition:
+            if annotator.structure != "identity" or annotator.num_negative == 0:
+                raise ValueError(
+                    "only the product of transition and confusion matrix is identifiable: learn_transition=True needs "
+                    f'negative annotators with structure="identity", got structure="{annotator.structure}", '
+                    f"num_negative={annotator.num_negative}"
+                )
+            self.transition_logits = nn.Parameter(torch.zeros(annotator.num_classes, annotator.num_classes))
+
+    def log_transition(self) -> Tensor | None:
+        """The learned ``log M``, ``(L, L)``, columns sum to 1 with ``-inf`` on the diagonal; ``None`` if fixed."""
+        if self.transition_logits is None:
+            return None
+        diagonal = torch.eye(len(self.transition_logits), dtype=torch.bool, device=self.transition_logits.device)
+        return self.transition_logits.float().masked_fill(diagonal, -torch.inf).log_softmax(0)
+
+    def forward(self, image: Tensor) -> CoupledOutput | Tensor:
+        """``CoupledOutput`` in training, class scores ``(B, L, *S)`` in evaluation."""
+        logits: Tensor = self.segmenter(image)
+        if not self.training:
+            return logits
+        if not self.annotating:
+            return CoupledOutput(logits)
+        positive, negative = self.annotator(image)
+        return CoupledOutput(logits, positive, negative, self.log_transition())

@@ -1,0 +1,223 @@
+"""Data that needs no download: synthetic colour fundus photographs with pixel-exact vessel masks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from medcoarse.synthetic.retina import blood_density, expose, pixel_positions, rasterize, tissue, transmission
+from medcoarse.synthetic.vessel_tree import draw_eye, grow_tree
+
+GENERATOR_VERSION = 1
+"""Raised whenever the same seed gives other pixels, so that a data set drawn by an older version is not reused."""
+
+
+@dataclass(frozen=True)
+class FundusPhotograph:
+    """A colour photograph of the retina, its vessels and the part of the frame that shows the retina.
+
+    Args:
+        image: (H, W, 3) uint8, black outside the field of view.
+        vessels: (H, W) bool, arteries and veins, exact to the pixel.
+        field_of_view: (H, W) bool.
+    """
+
+    image: NDArray[np.uint8]
+    vessels: NDArray[np.bool_]
+    field_of_view: NDArray[np.bool_]
+
+
+def fundus_photograph(seed: int, size: tuple[int, int] = (722, 810)) -> FundusPhotograph:
+    """Draw a colour fundus photograph: vessel trees, optic disc, macula, choroid, illumination and camera.
+
+    The scene depends on the seed only, so the same eye is seen at every size; vessels too thin for the pixel grid
+    are left out of the image and of the mask.
+
+    Args:
+        seed: non-negative integer; the same seed and size give the same pixels.
+        size: (height, width) in pixels, each at least 64. LES-AV photographs are 1444 x 1620, the default is half that.
+
+    Returns:
+        Image, vessel mask and field of view.
+
+    Raises:
+        ValueError: for a negative seed or a size below 64.
+
+    Example:
+        >>> photograph = fundus_photograph(seed=0, size=(96, 108))
+        >>> photograph.image.shape, photograph.image.dtype
+        ((96, 108, 3), dtype('uint8'))
+        >>> bool((photograph.vessels & ~photograph.field_of_view).any())
+        False
+    """
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+    if len(size) != 2 or min(size) < 64:
+        raise ValueError(f"size must be (height, width) with at least 64 pixels each, got {size}")
+    height, width = size
+    for_eye, for_vessels, for_tissue, for_camera = np.random.default_rng(seed).spawn(4)
+    eye = draw_eye(for_eye)
+    arteries, veins = (rasterize(grow_tree(for_vessels, eye, vein), (height, width)) for vein in (False, True))
+    at = pixel_positions((height, width))
+    field_of_view = np.abs(at) <= eye.aperture
+    density = blood_density(eye, at, clarity=for_vessels.uniform(0.75, 1.35))
+    scene = tissue(for_tissue, eye, at) * transmission(arteries, veins, density)
+    image = expose(for_camera, scene, at) * field_of_view[..., None]
+    vessels = ((arteries.depth > 0) | (veins.depth > 0)) & field_of_view
+    return FundusPhotograph(image, vessels, field_of_view)
+
+
+README = """Synthetic colour fundus photographs. NOT patients, NOT LES-AV: every pixel was drawn by
+medcoarse.synthetic.write_fundus_dataset, in the folder layout of LES-AV.
+
+images/<id>.png                 colour photograph, 8 bits a channel, black outside the field of view
+vessel-segmentations/<id>.png   arteries and veins together: 255, everything else 0; exact to the pixel
+masks/<id>_mask.gif             field of view: 1, outside 0
+datalist.json                   the split, in MONAI's decathlon format, paths relative to this folder
+provenance.json                 version and parameters of the generator, seed of every photograph
+"""
+
+
+def write_fundus_dataset(
+    folder: str | Path,
+    num_images: int = 22,
+    size: tuple[int, int] = (722, 810),
+    seed: int = 0,
+    num_test: int = 4,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write a synthetic data set in the layout of LES-AV, with a MONAI datalist; reuse it if it is already there.
+
+    The data set is written beside the folder and then renamed, so it is whole or absent; several processes may ask for
+    the same one at the same time.
+
+    Args:
+        folder: where the data set goes; made with its parents.
+        num_images: photographs in all.
+        size: (height, width) in pixels.
+        seed: of the whole data set; photograph i is the same whatever num_images is.
+        num_test: how many of the photographs, the last ones, form the test split.
+        progress: called with (photographs done, photographs in all) after each one.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: for impossible counts, size or seed.
+        FileExistsError: if the folder holds anything but this very data set, whole.
+
+    Example:
+        >>> import tempfile
+        >>> folder = write_fundus_dataset(Path(tempfile.mkdtemp()) / "fundus", num_images=2, size=(64, 72), num_test=1)
+        >>> sorted(entry.name for entry in folder.iterdir())
+        ['README.txt', 'datalist.json', 'images', 'masks', 'provenance.json', 'vessel-segmentations']
+    """
+    folder = Path(folder)
+    if not 0 <= num_test < num_images:
+        raise ValueError(f"num_test must be at least 0 and below num_images, got {num_test} of {num_images}")
+    provenance = _provenance(num_images, size, seed, num_test)
+    if _holds_dataset(folder, provenance):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    try:
+        _write_photographs(draft, provenance, progress)
+        _publish(draft, folder, provenance)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _provenance(num_images: int, size: tuple[int, int], seed: int, num_test: int) -> dict[str, Any]:
+    # A seed sequence, because seed + index would make neighbouring data sets share photographs.
+    seeds = {
+        f"{index + 1:03d}": int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+        for index in range(num_images)
+    }
+    return {
+        "generator": "medcoarse.synthetic.write_fundus_dataset",
+        "generator_version": GENERATOR_VERSION,
+        "parameters": {"num_images": num_images, "size": list(size), "seed": seed, "num_test": num_test},
+        "photograph_seeds": seeds,
+    }
+
+
+def _item(name: str) -> dict[str, str]:
+    return {
+        "image": f"images/{name}.png",
+        "label": f"vessel-segmentations/{name}.png",
+        "mask": f"masks/{name}_mask.gif",
+    }
+
+
+def _holds_dataset(folder: Path, provenance: dict[str, Any]) -> bool:
+    """Whether the folder is this data set, whole. Anything else in it is an error: never mix, never overwrite."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    remedy = "choose another folder, or delete this one to have the data set drawn again"
+    try:
+        found = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise FileExistsError(f"{folder} exists but is not a synthetic fundus data set; {remedy}") from None
+    if found != provenance:
+        raise FileExistsError(
+            f"{folder} holds a data set drawn with {_describe(found)}, not with {_describe(provenance)}; {remedy}"
+        )
+    paths = ["datalist.json", *(path for name in provenance["photograph_seeds"] for path in _item(name).values())]
+    missing = [path for path in paths if not (folder / path).is_file()]
+    if missing:
+        raise FileExistsError(f"{folder} is incomplete: {len(missing)} files are missing, first {missing[0]}; {remedy}")
+    return True
+
+
+def _describe(provenance: dict[str, Any]) -> str:
+    return f"generator version {provenance.get('generator_version')}, parameters {provenance.get('parameters')}"
+
+
+def _write_photographs(draft: Path, provenance: dict[str, Any], progress: Callable[[int, int], None] | None) -> None:
+    for name in ("images", "vessel-segmentations", "masks"):
+        (draft / name).mkdir(parents=True)
+    seeds = provenance["photograph_seeds"]
+    height, width = provenance["parameters"]["size"]
+    for done, (name, seed) in enumerate(seeds.items(), start=1):
+        photograph = fundus_photograph(seed, (height, width))
+        paths = {key: draft / path for key, path in _item(name).items()}
+        Image.fromarray(photograph.image).save(paths["image"])
+        Image.fromarray(photograph.vessels.astype(np.uint8) * 255).save(paths["label"])
+        mask = Image.fromarray(photograph.field_of_view.astype(np.uint8)).convert("P")
+        mask.putpalette([0, 0, 0, 255, 255, 255])
+        mask.save(paths["mask"], optimize=False)
+        if progress:
+            progress(done, len(seeds))
+    items = [_item(name) for name in seeds]
+    num_training = len(items) - provenance["parameters"]["num_test"]
+    datalist = {
+        "name": "synthetic fundus photographs",
+        "description": "drawn by medcoarse.synthetic.write_fundus_dataset; vessel masks exact to the pixel",
+        "labels": {"0": "background", "1": "vessel"},
+        "training": items[:num_training],
+        "test": items[num_training:],
+    }
+    (draft / "README.txt").write_text(README, encoding="utf-8")
+    (draft / "datalist.json").write_text(json.dumps(datalist, indent=2) + "\n", encoding="utf-8")
+    (draft / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+
+
+def _publish(draft: Path, folder: Path, provenance: dict[str, Any]) -> None:
+    """Rename the finished draft; where another process was first, keep its data set, which is the same."""
+    try:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()  # an empty folder may be in the way of a rename
+        draft.rename(folder)
+    except OSError:
+        if not _holds_dataset(folder, provenance):
+            raise

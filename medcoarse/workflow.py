@@ -1,0 +1,219 @@
+"""The glue between medcoarse and MONAI engines: batches, warm-up, reproducible epochs, checkpoints, resuming.
+
+Everything here is a plain ignite handler or a MONAI ``PrepareBatch``, for a stock ``SupervisedTrainer`` with
+``decollate=False``. Files are written by the first process only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor, set_rnd
+from monai.engines import PrepareBatch
+from monai.utils import set_determinism
+from torch import Tensor
+
+from medcoarse import synthetic
+from medcoarse.confusion import Annotations
+from medcoarse.files import write_atomically
+from medcoarse.networks import CoupledModel
+
+logger = logging.getLogger(__name__)
+
+SUPERVISION: dict[str, tuple[str, ...]] = {
+    "coarse": ("positive", "negative"),
+    "positive": ("positive",),
+    "negative": ("negative",),
+    "dense": ("label",),
+    "semi": ("positive", "negative", "label"),
+}
+"""What the loss may see of a batch. ``dense`` is the ceiling that coarse drawings are compared with."""
+
+
+class PrepareBatchCoarse(PrepareBatch):
+    """Turn a dictionary batch into ``(image, Annotations)`` for :class:`medcoarse.losses.CoupledLoss`.
+
+    Args:
+        supervision: a name from :data:`SUPERVISION`, or the names of the keys that the loss may see.
+
+    Raises:
+        ValueError: an unknown supervision, or a batch that lacks one of its keys.
+
+    Example:
+        >>> batch = {"image": torch.zeros(1, 3, 4, 4), "positive": torch.full((1, 1, 4, 4), 255)}
+        >>> image, target = PrepareBatchCoarse("positive")(batch)
+        >>> target.positive.shape, target.negative
+        (torch.Size([1, 1, 4, 4]), None)
+    """
+
+    def __init__(self, supervision: str | Sequence[str] = "coarse") -> None:
+        if isinstance(supervision, str):
+            if supervision not in SUPERVISION:
+                raise ValueError(f"supervision must be one of {', '.join(SUPERVISION)}, got {supervision!r}")
+            supervision = SUPERVISION[supervision]
+        self.keys = tuple(supervision)
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Annotations]:
+        """See the class."""
+        missing = [key for key in ("image", *self.keys) if key not in batchdata]
+        if missing:
+            raise ValueError(f"the batch has no {', '.join(missing)}; it has {', '.join(batchdata)}")
+
+        def move(key: str) -> Tensor:
+            value = batchdata[key]
+            value = value.as_tensor() if isinstance(value, MetaTensor) else value
+            return value.to(device=device, non_blocking=non_blocking, **kwargs)
+
+        image = move("image")
+        return image, Annotations(**{key: move(key) for key in self.keys}, image=image)
+
+
+class WarmUp:
+    """Train the segmenter alone for the first ``num_epochs`` epochs, then both networks.
+
+    Args:
+        model: the coupled model (not its DDP wrapper).
+        num_epochs: length of the warm-up; 0 starts coupled at once.
+    """
+
+    def __init__(self, model: CoupledModel, num_epochs: int) -> None:
+        self.model = model
+        self.num_epochs = num_epochs
+
+    def attach(self, engine: Engine) -> None:
+        """Run at the start of every epoch, so that a resumed run is in the right phase."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """See the class."""
+        self.model.annotating = engine.state.epoch > self.num_epochs
+
+
+class SeedEpoch:
+    """Make every epoch a function of ``(seed, epoch)`` alone, so that a resumed run repeats what it would have done.
+
+    Args:
+        seed: any integer.
+        data_loader: the training loader; the random transforms of its data set and its sampler are seeded too.
+    """
+
+    def __init__(self, seed: int, data_loader: Any) -> None:
+        self.seed = seed
+        self.data_loader = data_loader
+
+    def attach(self, engine: Engine) -> None:
+        """Run before anything else at the start of every epoch."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """See the class."""
+        # One stream per epoch and process; processes must not draw the same patches.
+        seed = (self.seed * 1_000_003 + engine.state.epoch) * 1_009 + idist.get_rank()
+        set_determinism(seed % 2**32, use_deterministic_algorithms=None)
+        set_rnd(self.data_loader.dataset, seed % 2**32)
+        if hasattr(self.data_loader.sampler, "set_epoch"):
+            self.data_loader.sampler.set_epoch(engine.state.epoch)
+
+
+class SaveCheckpoint:
+    """Write state dictionaries at the end of every epoch, atomically: a kill at any time leaves a whole file.
+
+    MONAI's own ``CheckpointSaver`` does not write atomically.
+
+    Args:
+        objects: name -> object with ``state_dict()``.
+        path: file to write.
+        flat: write the state of the only object as it is, the form that MONAI Label, Deploy and the model zoo expect of
+            ``model.pt``; otherwise the states are written under their names, with the engine's as ``"trainer"``.
+        interval: in epochs; the last epoch is always written.
+
+    Raises:
+        ValueError: ``flat`` with several objects.
+    """
+
+    def __init__(self, objects: Mapping[str, Any], path: str | Path, flat: bool = False, interval: int = 1) -> None:
+        if flat and len(objects) != 1:
+            raise ValueError(f"a flat checkpoint holds one object, got {', '.join(objects)}")
+        self.objects = dict(objects)
+        self.path = Path(path)
+        self.flat = flat
+        self.interval = interval
+
+    def attach(self, engine: Engine) -> None:
+        """Run after the other handlers of the epoch: list it last."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """See the class."""
+        due = engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs
+        if not due or idist.get_rank() != 0:
+            return
+        objects = self.objects if self.flat else self.objects | {"trainer": engine}
+        states = {name: item.state_dict() for name, item in objects.items()}
+        content = next(iter(states.values())) if self.flat else states
+        write_atomically(self.path, lambda file: torch.save(content, file))
+
+
+class Resume:
+    """Continue from a full checkpoint of :class:`SaveCheckpoint` when asked to and when there is one.
+
+    Args:
+        objects: name -> object with ``load_state_dict()``, as given to the saver.
+        path: file to read, with weights only: nothing in it is executed.
+        enabled: ``False`` starts anew.
+    """
+
+    def __init__(self, objects: Mapping[str, Any], path: str | Path, enabled: bool = True) -> None:
+        self.objects = dict(objects)
+        self.path = Path(path)
+        self.enabled = enabled
+
+    def attach(self, engine: Engine) -> None:
+        """Run once, before the first epoch; list it before handlers that look at the epoch."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """See the class."""
+        if not self.enabled:
+            return
+        if not self.path.exists():
+            logger.warning("Nothing to resume from: %s does not exist. Training starts at epoch 1.", self.path)
+            return
+        states = torch.load(self.path, map_location="cpu", weights_only=True)
+        max_epochs = engine.state.max_epochs
+        for name, item in (self.objects | {"trainer": engine}).items():
+            if name not in states:
+                raise ValueError(f"{self.path} holds {', '.join(states)} but not {name}; it is not a full checkpoint")
+            item.load_state_dict(states[name])
+        if engine.state.epoch >= max_epochs:
+            raise ValueError(
+                f"{self.path} has been trained for {engine.state.epoch} epochs already; to go on, raise max_epochs "
+                f"above that (now {max_epochs})"
+            )
+        engine.state.max_epochs = max_epochs
+        logger.info("Resumed from %s after epoch %d of %d", self.path, engine.state.epoch, max_epochs)
+
+
+def fundus_folder(dataset_dir: str | Path | None, synthetic_dir: str | Path) -> str:
+    """The folder to train on: LES-AV where one was given, else synthetic photographs drawn into ``synthetic_dir``."""
+    if dataset_dir:
+        return str(dataset_dir)
+    folder = synthetic.write_fundus_dataset(synthetic_dir)
+    logger.info(
+        "No dataset_dir: training on synthetic fundus photographs in %s. For real ones: --dataset_dir <LES-AV folder> "
+        "(python data_prep/les_av.py fetches it).",
+        folder,
+    )
+    return str(folder)

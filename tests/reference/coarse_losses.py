@@ -1,0 +1,57 @@
+"""Slow, independent statements of the losses: loops over pixels, plain probabilities, float64."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+
+def positive_nll(probs, cm, annotation):
+    """probs[b][j][s], cm[b][r][i][j][s], annotation[b][r][s] with 255 for undrawn; lists or arrays, s flattened."""
+    total = 0.0
+    for r in range(len(annotation[0])):
+        terms = []
+        for b, s in itertools.product(range(len(probs)), range(len(probs[0][0]))):
+            drawn = int(annotation[b][r][s])
+            if drawn != 255:
+                terms.append(-math.log(sum(cm[b][r][drawn][j][s] * probs[b][j][s] for j in range(len(probs[0])))))
+        total += sum(terms) / len(terms) if terms else 0.0
+    return total
+
+
+def negative_nll(probs, cm, transition, annotation):
+    classes = range(len(probs[0]))
+    total = 0.0
+    for r in range(len(annotation[0])):
+        terms = []
+        for b, s in itertools.product(range(len(probs)), range(len(probs[0][0]))):
+            ruled_out = int(annotation[b][r][s])
+            if ruled_out != 255:
+                said = [sum(cm[b][r][i][j][s] * probs[b][j][s] for j in classes) for i in classes]
+                terms.append(-math.log(sum(transition[ruled_out][i] * said[i] for i in classes)))
+        total += sum(terms) / len(terms) if terms else 0.0
+    return total
+
+
+def mean_trace(cm, annotation):
+    total = 0.0
+    for r in range(len(annotation[0])):
+        terms = [
+            sum(cm[b][r][i][i][s] for i in range(len(cm[b][r])))
+            for b in range(len(annotation))
+            for s in range(len(annotation[b][r]))
+            if annotation[b][r][s] != 255
+        ]
+        total += sum(terms) / len(terms) if terms else 0.0
+    return total
+
+
+def consensus(positive, negative, num_classes):
+    """positive[r][s], negative[c][s] of one image."""
+    labels = []
+    for s in range(len(positive[0])):
+        drawn = [row[s] for row in positive if row[s] != 255]
+        excluded = [row[s] for row in negative if row[s] != 255]
+        left = [k for k in range(num_classes) if all(d == k for d in drawn) and k not in excluded]
+        labels.append(left[0] if len(left) == 1 and (drawn or excluded) else 255)
+    return labels

@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from medcoarse.confusion import (
+    Annotations,
+    CoupledOutput,
+    FullConfusion,
+    GlobalConfusion,
+    IdentityConfusion,
+    LowRankConfusion,
+    swap_transition,
+)
+from medcoarse.losses import (
+    CoupledLoss,
+    coarse_nll,
+    complementary_nll,
+    consensus,
+    dense_nll,
+    mean_trace,
+    region_fitting,
+)
+from tests.reference import coarse_losses as slow
+
+B, R, L = 2, 3, 4
+
+
+def confusion_of(structure: str, image: tuple[int, ...], floor: float, seed: int = 0, classes: int = L):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    if structure == "full":
+        return FullConfusion(normal(B, R, classes, classes, *image), floor)
+    if structure == "rank_one":
+        return LowRankConfusion(normal(B, R, classes, *image), normal(B, R, 1, classes, *image), None, floor)
+    if structure == "low_rank":
+        factors = normal(B, R, 2, classes, *image), normal(B, R, 2, classes, *image)
+        return LowRankConfusion(normal(B, R, classes, *image), *factors, floor)
+    return GlobalConfusion(normal(R, classes, classes), floor)
+
+
+STRUCTURES = ("full", "rank_one", "low_rank", "global")
+IMAGES = ((5, 3), (3, 2, 4))
+
+
+def dense_cm(confusion, image):
+    cm = confusion.dense()
+    return cm.view(*cm.shape[:4], *(cm.shape[4:] or (1,) * len(image))).expand(B, -1, -1, -1, *image)
+
+
+def batch(image, classes=L, seed=1, undrawn=0.3):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(B, classes, *image, generator=generator)
+    drawing = torch.randint(0, classes, (B, R, *image), generator=generator)
+    drawing[torch.rand(drawing.shape, generator=generator) < undrawn] = 255
+    return logits.log_softmax(1), drawing
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.5])
+@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_terms_agree_with_slow_reference(structure, image, floor):
+    confusion, (log_probs, drawing) = confusion_of(structure, image, floor), batch(image)
+    transition = torch.tensor([[0, 0.2, 0.5, 0.1], [0.6, 0, 0.4, 0.2], [0.3, 0.3, 0, 0.7], [0.1, 0.5, 0.1, 0]])
+    probs = log_probs.exp().double().flatten(2).tolist()
+    cm = dense_cm(confusion, image).double().flatten(4).tolist()
+    flat = drawing.flatten(2).tolist()
+    assert coarse_nll(log_probs, confusion, drawing).item() == pytest.approx(slow.positive_nll(probs, cm, flat), 1e-5)
+    negative = complementary_nll(log_probs, confusion, transition.log(), drawing).item()
+    assert negative == pytest.approx(slow.negative_nll(probs, cm, transition.tolist(), flat), 1e-5)
+    assert mean_trace(confusion, drawing).item() == pytest.approx(slow.mean_trace(cm, flat), 1e-5)
+
+
+def test_consensus_agrees_with_slow_reference():
+    generator = torch.Generator().manual_seed(3)
+    for classes in (2, 3):
+        maps = torch.randint(0, classes, (2, 2, 1, 200), generator=generator)
+        maps[torch.rand(maps.shape, generator=generator) < 0.5] = 255
+        positive, negative = maps.squeeze(2)[0][None], maps.squeeze(2)[1][None]
+        label = consensus(Annotations(positive, negative), classes)[0, 0].tolist()
+        assert label == slow.consensus(positive[0].tolist(), negative[0].tolist(), classes)
+        assert len(set(label)) == classes + 1  # every class and unlabeled occur
+
+
+def test_consensus_without_drawings_says_so():
+    with pytest.raises(ValueError, match="positive or negative drawings, got neither"):
+        consensus(Annotations(), 2)
+
+
+def test_asymmetric_transition_by_hand():
+    """u = (0.2, 0.3, 0.5); M u = (0.2*0+0.3*0.5+0.5*0.2, 0.2*0.9+0.3*0+0.5*0.8, 0.2*0.1+0.3*0.5) = (.25, .58, .17)."""
+    transition = torch.tensor([[0.0, 0.5, 0.2], [0.9, 0.0, 0.8], [0.1, 0.5, 0.0]])
+    log_probs = torch.tensor([0.2, 0.3, 0.5]).log().view(1, 3, 1)
+    for label, expected in enumerate((0.25, 0.58, 0.17)):
+        nll = complementary_nll(log_probs, IdentityConfusion(1), transition.log(), torch.tensor([[[label]]]))
+        assert nll.neg().exp().item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_identity_confusion_is_cross_entropy_with_ignored_pixels(image):
+    log_probs, drawing = batch(image)
+    expected = sum(F.nll_loss(log_probs, drawing[:, r], ignore_index=255) for r in range(R))
+    assert torch.allclose(coarse_nll(log_probs, IdentityConfusion(R), drawing), expected)
+    assert torch.allclose(dense_nll(log_probs, drawing[:, :1]), F.nll_loss(log_probs, drawing[:, 0], ignore_index=255))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_blank_annotator_adds_exactly_nothing(structure):
+    confusion, (log_probs, drawing) = confusion_of(structure, (5, 3), 0.5), batch((5, 3))
+    drawing[:, 1] = 255
+    log_probs.requires_grad_()
+    blank = torch.full_like(drawing, 255)
+    log_m = swap_transition(L).log()
+    assert coarse_nll(log_probs, confusion, blank).item() == 0
+    assert complementary_nll(log_probs, confusion, log_m, blank).item() == 0
+    assert mean_trace(confusion, blank).item() == 0
+    total = coarse_nll(log_probs, confusion, drawing)
+    others = sum(
+        coarse_nll(log_probs, confusion.select(r, r + 1), drawing[:, r : r + 1]) for r in (0, 2)
+    )
+    assert torch.allclose(total, others)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("loss", ["positive", "negative"])
+def test_undrawn_pixels_get_no_gradient(structure, loss):
+    confusion, (log_probs, drawing) = confusion_of(structure, (5, 3), 0.5), batch((5, 3))
+    log_probs.requires_grad_()
+    log_m = swap_transition(L).log()
+    if loss == "positive":
+        value = coarse_nll(log_probs, confusion, drawing)
+    else:
+        value = complementary_nll(log_probs, confusion, log_m, drawing)
+    (gradient,) = torch.autograd.grad(value, log_probs)
+    undrawn = (drawing == 255).all(1, keepdim=True).expand_as(gradient)
+    assert undrawn.any()
+    assert (gradient[undrawn] == 0).all()
+    assert gradient[~undrawn].abs().min() > 0
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_gradients_agree_with_finite_differences(structure):
+    image = (2, 2)
+    confusion = confusion_of(structure, image, 0.3, classes=3)
+    fields = [None if not isinstance(f, torch.Tensor) else f.double().requires_grad_() for f in confusion]
+    drawing = torch.tensor([[[0, 1], [2, 255]], [[1, 1], [0, 2]], [[255, 0], [1, 2]]]).expand(B, -1, -1, -1)
+    logits = torch.randn(B, 3, *image, dtype=torch.float64, requires_grad=True)
+    log_m = swap_transition(3).double().log()
+    tensors = [f for f in fields if f is not None]
+
+    def total(logits, *tensors):
+        given = iter(tensors)
+        rebuilt = type(confusion)(*[f if n is None else next(given) for f, n in zip(confusion, fields, strict=True)])
+        log_probs = logits.log_softmax(1)
+        return coarse_nll(log_probs, rebuilt, drawing) + complementary_nll(log_probs, rebuilt, log_m, drawing)
+
+    assert torch.autograd.gradcheck(total, (logits, *tensors))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("margin", [30.0, 200.0, 1e4])
+def test_exact_at_probabilities_zero_and_one(structure, margin):
+    """p is exactly 0 or 1 in float32: values and gradients stay finite and right."""
+    logits = torch.tensor([margin, 0.0]).view(1, 2, 1, 1).expand(B, -1, -1, -1).clone().requires_grad_()
+    confusion = confusion_of(structure, (1, 1), 0.5, classes=2)
+    drawing = torch.ones(B, R, 1, 1, dtype=torch.long)  # drawn: the improbable class
+    output = CoupledOutput(logits, confusion, confusion)
+    loss = CoupledLoss(2, trace_weight=0.0)(output, Annotations(drawing, 1 - drawing))
+    loss.backward()
+    cm = dense_cm(confusion, (1, 1))
+    expected = -2 * cm[:, :, 1, 0].log().mean(0).sum()
+    assert torch.allclose(loss, expected, atol=1e-4)
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_cross_entropy_gradient_is_exact_where_the_probability_underflows():
+    logits = torch.tensor([[[200.0], [0.0]]], requires_grad=True)
+    dense_nll(logits.log_softmax(1), torch.tensor([[[1]]])).backward()
+    assert logits.grad.flatten().tolist() == [1.0, -1.0]  # p - onehot
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_does_not_touch_the_sums(dtype):
+    """Logits 20 apart underflow as float16 probabilities."""
+    logits = torch.tensor([24.0, 0.0]).view(1, 2, 1, 1)
+    drawing = torch.ones(1, 1, 1, 1, dtype=torch.long)
+    confusion = FullConfusion(torch.tensor([[20.0, 0.0], [0.0, 20.0]]).view(1, 1, 2, 2, 1, 1))
+    loss = CoupledLoss(2, trace_weight=0.0)
+    exact = loss(CoupledOutput(logits, confusion), Annotations(drawing))
+    with torch.autocast("cpu", dtype=dtype):
+        half = loss(CoupledOutput(logits.to(dtype), confusion), Annotations(drawing))
+    assert half.dtype == torch.float32
+    assert torch.allclose(half, exact)
+    assert exact.item() > 15
+
+
+def test_many_structures_in_one_loss_and_its_parts():
+    log_probs, drawing = batch((4, 4))
+    confusion = confusion_of("full", (4, 4), 0.5)
+    label = torch.randint(0, L, (B, 1, 4, 4))
+    image = torch.rand(B, 3, 4, 4)
+    loss = CoupledLoss(L, trace_weight=0.1, dense_weight=2.0, region_weight=0.5)
+    total = loss(CoupledOutput(log_probs, confusion, confusion), Annotations(drawing, drawing, label, image))
+    weights = {"nll_positive": 1, "nll_negative": 1, "trace": 0.1, "dense": 2, "region": 0.5}
+    assert set(loss.parts) == set(weights)
+    assert total.item() == pytest.approx(sum(w * loss.parts[n].item() for n, w in weights.items()), rel=1e-5)
+
+
+def test_images_without_any_drawing_leave_the_others_alone():
+    log_probs, drawing = batch((4, 4))
+    drawing[1] = 255
+    confusion = confusion_of("rank_one", (4, 4), 0.5)
+    loss = CoupledLoss(L)
+    both = loss(CoupledOutput(log_probs, confusion), Annotations(drawing))
+    first = LowRankConfusion(*[f[:1] if isinstance(f, torch.Tensor) else f for f in confusion])
+    alone = loss(CoupledOutput(log_probs[:1], first), Annotations(drawing[:1]))
+    assert torch.allclose(both, alone)
+
+
+def test_nothing_drawn_at_all_is_zero_with_zero_gradient():
+    logits = torch.randn(1, 2, 4, 4, requires_grad=True)
+    blank = torch.full((1, 1, 4, 4), 255)
+    for output in (CoupledOutput(logits), CoupledOutput(logits, FullConfusion(torch.zeros(1, 1, 2, 2, 4, 4)))):
+        value = CoupledLoss(2)(output, Annotations(blank))
+        assert value.item() == 0
+        assert torch.autograd.grad(value, logits)[0].abs().max() == 0
+
+
+@pytest.mark.parametrize("sigma", [None, 2.0])
+@pytest.mark.parametrize("image", [(9, 8), (5, 6, 7)])
+def test_region_fitting(sigma, image):
+    generator = torch.Generator().manual_seed(0)
+    truth = (torch.rand(1, 1, *image, generator=generator) > 0.5).float()
+    picture = truth * 0.7 + 0.1
+    perfect = torch.cat([1 - truth, truth], 1)
+    assert region_fitting(perfect, picture, sigma).item() == pytest.approx(0, abs=1e-6)
+    swapped = region_fitting(perfect.flip(1), picture, sigma).item()
+    assert swapped == pytest.approx(0, abs=1e-6)  # it has no opinion on which class is which
+    assert region_fitting(torch.full_like(perfect, 0.5), picture, sigma).item() > 0.05
+    masked = region_fitting(torch.full_like(perfect, 0.5), picture, sigma, mask=torch.zeros_like(truth))
+    assert masked.item() == 0
+
+
+def test_region_means_are_detached():
+    probs = torch.tensor([[[0.9, 0.6], [0.1, 0.4]]], requires_grad=True)
+    picture = torch.tensor([[[0.0, 1.0]]])
+    (gradient,) = torch.autograd.grad(region_fitting(probs, picture), probs)
+    means = (probs.detach() * picture).sum(2) / probs.detach().sum(2)
+    expected = (picture - means[:, :, None]).square() / 2
+    assert torch.allclose(gradient, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"trace_weight": 0.9}, "between 0 and 0.5, got 0.9"),
+        ({"trace_weight": -0.1}, "between 0 and 0.5"),
+        ({"warmup": "none"}, '"consensus" or "identity"'),
+        ({"dense_weight": -1.0}, "must not be negative"),
+        ({"transition": [[0.0, 1.0], [1.0, 0.0]]}, "for 2 classes, the loss for 3"),
+        ({"transition": [[1.0, 0.0], [0.0, 1.0]]}, "zero diagonal"),
+        ({"transition": [[0.0, 0.5, 0.5], [0.9, 0.0, 0.1], [0.9, 0.1, 0.0]]}, "sum to 1.*transpose"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        CoupledLoss(3, **arguments)
+
+
+def test_bad_shapes_and_outputs():
+    with pytest.raises(ValueError, match=r"positive drawings must be .* got \(1, 2, 5, 4\)"):
+        CoupledLoss(2)(CoupledOutput(torch.zeros(1, 2, 4, 4)), Annotations(torch.zeros(1, 2, 5, 4)))
+    with pytest.raises(TypeError, match="CoupledOutput"):
+        CoupledLoss(2)(torch.zeros(1, 2, 4, 4), Annotations())
+    with pytest.raises(ValueError, match=r"needs Annotations\.image"):
+        loss = CoupledLoss(2, region_weight=1.0)
+        loss(CoupledOutput(torch.zeros(1, 2, 4, 4)), Annotations(torch.zeros(1, 1, 4, 4, dtype=torch.long)))

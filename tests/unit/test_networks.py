@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.nets import BasicUNet, UNet
+from torch import nn
+
+from medcoarse.confusion import Annotations
+from medcoarse.losses import CoupledLoss
+from medcoarse.networks import STRUCTURES, AnnotatorNet, CoupledModel
+
+
+def unet(spatial_dims: int, out_channels: int) -> UNet:
+    return UNet(spatial_dims, 1, out_channels, channels=(4, 8, 16), strides=(2, 2), num_res_units=1)
+
+
+def coupled(spatial_dims=2, classes=3, **arguments) -> CoupledModel:
+    annotator = AnnotatorNet(unet(spatial_dims, 5), spatial_dims, 5, classes, **arguments)
+    return CoupledModel(unet(spatial_dims, classes), annotator)
+
+
+def columns(confusion, spatial):
+    cm = confusion.dense()
+    return cm.view(*cm.shape[:4], *(cm.shape[4:] or (1,) * spatial)).sum(2)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize(("structure", "rank"), [("full", 1), ("low_rank", 1), ("low_rank", 4), ("global", 1)])
+def test_starts_near_identity_stays_stochastic_and_above_the_floor(spatial_dims, structure, rank):
+    torch.manual_seed(0)
+    image = torch.rand(2, 1, *(8,) * spatial_dims)
+    model = coupled(spatial_dims, structure=structure, rank=rank, num_positive=2, num_negative=1, diagonal_floor=0.5)
+    start = model(image)
+    assert start.positive.diagonal().shape[1:3] == (2, 3)
+    assert start.negative.diagonal().shape[1:3] == (1, 3)
+    low, high = start.positive.diagonal().aminmax()
+    assert 0.87 < low <= high < 0.93
+    with torch.no_grad():
+        for parameter in model.annotator.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    for confusion in model(image)[1:3]:
+        assert torch.allclose(columns(confusion, spatial_dims), torch.ones(()), atol=1e-5)
+        assert confusion.diagonal().min() >= 0.5
+        dense = torch.diagonal(confusion.dense(), dim1=2, dim2=3).movedim(-1, 2)
+        assert torch.allclose(confusion.diagonal().flatten(), dense.flatten(), atol=1e-5)
+
+
+@pytest.mark.parametrize("structure", ["full", "low_rank", "global"])
+def test_every_parameter_gets_a_gradient(structure):
+    torch.manual_seed(0)
+    model = coupled(structure=structure, rank=2)
+    for _ in range(2):  # the head starts at zero, so the backbone learns from the second step on
+        drawing = torch.randint(0, 3, (2, 1, 8, 8))
+        loss = CoupledLoss(3)(model(torch.rand(2, 1, 8, 8)), Annotations(drawing, drawing))
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter.sub_(gradient)
+    names = [n for n, _ in model.named_parameters()]
+    # a bias before an instance norm has no effect by construction
+    dead = [n for n, g in zip(names, gradients, strict=True) if g.abs().max() == 0 and not n.endswith("conv.bias")]
+    assert not dead
+
+
+def test_inference_is_the_segmenter_alone():
+    model = coupled().eval()
+    image = torch.rand(1, 1, 8, 8)
+    model.annotator.forward = None  # calling it would fail
+    assert torch.equal(model(image), model.segmenter(image))
+
+
+def test_warm_up_runs_no_annotator():
+    model = coupled()
+    model.annotating = False
+    model.annotator.forward = None
+    output = model(torch.rand(1, 1, 8, 8))
+    assert output.positive is None
+    assert output.negative is None
+
+
+def test_low_resolution_backbone_is_interpolated():
+    net = AnnotatorNet(nn.Conv3d(1, 4, 2, stride=2), 3, 4, num_classes=2)
+    positive, _ = net(torch.rand(1, 1, 6, 8, 4))
+    assert positive.dense().shape == (1, 1, 2, 2, 6, 8, 4)
+
+
+@pytest.mark.parametrize(("num_positive", "num_negative"), [(3, 0), (0, 2)])
+def test_one_kind_of_annotator_only(num_positive, num_negative):
+    output = coupled(num_positive=num_positive, num_negative=num_negative)(torch.rand(1, 1, 8, 8))
+    assert (output.positive is None) == (num_positive == 0)
+    assert (output.negative is None) == (num_negative == 0)
+
+
+def test_learned_transition_keeps_a_zero_diagonal_and_starts_uniform():
+    annotator = AnnotatorNet(None, 2, 0, num_classes=3, num_positive=1, num_negative=1, structure="identity")
+    model = CoupledModel(unet(2, 3), annotator, learn_transition=True)
+    assert torch.allclose(model.log_transition().exp(), (1 - torch.eye(3)) / 2)
+    optimizer = torch.optim.SGD([model.transition_logits], lr=100.0)
+    drawing = torch.randint(0, 3, (1, 1, 8, 8))
+    before = model.log_transition().exp()
+    CoupledLoss(3)(model(torch.rand(1, 1, 8, 8)), Annotations(drawing, drawing)).backward()
+    optimizer.step()
+    after = model.log_transition().exp()
+    assert after.diagonal().abs().max() == 0
+    assert torch.allclose(after.sum(0), torch.ones(3))
+    assert not torch.allclose(before, after)
+
+
+def test_any_monai_network_serves():
+    segmenter = BasicUNet(2, 3, 2, features=(4, 4, 8, 8, 8, 4))
+    model = CoupledModel(segmenter, AnnotatorNet(BasicUNet(2, 3, 6, features=(4, 4, 8, 8, 8, 4)), 2, 6, num_classes=2))
+    assert model(torch.rand(1, 3, 32, 32)).positive.dense().shape == (1, 1, 2, 2, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"structure": "sparse"}, "one of full, low_rank, global, identity, got 'sparse'"),
+        ({"rank": 0}, "rank must be at least 1"),
+        ({"diagonal_floor": 0.95}, "diagonal_floor < initial_diagonal"),
+        ({"num_positive": 0, "num_negative": 0}, "at least one annotator"),
+        ({"num_classes": 1}, "between 2 and 254"),
+        ({"backbone": None}, "needs a backbone"),
+        ({"structure": "low_rank", "initial_diagonal": 0.6}, "out of reach"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    defaults = {"backbone": nn.Identity(), "spatial_dims": 2, "feature_channels": 1, "num_classes": 2}
+    with pytest.raises(ValueError, match=message):
+        AnnotatorNet(**(defaults | arguments))
+
+
+@pytest.mark.parametrize("structure", [s for s in STRUCTURES if s != "identity"])
+def test_transition_and_confusion_are_not_learned_together(structure):
+    annotator = AnnotatorNet(nn.Identity(), 2, 1, num_classes=2, structure=structure)
+    with pytest.raises(ValueError, match="only the product"):
+        CoupledModel(nn.Identity(), annotator, learn_transition=True)
