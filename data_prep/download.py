@@ -173,7 +173,8 @@ def _accepted_offset(url: str, response: Any, part: Path, offset: int, state: di
             "want to see a browser; open the address in one and pass the saved file to this script"
         )
     start, length = _content_range(response)
-    same_file = bool(state.get("validator")) or length == state.get("length")  # If-Range makes the server vouch for it
+    known, seen = (state.get("length"), state.get("validator")), (length, _validator(response))
+    same_file = all(None in pair or pair[0] == pair[1] for pair in zip(known, seen, strict=True))
     if start != offset or not same_file:
         part.unlink(missing_ok=True)
         raise ConnectionError("the file on the server has changed")

@@ -331,18 +331,18 @@ def _checked(label: NDArray[Any], target: int | None, num_classes: int) -> NDArr
         raise ValueError(f"label must hold integers and have 2 or 3 axes, got {label.dtype} of shape {label.shape}.")
     if target is not None and not 0 <= target < num_classes:
         raise ValueError(f"target must be None or a class below num_classes={num_classes}, got {target!r}.")
-    known = label != UNLABELED
-    low, high = label.min(where=known, initial=0), label.max(where=known, initial=0)
-    if low < 0 or high >= num_classes:
-        wrong = low if low < 0 else high
-        raise ValueError(f"label values must be below num_classes={num_classes} or {UNLABELED}, got {wrong}.")
+    wrong = (label < 0) | ((label >= num_classes) & (label != UNLABELED))
+    if wrong.any():
+        raise ValueError(f"label values must be below num_classes={num_classes} or {UNLABELED}, got {label[wrong][0]}.")
     return label
 
 
 def _region(profile: AnnotatorProfile, label: NDArray[Any], target: int) -> Mask:
     """What a perfect annotator of this kind would paint."""
+    if profile.blank:
+        return np.zeros(label.shape, bool)
     region: Mask = label == target if profile.kind == "positive" else (label != target) & (label != UNLABELED)
-    return region & (not profile.blank)
+    return region
 
 
 def _sample_one(profile: AnnotatorProfile, region: Mask, spacing: _Spacing, rng: np.random.Generator) -> Parameters:

@@ -97,7 +97,6 @@ def _decode(path: Path) -> tuple[npt.NDArray[Any], tuple[int, ...]]:
         with Image.open(path) as image:
             image.verify()  # checks the chunk checksums, which decoding alone does not
         with Image.open(path) as image:
-            image.load()
             return np.asarray(image), image.size
     from monai.transforms.io.array import LoadImage  # seconds of import, for volumes only
 

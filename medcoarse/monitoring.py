@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ignite.distributed as idist
 import numpy as np
@@ -233,7 +233,9 @@ def score_views(source: metrics.SegmentationScores, class_index: int, class_name
     }
     pair = from_engine(["pred", "label"])
     return {
-        name: IgniteMetricHandler(metrics.ScoreView(source, **arguments), output_transform=pair, save_details=False)
+        name: IgniteMetricHandler(
+            cast(Any, metrics.ScoreView(source, **arguments)), output_transform=pair, save_details=False
+        )
         for name, arguments in views.items()
     }
 
@@ -290,36 +292,32 @@ class ValidationFigure:
         with torch.no_grad(), eval_mode(self.model):
             prediction = self.model.segmenter(image).argmax(1)[0].cpu()
             confusions = self.model.annotator(image)
-        estimated = [self._pooled(confusion, label) for confusion in confusions]
+        matrices = [self._pooled(confusion, label) for confusion in confusions]
         learned = self.model.log_transition()
-        transition = (self.loss.log_transition if learned is None else learned.detach()).exp().cpu()
-        if estimated[1] is not None:  # what the negative annotator draws is the complementary label
-            estimated[1] = transition.to(estimated[1]) @ estimated[1]
-        counted = [metrics.empirical_confusion(item[key][None], label, len(self.class_names))[0] for key in _DRAWINGS]
+        log_transition = self.loss.log_transition if learned is None else learned.detach()
         return report.validation_figure(
             image=item["image"],
             positive=item["positive"],
             negative=item["negative"],
             label=item["label"],
             prediction=prediction,
-            confusion_positive=estimated[0],
-            confusion_negative=estimated[1],
-            transition=transition,
+            confusion_positive=matrices[0],
+            confusion_negative=matrices[1],
+            transition=log_transition.exp().cpu(),
             class_names=self.class_names,
             title=title,
         )
 
     def _pooled(self, confusion: Confusion | None, label: Tensor) -> Tensor | None:
-        """The table that counting the drawings would show, ``(R, L, L)``."""
+        """The first annotator's table that counting drawings would show, ``(L, L)``."""
         if confusion is None or isinstance(confusion, IdentityConfusion):
             return None
         cm = confusion.dense().cpu()
         cm = cm.view(*cm.shape[:4], *(cm.shape[4:] or (1,) * (label.ndim - 2))).expand(-1, -1, -1, -1, *label.shape[2:])
-        return metrics.mean_confusion(cm, label)[0]
+        return metrics.mean_confusion(cm, label)[0, 0]
 
 
-_DRAWINGS = ("positive", "negative")
-_FIGURE_KEYS = ("image", "label", *_DRAWINGS)
+_FIGURE_KEYS = ("image", "label", "positive", "negative")
 
 
 def _middle(values: Tensor, size: int) -> Tensor:
@@ -328,3 +326,52 @@ def _middle(values: Tensor, size: int) -> Tensor:
         length = min(size, values.shape[axis])
         values = values.narrow(axis, (values.shape[axis] - length) // 2, length)
     return values
+
+
+class EvaluationReport:
+    """Write what an evaluation found: all scores, image by image, as JSON, and a sheet of pictures.
+
+    Args:
+        counts: the metric that counts; attach it to the same engine.
+        class_names: of the L classes.
+        json_path: scores, see :func:`medcoarse.metrics.scores`.
+        sheet_path: PNG with image, truth, prediction and errors of the first images.
+        image_key: key of the image that is shown.
+        max_cases: number of images on the sheet.
+    """
+
+    def __init__(
+        self,
+        counts: metrics.SegmentationScores,
+        class_names: Sequence[str],
+        json_path: str | Path,
+        sheet_path: str | Path,
+        image_key: str = "image",
+        max_cases: int = 6,
+    ) -> None:
+        self.counts, self.class_names = counts, tuple(class_names)
+        self.json_path, self.sheet_path = Path(json_path), Path(sheet_path)
+        self.image_key, self.max_cases = image_key, max_cases
+        self.names: list[str] = []
+        self.cases: list[report.Case] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Collect while the engine runs, write when it is through."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _collect(self, engine: Engine) -> None:
+        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+            image = item[self.image_key]
+            self.names.append(Path(str(image.meta["filename_or_obj"])).name)
+            if len(self.cases) < self.max_cases:
+                shown = (image, output["label"], output["pred"])
+                self.cases.append(report.Case(self.names[-1], *(torch.as_tensor(x).cpu() for x in shown)))
+
+    def _write(self, engine: Engine) -> None:
+        scores = metrics.scores(self.counts.counts(), self.class_names, self.names)
+        write_json(self.json_path, scores)
+        report.save_figure(report.prediction_sheet(self.cases, self.class_names), self.sheet_path)
+        for name, value in engine.state.metrics.items():
+            logger.info("%s = %.4f", name, value)
+        logger.info("Scores of every image are in %s, pictures in %s", self.json_path, self.sheet_path)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import distance_transform_edt, label
+from scipy.sparse import csr_array
 from skimage.measure import find_contours
 from skimage.morphology import skeletonize
 
@@ -155,15 +156,12 @@ def smooth_field(
     if not smoothness_mm >= 0:
         raise ValueError(f"smoothness_mm must be >= 0, got {smoothness_mm!r}.")
     widths = [max(smoothness_mm / size, 0.3) for size in as_spacing(spacing, len(shape))]
-    grids = [_gaussian_taps(length, width) for length, width in zip(shape, widths, strict=True)]
-    field = rng.standard_normal([int(index[-1, -1]) + 1 for index, _ in grids], dtype=np.float32)
+    smoothers = [_smoother(length, width) for length, width in zip(shape, widths, strict=True)]
+    field = rng.standard_normal([nodes.shape[1] for nodes in smoothers], dtype=np.float32)
     for axis in reversed(range(len(shape))):
-        index, weight = grids[axis]
-        column = (-1,) + (1,) * (len(shape) - 1 - axis)
-        total = field.take(index[0], axis) * weight[0].reshape(column)
-        for i, w in zip(index[1:], weight[1:], strict=True):
-            total += field.take(i, axis) * w.reshape(column)
-        field = total
+        nodes = np.moveaxis(field, axis, 0)
+        voxels = smoothers[axis] @ nodes.reshape(len(nodes), -1)
+        field = np.moveaxis(voxels.reshape(-1, *nodes.shape[1:]), 0, axis)
     # torch has the vectorized error function that NumPy lacks
     uniform: NDArray[np.float32] = torch.erf(torch.from_numpy(field * np.float32(0.5**0.5))).numpy() * np.float32(0.5)
     uniform += np.float32(0.5)
@@ -472,20 +470,23 @@ def _nearest_along(squared: NDArray[np.float32], axis: int, steps: int, size: fl
     """min over |k| <= steps of squared(x + k e) + (k size)², along one axis."""
     nearest = squared.copy()
     source, target = np.moveaxis(squared, axis, 0), np.moveaxis(nearest, axis, 0)
+    shifted = np.empty_like(source)
     for k in range(1, min(steps, len(source) - 1) + 1):
-        shifted = source + np.float32((k * size) ** 2)
+        np.add(source, np.float32((k * size) ** 2), out=shifted)
         np.minimum(target[k:], shifted[:-k], out=target[k:])
         np.minimum(target[:-k], shifted[k:], out=target[:-k])
     return nearest
 
 
-def _gaussian_taps(length: int, width: float) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Grid nodes (6, length) and weights that smooth white noise on the grid to unit variance at every voxel."""
+def _smoother(length: int, width: float) -> csr_array:
+    """Matrix (length, nodes) that smooths white noise at the nodes to a field of unit variance at the voxels."""
     step = max(1.0, 1.5 * width)
     position = np.arange(length) / step + 2
-    index = np.floor(position).astype(np.intp) + np.arange(-2, 4)[:, None]
-    weight = np.exp(-0.5 * np.square((position - index) * step / width))
-    return index, (weight / np.linalg.norm(weight, axis=0)).astype(np.float32)
+    node = np.floor(position).astype(np.int32)[:, None] + np.arange(-2, 4, dtype=np.int32)
+    weight = np.exp(-0.5 * np.square((position[:, None] - node) * step / width))
+    weight /= np.linalg.norm(weight, axis=1, keepdims=True)
+    rows = np.arange(0, node.size + 1, node.shape[1], dtype=np.int32)
+    return csr_array((weight.astype(np.float32).ravel(), node.ravel(), rows), shape=(length, int(node[-1, -1]) + 1))
 
 
 def _in_cut(

@@ -10,8 +10,6 @@ Figures are made without pyplot and its global state, so that threads and machin
 from __future__ import annotations
 
 import math
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,9 +27,11 @@ from scipy import ndimage
 
 from medcoarse import metrics
 from medcoarse.confusion import UNLABELED
+from medcoarse.files import write_atomically
 
 Picture = npt.NDArray[np.uint8]
 ArrayOrTensor = npt.NDArray[Any] | torch.Tensor
+Colour = tuple[int, int, int]
 
 HIT, REST, FALSE_ALARM, MISSED = (255, 255, 255), (0, 0, 0), (230, 38, 38), (255, 214, 10)
 MIXED_UP, LEFT_OUT = (45, 140, 255), (128, 128, 128)
@@ -59,6 +59,25 @@ class Case:
     label: ArrayOrTensor
     prediction: ArrayOrTensor
     mask: ArrayOrTensor | None = None
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """A picture on a page, and what its colours mean."""
+
+    title: str
+    picture: Picture
+    legend: Sequence[tuple[str, Colour]] = ()
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A matrix on a page."""
+
+    title: str
+    values: npt.NDArray[Any]
+    row_label: str = "drawn"
+    column_label: str = "true"
 
 
 # from arrays to pictures
@@ -107,16 +126,11 @@ def label_picture(label: ArrayOrTensor, num_classes: int = 2, background: int | 
         >>> label_picture(np.array([[0, 1, 255]]))[0, :, 0].tolist()
         [0, 255, 128]
     """
-    x = _map(label, "label")
-    known = x[x != UNLABELED]
-    if known.size and not 0 <= known.min() <= known.max() < num_classes:
-        raise ValueError(
-            f"label must hold classes 0 .. {num_classes - 1} or {UNLABELED}, got values from {known.min()} to "
-            f"{known.max()}; check class_names or num_classes"
-        )
+    x = _classes(_map(label, "label"), "label", num_classes)
     table = np.full((256, 3), LEFT_OUT, np.uint8)
     table[:num_classes] = class_colours(num_classes, background)
-    return table[x]
+    out: Picture = table[x]
+    return out
 
 
 def class_colours(num_classes: int, background: int | None = 0) -> Picture:
@@ -208,31 +222,48 @@ def annotation_overlay(
     Example:
         >>> drawn = np.array([[1, 255]])
         >>> annotation_overlay(np.zeros((1, 2)), drawn, None)[0].tolist()
-        [[0, 193, 202], [0, 0, 0]]
+        [[0, 184, 193], [0, 0, 0]]
     """
     base = picture(image).astype(np.float32)
     out = 0.8 * base.mean(-1, keepdims=True) + 0.2 * base  # nearly grey, so that only drawings have a strong colour
-    rows, columns = np.indices(base.shape[:2], sparse=True)
-    width = max(1, round(max(base.shape[:2]) / 500))  # of outlines, so that a figure still shows them
     colours = class_colours(num_classes, background)
-    for drawing, colour, name in ((positive, POSITIVE, "positive"), (negative, NEGATIVE, "negative")):
-        if drawing is None:
-            continue
-        x = _map(drawing, name, annotator, like=base[..., 0])
-        drawn = (x != UNLABELED) & (x != (UNLABELED if background is None else background))
-        outline = drawn & ~ndimage.binary_erosion(drawn, iterations=width, border_value=1)
-        if num_classes == 2:
-            _blend(out, drawn, np.asarray(colour), 0.5)
-        else:
-            stripe = (rows + columns) // (4 * width) % 2 == 0
-            area = drawn if name == "positive" else drawn & stripe
-            _blend(out, area, colours[x[area]], 0.6)
-        _blend(out, outline, np.asarray(colour), 0.8)
-    return np.round(out).astype(np.uint8)
+    for name, drawing, colour in (("positive", positive, POSITIVE), ("negative", negative, NEGATIVE)):
+        if drawing is not None:
+            x = _classes(_map(drawing, name, annotator, like=base[..., 0]), name, num_classes)
+            drawn = _foreground(x, background)
+            _paint(out, x, drawn, colour, colours if num_classes > 2 else None, striped=name == "negative")
+    painted: Picture = np.round(out).astype(np.uint8)
+    return painted
+
+
+def _paint(
+    out: npt.NDArray[np.float32],
+    x: npt.NDArray[np.int64],
+    drawn: npt.NDArray[np.bool_],
+    colour: Colour,
+    colours_of_classes: Picture | None,
+    striped: bool,
+) -> None:
+    """Lay the drawn areas over a picture: a wash, and an outline that tells a thin stroke from its surroundings."""
+    width = max(1, round(max(drawn.shape) / 500))  # of outlines, so that a figure still shows them
+    if colours_of_classes is None:
+        _blend(out, drawn, np.asarray(colour), 0.5 if drawn.mean() < 0.5 else 0.3)
+    else:
+        diagonal = np.add.outer(np.arange(drawn.shape[0]), np.arange(drawn.shape[1]))
+        area = drawn & (diagonal // (4 * width) % 2 == 0) if striped else drawn
+        _blend(out, area, colours_of_classes[x[area]], 0.6)
+    outline = drawn & ~ndimage.binary_erosion(drawn, iterations=width, border_value=1)
+    _blend(out, outline, np.asarray(colour), 0.8)
 
 
 def _blend(out: npt.NDArray[np.float32], where: npt.NDArray[np.bool_], colour: npt.NDArray[Any], share: float) -> None:
     out[where] = (1 - share) * out[where] + share * colour
+
+
+def _foreground(x: npt.NDArray[Any], background: int | None) -> npt.NDArray[np.bool_]:
+    """Where a map names a class that is painted."""
+    known: npt.NDArray[np.bool_] = x != UNLABELED
+    return known if background is None else known & (x != background)
 
 
 def _array(x: ArrayOrTensor) -> npt.NDArray[Any]:
@@ -243,13 +274,11 @@ def _to_bytes(x: npt.NDArray[Any]) -> Picture:
     if x.dtype == np.uint8:
         return x
     x = np.nan_to_num(x.astype(np.float32))
-    low, high = (0.0, 1.0) if x.size and 0 <= x.min() and x.max() <= 1 else np.quantile(x, [0.005, 0.995])
+    low, high = (0.0, 1.0) if x.size and x.min() >= 0 and x.max() <= 1 else np.quantile(x, [0.005, 0.995])
     return np.round(np.clip((x - low) / max(high - low, 1e-8), 0, 1) * 255).astype(np.uint8)
 
 
-def _map(
-    x: ArrayOrTensor, name: str, channel: int = 0, like: npt.NDArray[Any] | None = None
-) -> npt.NDArray[np.int64]:
+def _map(x: ArrayOrTensor, name: str, channel: int = 0, like: npt.NDArray[Any] | None = None) -> npt.NDArray[np.int64]:
     """One label map (H, W) out of (H, W) or (R, H, W)."""
     x = _array(x)
     if x.ndim not in (2, 3):
@@ -260,6 +289,16 @@ def _map(
     if like is not None and x.shape != like.shape:
         raise ValueError(f"{name} must be {like.shape} like the picture, got {x.shape}; crop or resample them together")
     return x.astype(np.int64)
+
+
+def _classes(x: npt.NDArray[np.int64], name: str, num_classes: int) -> npt.NDArray[np.int64]:
+    known = x[x != UNLABELED]
+    if known.size and not 0 <= known.min() <= known.max() < num_classes:
+        raise ValueError(
+            f"{name} must hold classes 0 .. {num_classes - 1} or {UNLABELED}, got values from {known.min()} to "
+            f"{known.max()}; check class_names or num_classes"
+        )
+    return x
 
 
 def _plane(x: npt.NDArray[Any], index: int | None) -> npt.NDArray[Any]:
@@ -274,8 +313,7 @@ def _fullest_plane(maps: Sequence[ArrayOrTensor | None], background: int | None)
     for x in maps:
         if x is not None and x.ndim == 4:
             volume = _array(x)[0]
-            foreground = (volume != UNLABELED) & (volume != (UNLABELED if background is None else background))
-            areas = foreground.sum((0, 1))
+            areas = _foreground(volume, background).sum((0, 1))
             return int(areas.argmax()) if areas.any() else volume.shape[-1] // 2
     return None
 
@@ -310,7 +348,9 @@ def matrix_panel(
     """
     m = _array(matrix).astype(np.float64)
     if m.shape != (len(class_names), len(class_names)):
-        raise ValueError(f"matrix must be ({len(class_names)}, {len(class_names)}) for {list(class_names)}, got {m.shape}")
+        raise ValueError(
+            f"matrix must be ({len(class_names)}, {len(class_names)}) for {list(class_names)}, got {m.shape}"
+        )
     ax.imshow(np.ma.masked_invalid(m), cmap=SHARES, vmin=0, vmax=1, interpolation="nearest")
     ax.set_facecolor("#eceef1")
     size = len(class_names)
@@ -335,13 +375,6 @@ def matrix_panel(
 
 
 # figures
-
-
-@dataclass(frozen=True)
-class _Panel:
-    title: str
-    picture: Picture
-    legend: Sequence[tuple[str, tuple[int, int, int]]] = ()
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -405,13 +438,11 @@ def validation_figure(
     Example:
         >>> square = np.pad(np.ones((4, 4), int), 2)
         >>> figure = validation_figure(square / 2, label=square, prediction=square, confusion_positive=np.eye(2))
-        >>> [ax.get_title() for ax in figure.axes]
-        ['Image', 'Truth', 'Prediction', 'Errors: foreground   IoU 1.00   Dice 1.00', 'estimated A']
+        >>> [ax.get_title("left") for ax in figure.axes[:4]]
+        ['Image', 'Truth', 'Prediction', 'Errors: foreground   IoU 1.000   Dice 1.000']
     """
-    maps = {"positive": positive, "negative": negative, "label": label, "prediction": prediction, "mask": mask}
-    plane = _fullest_plane([label, prediction, positive, negative], background)
-    flat = {name: None if x is None else _flat(x, plane) for name, x in maps.items()}
-    panels = _panels(picture(image, plane), flat, class_names, class_index, annotator, background)
+    maps = {"label": label, "prediction": prediction, "positive": positive, "negative": negative, "mask": mask}
+    panels = _panels(image, maps, class_names, class_index, annotator, background)
     matrices = _matrices(maps, confusion_positive, confusion_negative, transition, len(class_names), annotator)
     return _page(title, panels, matrices, class_names, 3, spacing, background)
 
@@ -451,9 +482,7 @@ def prediction_sheet(
     panels: list[_Panel] = []
     for case in cases:
         maps = {"label": case.label, "prediction": case.prediction, "mask": case.mask}
-        plane = _fullest_plane([case.label, case.prediction], background)
-        flat = {name: None if x is None else _flat(x, plane) for name, x in maps.items()}
-        row = _panels(picture(case.image, plane), flat, class_names, class_index, 0, background)
+        row = _panels(case.image, maps, class_names, class_index, 0, background)
         panels += [replace(row[0], title=case.name), *row[1:]]
     return _page(title, panels, [], class_names, 4, spacing, background)
 
@@ -480,27 +509,16 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"figures are written as PNG, got {path.name!r}; end the name in .png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.png")
-    try:
-        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs={"optimize": True})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None}))
     return path
 
 
 # the pieces of a page
 
 
-def _flat(x: ArrayOrTensor, plane: int | None) -> npt.NDArray[Any]:
-    """Maps (R, H, W) of a volume (R, X, Y, Z); flat maps pass."""
-    return _plane(_array(x), plane)
-
-
 def _panels(
-    image: Picture,
-    maps: dict[str, npt.NDArray[Any] | None],
+    image: ArrayOrTensor,
+    maps: dict[str, ArrayOrTensor | None],
     class_names: Sequence[str],
     class_index: int | None,
     annotator: int,
@@ -508,21 +526,190 @@ def _panels(
 ) -> list[_Panel]:
     """The pictures of one case that there is something for, in reading order."""
     num_classes = len(class_names)
-    panels = [_Panel("Image", image)]
+    plane = _fullest_plane(list(maps.values()), background)
+    flat = {name: _plane(_array(x), plane) for name, x in maps.items() if x is not None}
+    photograph = picture(image, plane)
+    panels = [_Panel("Image", photograph)]
     for name, colour, says in (("positive", POSITIVE, "is"), ("negative", NEGATIVE, "is not")):
-        drawing = maps.get(name)
-        if drawing is not None:
-            pair = (drawing, None) if name == "positive" else (None, drawing)
-            overlay = annotation_overlay(image, *pair, annotator, num_classes, background)
-            thing = class_names[1] if num_classes == 2 else "this class"
-            panels.append(_Panel(f"{name.capitalize()} drawing", overlay, [(f"“{says} {thing}”", colour)]))
-    label, prediction, mask = maps["label"], maps["prediction"], maps["mask"]
-    for name, x in (("Truth", label), ("Prediction", prediction)):
-        if x is not None:
-            shown = label_picture(_map(x, name, like=image[..., 0]), num_classes, background)
+        if name in flat:
+            drawing = {name: flat[name]}
+            overlay = annotation_overlay(
+                photograph, drawing.get("positive"), drawing.get("negative"), annotator, num_classes, background
+            )
+            thing = class_names[1] if num_classes == 2 else "…"
+            said = f"“this {says} {thing}”" + ("" if num_classes == 2 else ", in the colour of the class")
+            panels.append(_Panel(f"{name.capitalize()} drawing", overlay, [(said, colour)]))
+    for name, key in (("Truth", "label"), ("Prediction", "prediction")):
+        if key in flat:
+            shown = label_picture(_map(flat[key], key, like=photograph[..., 0]), num_classes, background)
             panels.append(_Panel(name, shown))
-    if label is not None and prediction is not None:
-        wrong = error_map(prediction, label, mask, class_index, background)
-        heading = _score_line(prediction, label, mask, class_names, class_index, background)
-        panels.append(_Panel(heading, wrong, _error_legend(class_index, bool((wrong == LEFT_OUT).all(-1).any()))))
+    if "label" in flat and "prediction" in flat:
+        wrong = error_map(flat["prediction"], flat["label"], flat.get("mask"), class_index, background)
+        whole = {name: _batched(x) for name, x in maps.items() if x is not None}  # all planes of a volume are scored
+        heading = _score_line(whole["prediction"], whole["label"], whole.get("mask"), class_names, class_index)
+        panels.append(_Panel(heading, wrong, _error_legend(wrong)))
     return panels
+
+
+def _score_line(
+    pred: torch.Tensor, label: torch.Tensor, mask: torch.Tensor | None, class_names: Sequence[str], index: int | None
+) -> str:
+    counts = metrics.confusion_counts(pred, label, len(class_names), mask)
+    if index is None:
+        return f"Errors   mean IoU {metrics.mean_iou(counts).item():.3f}"
+    iou, dice = (score(counts)[0, index].item() for score in (metrics.iou, metrics.dice))
+    return f"Errors: {class_names[index]}   IoU {iou:.3f}   Dice {dice:.3f}"
+
+
+def _error_legend(wrong: Picture) -> list[tuple[str, Colour]]:
+    """Names of the error colours, the rarer ones only where they occur."""
+    always = [("found", HIT), ("false alarm", FALSE_ALARM), ("missed", MISSED)]
+    rare = [("mixed up", MIXED_UP), ("left out", LEFT_OUT)]
+    return always + [(name, colour) for name, colour in rare if (wrong == colour).all(-1).any()]
+
+
+def _batched(x: ArrayOrTensor, annotator: int = 0) -> torch.Tensor:
+    """Map (1, 1, *S) of one annotator, out of (H, W) or (R, *S)."""
+    x = _array(x)
+    return torch.from_numpy(np.ascontiguousarray(x if x.ndim == 2 else x[annotator]))[None, None]
+
+
+def _matrices(
+    maps: dict[str, ArrayOrTensor | None],
+    confusion_positive: ArrayOrTensor | None,
+    confusion_negative: ArrayOrTensor | None,
+    transition: ArrayOrTensor | None,
+    num_classes: int,
+    annotator: int,
+) -> list[tuple[str, list[_Matrix]]]:
+    """Groups of matrices, one an annotator, each with what was estimated and what can be counted."""
+    known = {
+        name: _batched(x, annotator if name in ("positive", "negative") else 0)
+        for name, x in maps.items()
+        if x is not None
+    }
+    label, mask = known.get("label"), known.get("mask")
+    m = None if transition is None else _array(transition).astype(np.float64)
+    groups = []
+    for name, cm in (("positive", confusion_positive), ("negative", confusion_negative)):
+        drawn = "drawn" if name == "positive" else "ruled out"
+        panels: list[_Matrix] = []
+        estimate = None if cm is None else _mean_matrix(cm, label, mask)
+        if estimate is not None:
+            panels.append(_Matrix("estimated A", estimate, "drawn" if name == "positive" or m is None else "meant"))
+        if name == "negative" and m is not None:
+            panels.append(_Matrix("transition M", m, drawn, "meant"))
+            if estimate is not None:
+                estimate = m @ estimate
+                panels.append(_Matrix("estimated M A", estimate, drawn))
+        heading = f"{name.capitalize()} annotator"
+        if name in known and label is not None:
+            counted = metrics.empirical_confusion(known[name], label, num_classes, mask)[0, 0]
+            panels.append(_Matrix("counted", counted.numpy(), drawn))
+            if estimate is not None:
+                error = metrics.confusion_matrix_error(torch.from_numpy(estimate), counted)
+                heading += f"   RMSE {error.item():.3f}"
+        if panels:
+            groups.append((heading, panels))
+    return groups
+
+
+def _mean_matrix(cm: ArrayOrTensor, label: torch.Tensor | None, mask: torch.Tensor | None) -> npt.NDArray[np.float64]:
+    x = _array(cm).astype(np.float64)
+    return x if x.ndim == 2 else metrics.mean_confusion(torch.from_numpy(x)[None, None], label, mask)[0, 0].numpy()
+
+
+def _page(
+    title: str,
+    panels: Sequence[_Panel],
+    matrices: Sequence[tuple[str, list[_Matrix]]],
+    class_names: Sequence[str],
+    columns: int,
+    spacing: Sequence[float] | None,
+    background: int | None,
+) -> Figure:
+    """Pictures in rows, the colours of the classes, and the matrices, from top to bottom."""
+    aspect = 1.0 if spacing is None else spacing[0] / spacing[1]
+    width = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) / columns
+    tallest = max(p.picture.shape[0] * aspect / p.picture.shape[1] for p in panels)
+    height = width * min(tallest, 1.3)
+    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    row_heights = [0.38 + height + (0.42 if any(p.legend for p in row) else 0.1) for row in rows]
+    key = 0.32 * math.ceil(len(class_names) / 8) + 0.1 if len(class_names) > 2 else 0.0
+    num_matrices = sum(len(group) for _, group in matrices)
+    slot = min(3.0, (WIDTH - 2 * MARGIN + GAP) / max(num_matrices, 1))
+    top = 0.85 if title else 0.2
+    total = top + sum(row_heights) + key + (slot + 0.45 if matrices else 0) + 0.2
+    figure = new_figure(WIDTH, total)
+    if title:
+        figure.text(MARGIN / WIDTH, 1 - 0.52 / total, title, fontsize=20, color=INK, va="center", weight="bold")
+    for row, row_height in zip(rows, row_heights, strict=True):
+        for column, panel in enumerate(row):
+            left = MARGIN + column * (width + GAP)
+            _picture_panel(_axes(figure, left, top + 0.38, width, height), panel, aspect)
+        top += row_height
+    if key:
+        legend_of_classes = zip(class_names, class_colours(len(class_names), background).tolist(), strict=True)
+        _legend(_axes(figure, MARGIN, top, WIDTH - 2 * MARGIN, 0.01), list(legend_of_classes), 8)
+        top += key
+    left = MARGIN
+    for heading, group in matrices:
+        _heading(figure, left, top + 0.3, slot * len(group) - GAP, heading)
+        for matrix in group:
+            ax = _axes(figure, left + 0.55, top + 0.8, slot - 0.55 - GAP, slot - 0.55 - GAP)
+            matrix_panel(ax, matrix.values, class_names, matrix.title, matrix.row_label, matrix.column_label)
+            left += slot
+    return figure
+
+
+def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes placed in inches from the upper left corner."""
+    w, h = figure.get_size_inches()
+    return figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
+
+
+def _picture_panel(ax: Axes, panel: _Panel, aspect: float) -> None:
+    ax.imshow(panel.picture, aspect=aspect)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_color("#c9ced6")
+    ax.set_title(panel.title, fontsize=12.5, color=INK, loc="left", pad=7)
+    if panel.legend:
+        _legend(ax, panel.legend, len(panel.legend))
+
+
+def _legend(ax: Axes, entries: Sequence[tuple[str, Colour]], columns: int) -> None:
+    """Coloured squares with their names, below the axes."""
+    patches = [
+        Patch(facecolor=_unit(colour), edgecolor="#8a919c", linewidth=0.8, label=name) for name, colour in entries
+    ]
+    ax.legend(
+        handles=patches,
+        loc="upper left",
+        bbox_to_anchor=(0, -0.01),
+        ncols=columns,
+        frameon=False,
+        fontsize=10.5,
+        labelcolor=INK,
+        handlelength=1,
+        handleheight=1,
+        handletextpad=0.5,
+        columnspacing=1.5,
+        borderaxespad=0.2,
+        borderpad=0.2,
+    )
+
+
+def _unit(colour: Colour) -> tuple[float, float, float]:
+    red, green, blue = (value / 255 for value in colour)
+    return red, green, blue
+
+
+def _heading(figure: Figure, left: float, top: float, width: float, text: str) -> None:
+    w, h = figure.get_size_inches()
+    figure.text(left / w, 1 - top / h, text, fontsize=12.5, color=INK, va="center")
+    line = Rectangle(
+        (left / w, 1 - (top + 0.17) / h), width / w, 0.012 / h, color="#c9ced6", transform=figure.transFigure
+    )
+    figure.add_artist(line)

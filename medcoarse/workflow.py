@@ -21,6 +21,7 @@ from torch import Tensor
 
 from medcoarse import synthetic
 from medcoarse.confusion import Annotations
+from medcoarse.datalist import DataError, verify_les_av
 from medcoarse.files import write_atomically
 from medcoarse.networks import CoupledModel
 
@@ -206,14 +207,27 @@ class Resume:
         logger.info("Resumed from %s after epoch %d of %d", self.path, engine.state.epoch, max_epochs)
 
 
-def fundus_folder(dataset_dir: str | Path | None, synthetic_dir: str | Path) -> str:
-    """The folder to train on: LES-AV where one was given, else synthetic photographs drawn into ``synthetic_dir``."""
-    if dataset_dir:
-        return str(dataset_dir)
-    folder = synthetic.write_fundus_dataset(synthetic_dir)
-    logger.info(
-        "No dataset_dir: training on synthetic fundus photographs in %s. For real ones: --dataset_dir <LES-AV folder> "
-        "(python data_prep/les_av.py fetches it).",
-        folder,
-    )
+def prepare_fundus(dataset_dir: str | Path | None, datalist: str | Path, synthetic_dir: str | Path) -> str:
+    """The verified folder to train on: LES-AV where one is given, else synthetic photographs.
+
+    Args:
+        dataset_dir: folder in LES-AV's layout; empty or ``None`` draws synthetic photographs.
+        datalist: the split to use where the folder has none.
+        synthetic_dir: where synthetic photographs are drawn, or were drawn before.
+
+    Raises:
+        SystemExit: files that cannot be trained on, with one line for each. It is no ``Exception`` because MONAI would
+            bury the message under the traceback of its configuration parser.
+    """
+    try:
+        folder = Path(dataset_dir) if dataset_dir else synthetic.write_fundus_dataset(synthetic_dir)
+        verify_les_av(folder, datalist)
+    except DataError as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+    if not dataset_dir:
+        logger.info(
+            "No dataset_dir: training on synthetic fundus photographs in %s. For real ones pass --dataset_dir <LES-AV "
+            "folder>; python data_prep/les_av.py fetches it.",
+            folder,
+        )
     return str(folder)

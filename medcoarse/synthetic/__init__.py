@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import uuid
@@ -59,10 +60,7 @@ def fundus_photograph(seed: int, size: tuple[int, int] = (722, 810)) -> FundusPh
         >>> bool((photograph.vessels & ~photograph.field_of_view).any())
         False
     """
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
-    if len(size) != 2 or min(size) < 64:
-        raise ValueError(f"size must be (height, width) with at least 64 pixels each, got {size}")
+    _check(seed, size)
     height, width = size
     for_eye, for_vessels, for_tissue, for_camera = np.random.default_rng(seed).spawn(4)
     eye = draw_eye(for_eye)
@@ -74,6 +72,13 @@ def fundus_photograph(seed: int, size: tuple[int, int] = (722, 810)) -> FundusPh
     image = expose(for_camera, scene, at) * field_of_view[..., None]
     vessels = ((arteries.depth > 0) | (veins.depth > 0)) & field_of_view
     return FundusPhotograph(image, vessels, field_of_view)
+
+
+def _check(seed: int, size: tuple[int, int]) -> None:
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+    if len(size) != 2 or min(size) < 64:
+        raise ValueError(f"size must be (height, width) with at least 64 pixels each, got {tuple(size)}")
 
 
 README = """Synthetic colour fundus photographs. NOT patients, NOT LES-AV: every pixel was drawn by
@@ -122,6 +127,7 @@ def write_fundus_dataset(
         ['README.txt', 'datalist.json', 'images', 'masks', 'provenance.json', 'vessel-segmentations']
     """
     folder = Path(folder)
+    _check(seed, size)
     if not 0 <= num_test < num_images:
         raise ValueError(f"num_test must be at least 0 and below num_images, got {num_test} of {num_images}")
     provenance = _provenance(num_images, size, seed, num_test)
@@ -166,11 +172,13 @@ def _holds_dataset(folder: Path, provenance: dict[str, Any]) -> bool:
     remedy = "choose another folder, or delete this one to have the data set drawn again"
     try:
         found = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        version, parameters = found["generator_version"], found["parameters"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise FileExistsError(f"{folder} exists but is not a synthetic fundus data set; {remedy}") from None
     if found != provenance:
         raise FileExistsError(
-            f"{folder} holds a data set drawn with {_describe(found)}, not with {_describe(provenance)}; {remedy}"
+            f"{folder} holds a data set drawn by generator version {version} with {parameters}, wanted is version "
+            f"{provenance['generator_version']} with {provenance['parameters']}; {remedy}"
         )
     paths = ["datalist.json", *(path for name in provenance["photograph_seeds"] for path in _item(name).values())]
     missing = [path for path in paths if not (folder / path).is_file()]
@@ -179,44 +187,42 @@ def _holds_dataset(folder: Path, provenance: dict[str, Any]) -> bool:
     return True
 
 
-def _describe(provenance: dict[str, Any]) -> str:
-    return f"generator version {provenance.get('generator_version')}, parameters {provenance.get('parameters')}"
-
-
 def _write_photographs(draft: Path, provenance: dict[str, Any], progress: Callable[[int, int], None] | None) -> None:
     for name in ("images", "vessel-segmentations", "masks"):
         (draft / name).mkdir(parents=True)
-    seeds = provenance["photograph_seeds"]
-    height, width = provenance["parameters"]["size"]
+    seeds, parameters = provenance["photograph_seeds"], provenance["parameters"]
     for done, (name, seed) in enumerate(seeds.items(), start=1):
-        photograph = fundus_photograph(seed, (height, width))
+        photograph = fundus_photograph(seed, tuple(parameters["size"]))
         paths = {key: draft / path for key, path in _item(name).items()}
         Image.fromarray(photograph.image).save(paths["image"])
         Image.fromarray(photograph.vessels.astype(np.uint8) * 255).save(paths["label"])
         mask = Image.fromarray(photograph.field_of_view.astype(np.uint8)).convert("P")
         mask.putpalette([0, 0, 0, 255, 255, 255])
-        mask.save(paths["mask"], optimize=False)
+        mask.save(paths["mask"], optimize=False)  # optimizing could renumber the palette
         if progress:
             progress(done, len(seeds))
-    items = [_item(name) for name in seeds]
-    num_training = len(items) - provenance["parameters"]["num_test"]
-    datalist = {
-        "name": "synthetic fundus photographs",
-        "description": "drawn by medcoarse.synthetic.write_fundus_dataset; vessel masks exact to the pixel",
-        "labels": {"0": "background", "1": "vessel"},
-        "training": items[:num_training],
-        "test": items[num_training:],
-    }
+    datalist = _datalist(list(seeds), parameters["num_test"])
     (draft / "README.txt").write_text(README, encoding="utf-8")
     (draft / "datalist.json").write_text(json.dumps(datalist, indent=2) + "\n", encoding="utf-8")
     (draft / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
 
 
+def _datalist(names: list[str], num_test: int) -> dict[str, Any]:
+    items = [_item(name) for name in names]
+    return {
+        "name": "synthetic fundus photographs",
+        "description": "drawn by medcoarse.synthetic.write_fundus_dataset; vessel masks exact to the pixel",
+        "labels": {"0": "background", "1": "vessel"},
+        "training": items[: len(items) - num_test],
+        "test": items[len(items) - num_test :],
+    }
+
+
 def _publish(draft: Path, folder: Path, provenance: dict[str, Any]) -> None:
     """Rename the finished draft; where another process was first, keep its data set, which is the same."""
+    with contextlib.suppress(OSError):  # an empty folder may be in the way of a rename; any other is left alone
+        folder.rmdir()
     try:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()  # an empty folder may be in the way of a rename
         draft.rename(folder)
     except OSError:
         if not _holds_dataset(folder, provenance):

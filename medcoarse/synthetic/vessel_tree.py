@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 Points = NDArray[np.complex128]
 
 STEP = 0.012
-CAPILLARY_RADIUS = 0.0027
+CAPILLARY_RADIUS = 0.0028
 AVASCULAR_RADIUS = 0.12
 PERSONAL_SPACE = 0.13
 
@@ -79,7 +79,7 @@ def draw_eye(rng: np.random.Generator) -> Eye:
         hub=disc + disc_radius * complex(-0.25 * temporal + rng.normal(0, 0.07), rng.normal(0, 0.07)),
         fovea=disc + rng.uniform(0.95, 1.1) * complex(temporal, rng.uniform(0.0, 0.25)),
         temporal=temporal,
-        calibre=rng.uniform(0.85, 1.2),
+        calibre=rng.uniform(0.82, 1.15),
         tortuosity=rng.uniform(0.6, 1.5),
         aperture=rng.uniform(1.0, 1.02),
     )
@@ -163,10 +163,11 @@ def _buds_on_disc(rng: np.random.Generator, eye: Eye, vein: bool) -> list[_Bud]:
         thicker_side = np.sign(vertical) * eye.temporal  # the fork's thicker arm runs to the temporal side
         heading = vertical + rng.normal(0, 0.25)
         buds.append(_Bud((-thickness, len(buds)), eye.hub, heading, thickness, thicker_side, trunk=True))
-    for _ in range(rng.integers(3, 7)):
+    for _ in range(rng.integers(2, 6)):
         thickness = radius * rng.uniform(0.22, 0.45)
         heading = rng.uniform(-0.7, 0.7) + np.pi * rng.integers(2)
-        buds.append(_Bud((-thickness, len(buds)), eye.hub, heading, thickness))
+        start = eye.hub + 0.2 * eye.disc_radius * complex(*rng.normal(size=2))
+        buds.append(_Bud((-thickness, len(buds)), start, heading, thickness))
     return buds
 
 
