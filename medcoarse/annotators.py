@@ -106,6 +106,8 @@ class Drawing(NamedTuple):
 def scaled(profile: AnnotatorProfile, factor: float) -> AnnotatorProfile:
     """The same annotator at another magnification: every length times the factor, ratios and counts as they are.
 
+    Swelling comes out a little stronger on finer voxels: the first of them lie closer to the outline, where it is sure.
+
     Args:
         profile: an annotator.
         factor: > 0, for instance 2 for images with twice as many pixels along each axis.
@@ -466,10 +468,8 @@ def _layered(masks: list[Mask], dense: bool, spacing: _Spacing) -> LabelMap:
 def _ruled_out(masks: list[Mask], rng: np.random.Generator) -> LabelMap:
     annotation = np.full(masks[0].shape, UNLABELED, np.uint8)
     seen = np.zeros(masks[0].shape, np.uint8)
-    for k, mask in enumerate(
-        masks
-    ):  # reservoir sampling: the n-th candidate replaces the choice with probability 1 / n
-        seen += mask
+    for k, mask in enumerate(masks):
+        seen += mask  # reservoir sampling: the n-th candidate replaces the choice with probability 1 / n
         annotation[mask & (rng.random(seen.shape, dtype=np.float32) * seen < 1)] = k
     return annotation
 
@@ -492,8 +492,9 @@ MNIST_MILD_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.65, num_fractu
 MNIST_HEAVY_POSITIVE = AnnotatorProfile(thicken_mm=2.0, num_fractures=3)
 MNIST_HEAVY_NEGATIVE = _negative(thicken_mm=1.0, num_fractures=3)
 
-STROKE_POSITIVE = AnnotatorProfile(dense=False, scribble_mm=5.0, ratio=0.2, num_parts=3)
-STROKE_NEGATIVE = replace(STROKE_POSITIVE, kind="negative", ratio=0.04)
+STROKE_POSITIVE = AnnotatorProfile(dense=False, scribble_mm=7.0, swell_mm=2.0, ratio=0.3, num_parts=3)
+STROKE_NEGATIVE = AnnotatorProfile(kind="negative", dense=False, scribble_mm=7.0, ratio=0.038, num_parts=3)
+POLYGON = AnnotatorProfile(dense=False, thin_mm=3.0, preserve=False, polygon_tolerance_mm=4.0)
 
 LEVEL_5_POSITIVE = AnnotatorProfile(swell_mm=1.0, swell_strength_mm=0.2, fracture_ratio=0.1)
 LEVEL_4_POSITIVE = AnnotatorProfile(swell_mm=2.0, swell_strength_mm=0.4, fracture_ratio=0.2)

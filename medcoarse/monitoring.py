@@ -69,7 +69,7 @@ class Progress:
         self.bar.close()
 
     def _text(self, engine: Engine) -> str:
-        shown = {"loss": float(engine.state.output["loss"])} | {k: float(v) for k, v in self.loss.parts.items()}
+        shown = {name: part.item() for name, part in {"loss": engine.state.output["loss"], **self.loss.parts}.items()}
         scores = {} if self.evaluator is None else self.evaluator.state.metrics
         shown |= {name: float(value) for name, value in scores.items() if not isinstance(value, dict)}
         return " ".join(f"{name}={value:.3f}" for name, value in shown.items())

@@ -1,8 +1,11 @@
 """Pictures for a person to look at: drawings, errors and confusion matrices. The only place that draws.
 
 Convention: one case at a time. Maps are (H, W) or channel-first (R, *S) with one channel an annotator; images are
-(H, W), channel-first (C, *S) or photographs (H, W, 3), in any range. Axis 0 of a picture points down. Of a volume the
-plane of its last axis with the most foreground is shown. 255 means unlabeled and is see-through or grey.
+(H, W), channel-first (C, *S) or photographs (H, W, 3), in any range. 255 means unlabeled and is see-through or grey.
+Of a volume the plane of its last axis with the most foreground is shown.
+
+Pictures are arrays with rows first. Pages take `indexing="xy"`, as MONAI's readers load files: axis 0 runs to the right
+and axis 1 down (orient volumes to "LPS" to see them as radiologists do). For arrays with rows first say "ij".
 
 Figures are made without pyplot and its global state, so that threads and machines without a screen can draw.
 """
@@ -13,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +25,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, hsv_to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from scipy import ndimage
 
 from medcoarse import metrics
@@ -32,13 +36,26 @@ from medcoarse.files import write_atomically
 Picture = npt.NDArray[np.uint8]
 ArrayOrTensor = npt.NDArray[Any] | torch.Tensor
 Colour = tuple[int, int, int]
+Indexing = Literal["xy", "ij"]
 
 HIT, REST, FALSE_ALARM, MISSED = (255, 255, 255), (0, 0, 0), (230, 38, 38), (255, 214, 10)
 MIXED_UP, LEFT_OUT = (45, 140, 255), (128, 128, 128)
 POSITIVE, NEGATIVE = (0, 214, 224), (255, 64, 200)
-INK, FAINT = "#1f2430", "#6b7280"
+INK, FAINT, EDGE = "#1f2430", "#6b7280", "#c9ced6"
 SHARES = LinearSegmentedColormap.from_list("shares", ["#ffffff", "#cfe3f3", "#5fa3d3", "#135a96", "#08305a"])
 WIDTH, MARGIN, GAP, DPI = 16.0, 0.45, 0.28, 100  # inches, inches, inches, pixels an inch
+KEY_COLUMNS = 8  # names of classes in a line
+LEGEND: dict[str, Any] = {
+    "frameon": False,
+    "fontsize": 10,
+    "labelcolor": INK,
+    "handlelength": 1,
+    "handleheight": 1,
+    "handletextpad": 0.45,
+    "columnspacing": 1.1,
+    "borderaxespad": 0.2,
+    "borderpad": 0.2,
+}
 MAX_PRINTED_CLASSES = 8  # above it, the numbers of a matrix would be too small to read
 
 
@@ -68,6 +85,38 @@ class _Panel:
     title: str
     picture: Picture
     legend: Sequence[tuple[str, Colour]] = ()
+
+
+@dataclass(frozen=True)
+class _Style:
+    """What all pictures of a page have in common."""
+
+    class_names: Sequence[str]
+    class_index: int | None
+    background: int | None
+    indexing: Indexing
+    spacing: Sequence[float] | None
+    annotator: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) < 2:
+            raise ValueError(f"class_names must name at least 2 classes, got {list(self.class_names)}")
+        for name, k in (("class_index", self.class_index), ("background", self.background)):
+            if k is not None and not 0 <= k < len(self.class_names):
+                raise ValueError(f"{name} must be in 0 .. {len(self.class_names) - 1} or None, got {k}")
+        if self.indexing not in ("xy", "ij"):
+            raise ValueError(f"indexing must be 'xy' or 'ij', got {self.indexing!r}")
+
+    def upright(self, x: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+        """The array with its rows at axis `rows` and its columns behind them."""
+        return x.swapaxes(rows, rows + 1) if self.indexing == "xy" else x
+
+    def aspect(self) -> float:
+        """Height of a pixel over its width."""
+        if self.spacing is None:
+            return 1.0
+        first, second = self.spacing[:2]
+        return second / first if self.indexing == "xy" else first / second
 
 
 @dataclass(frozen=True)
@@ -354,15 +403,15 @@ def matrix_panel(
     ax.imshow(np.ma.masked_invalid(m), cmap=SHARES, vmin=0, vmax=1, interpolation="nearest")
     ax.set_facecolor("#eceef1")
     size = len(class_names)
-    small = size > MAX_PRINTED_CLASSES
-    if not small:
+    if size <= MAX_PRINTED_CLASSES:
         for (i, j), value in np.ndenumerate(m):
-            text = "–" if math.isnan(value) else f"{value:.2f}"
             colour = "white" if value > 0.55 else INK
-            ax.text(j, i, text, ha="center", va="center", color=colour, fontsize=14 - size)
+            ax.text(j, i, _number(value, 2), ha="center", va="center", color=colour, fontsize=14 - size)
     names = [name if len(name) <= 12 else name[:11] + "…" for name in class_names]
-    ax.set_xticks(range(size), names, fontsize=6 if small else 9.5, rotation=90 if size > 3 else 0)
-    ax.set_yticks(range(size), names, fontsize=6 if small else 9.5, rotation=0 if size > 3 else 90, va="center")
+    turned = _names_turned(class_names)
+    fontsize = 9.5 if not turned else 8 if size <= MAX_PRINTED_CLASSES else 6
+    ax.set_xticks(range(size), names, rotation=90 if turned else 0, fontsize=fontsize)
+    ax.set_yticks(range(size), names, rotation=0 if turned else 90, va="center", fontsize=fontsize)
     ax.tick_params(length=0, colors=INK, pad=4)
     ax.set_xlabel(column_label, fontsize=10, color=FAINT)
     ax.set_ylabel(row_label, fontsize=10, color=FAINT)
@@ -371,7 +420,12 @@ def matrix_panel(
         ax.axhline(edge - 0.5, color="white", linewidth=1.5)
         ax.axvline(edge - 0.5, color="white", linewidth=1.5)
     for spine in ax.spines.values():
-        spine.set_color("#c9ced6")
+        spine.set_color(EDGE)
+
+
+def _names_turned(class_names: Sequence[str]) -> bool:
+    """Whether the names are too long to stand below their columns."""
+    return len(class_names) * min(12, max(len(name) for name in class_names)) > 24
 
 
 # figures
@@ -404,6 +458,7 @@ def validation_figure(
     class_index: int | None = 1,
     annotator: int = 0,
     background: int | None = 0,
+    indexing: Indexing = "xy",
     spacing: Sequence[float] | None = None,
 ) -> Figure:
     """One case on one page: photograph, drawings, truth, prediction, errors, and the matrices behind them.
@@ -427,6 +482,7 @@ def validation_figure(
         class_index: the class whose errors are shown; None for all together.
         annotator: which of the R annotators.
         background: the class that is not painted; None where class 0 is a thing like the others.
+        indexing: "xy" where axis 0 of all arrays runs to the right, as MONAI loads files; "ij" where it runs down.
         spacing: size of a pixel along each spatial axis, any unit.
 
     Returns:
@@ -442,9 +498,11 @@ def validation_figure(
         ['Image', 'Truth', 'Prediction', 'Errors: foreground   IoU 1.000   Dice 1.000']
     """
     maps = {"label": label, "prediction": prediction, "positive": positive, "negative": negative, "mask": mask}
-    panels = _panels(image, maps, class_names, class_index, annotator, background)
-    matrices = _matrices(maps, confusion_positive, confusion_negative, transition, len(class_names), annotator)
-    return _page(title, panels, matrices, class_names, 3, spacing, background)
+    style = _Style(class_names, class_index, background, indexing, spacing, annotator)
+    given = {name: x for name, x in maps.items() if x is not None}
+    panels = _panels(image, given, style)
+    matrices = _matrices(given, confusion_positive, confusion_negative, transition, style)
+    return _page(title, panels, matrices, columns=3, style=style)
 
 
 def prediction_sheet(
@@ -453,6 +511,7 @@ def prediction_sheet(
     title: str = "",
     class_index: int | None = 1,
     background: int | None = 0,
+    indexing: Indexing = "xy",
     spacing: Sequence[float] | None = None,
 ) -> Figure:
     """Test cases one below the other: image, truth, prediction and errors, with the scores of each.
@@ -463,6 +522,7 @@ def prediction_sheet(
         title: heading of the page.
         class_index: the class that is scored and whose errors are shown; None for all together.
         background: the class that is not painted; None where class 0 is a thing like the others.
+        indexing: "xy" where axis 0 of all arrays runs to the right, as MONAI loads files; "ij" where it runs down.
         spacing: size of a pixel along each spatial axis, any unit.
 
     Returns:
@@ -479,12 +539,16 @@ def prediction_sheet(
     """
     if not cases:
         raise ValueError("prediction_sheet needs at least one case, got none")
-    panels: list[_Panel] = []
+    style = _Style(class_names, class_index, background, indexing, spacing)
+    rows = []
     for case in cases:
         maps = {"label": case.label, "prediction": case.prediction, "mask": case.mask}
-        row = _panels(case.image, maps, class_names, class_index, 0, background)
-        panels += [replace(row[0], title=case.name), *row[1:]]
-    return _page(title, panels, [], class_names, 4, spacing, background)
+        image, *others = _panels(case.image, {name: x for name, x in maps.items() if x is not None}, style)
+        rows.append([replace(image, title=case.name), *others])
+    legend = {entry: None for row in rows for entry in row[-1].legend}  # once, below the last
+    panels = [replace(panel, legend=()) for row in rows for panel in row]
+    panels[-1] = replace(panels[-1], legend=list(legend))
+    return _page(title, panels, [], columns=4, style=style)
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
@@ -516,56 +580,51 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 # the pieces of a page
 
 
-def _panels(
-    image: ArrayOrTensor,
-    maps: dict[str, ArrayOrTensor | None],
-    class_names: Sequence[str],
-    class_index: int | None,
-    annotator: int,
-    background: int | None,
-) -> list[_Panel]:
+def _panels(image: ArrayOrTensor, maps: dict[str, ArrayOrTensor], style: _Style) -> list[_Panel]:
     """The pictures of one case that there is something for, in reading order."""
-    num_classes = len(class_names)
+    names, background = style.class_names, style.background
     plane = _fullest_plane(list(maps.values()), background)
-    flat = {name: _plane(_array(x), plane) for name, x in maps.items() if x is not None}
-    photograph = picture(image, plane)
+    photograph = style.upright(picture(image, plane), 0)
+    flat = {name: style.upright(_plane(_array(x), plane), -2) for name, x in maps.items()}
     panels = [_Panel("Image", photograph)]
     for name, colour, says in (("positive", POSITIVE, "is"), ("negative", NEGATIVE, "is not")):
         if name in flat:
-            drawing = {name: flat[name]}
-            overlay = annotation_overlay(
-                photograph, drawing.get("positive"), drawing.get("negative"), annotator, num_classes, background
-            )
-            thing = class_names[1] if num_classes == 2 else "…"
-            said = f"“this {says} {thing}”" + ("" if num_classes == 2 else ", in the colour of the class")
-            panels.append(_Panel(f"{name.capitalize()} drawing", overlay, [(said, colour)]))
-    for name, key in (("Truth", "label"), ("Prediction", "prediction")):
-        if key in flat:
-            shown = label_picture(_map(flat[key], key, like=photograph[..., 0]), num_classes, background)
-            panels.append(_Panel(name, shown))
+            positive, negative = (flat[name] if name == kind else None for kind in ("positive", "negative"))
+            overlay = annotation_overlay(photograph, positive, negative, style.annotator, len(names), background)
+            thing = f"{names[1]}”" if len(names) == 2 else "…”, in the colour of the class"
+            panels.append(_Panel(f"{name.capitalize()} drawing", overlay, [(f"“this {says} {thing}", colour)]))
+    for title, name in (("Truth", "label"), ("Prediction", "prediction")):
+        if name in flat:
+            shown = _classes(_map(flat[name], name, like=photograph[..., 0]), name, len(names))
+            panels.append(_Panel(title, label_picture(shown, len(names), background)))
     if "label" in flat and "prediction" in flat:
-        wrong = error_map(flat["prediction"], flat["label"], flat.get("mask"), class_index, background)
-        whole = {name: _batched(x) for name, x in maps.items() if x is not None}  # all planes of a volume are scored
-        heading = _score_line(whole["prediction"], whole["label"], whole.get("mask"), class_names, class_index)
-        panels.append(_Panel(heading, wrong, _error_legend(wrong)))
+        wrong = error_map(flat["prediction"], flat["label"], flat.get("mask"), style.class_index, background)
+        panels.append(_Panel(_score_line(maps, style), wrong, _error_legend(wrong, style)))
     return panels
 
 
-def _score_line(
-    pred: torch.Tensor, label: torch.Tensor, mask: torch.Tensor | None, class_names: Sequence[str], index: int | None
-) -> str:
-    counts = metrics.confusion_counts(pred, label, len(class_names), mask)
-    if index is None:
-        return f"Errors   mean IoU {metrics.mean_iou(counts).item():.3f}"
-    iou, dice = (score(counts)[0, index].item() for score in (metrics.iou, metrics.dice))
-    return f"Errors: {class_names[index]}   IoU {iou:.3f}   Dice {dice:.3f}"
+def _score_line(maps: dict[str, ArrayOrTensor], style: _Style) -> str:
+    """Heading of the errors: scores of the whole case, all planes of a volume."""
+    whole = {name: _batched(maps[name]) for name in ("prediction", "label", "mask") if name in maps}
+    counts = metrics.confusion_counts(whole["prediction"], whole["label"], len(style.class_names), whole.get("mask"))
+    k = style.class_index
+    if k is None:
+        return f"Errors   mean IoU {_number(metrics.mean_iou(counts), 3)}"
+    iou, dice = (_number(score(counts)[0, k], 3) for score in (metrics.iou, metrics.dice))
+    return f"Errors: {style.class_names[k]}   IoU {iou}   Dice {dice}"
 
 
-def _error_legend(wrong: Picture) -> list[tuple[str, Colour]]:
-    """Names of the error colours, the rarer ones only where they occur."""
-    always = [("found", HIT), ("false alarm", FALSE_ALARM), ("missed", MISSED)]
+def _number(value: torch.Tensor | float, digits: int) -> str:
+    return "–" if math.isnan(value) else f"{float(value):.{digits}f}"
+
+
+def _error_legend(wrong: Picture, style: _Style) -> list[tuple[str, Colour]]:
+    """Names of the error colours that can occur, and of the rarer ones where they do."""
+    entries = [("found", HIT)]
+    if style.class_index is not None or style.background is not None:
+        entries += [("false alarm", FALSE_ALARM), ("missed", MISSED)]
     rare = [("mixed up", MIXED_UP), ("left out", LEFT_OUT)]
-    return always + [(name, colour) for name, colour in rare if (wrong == colour).all(-1).any()]
+    return entries + [(name, colour) for name, colour in rare if (wrong == colour).all(-1).any()]
 
 
 def _batched(x: ArrayOrTensor, annotator: int = 0) -> torch.Tensor:
@@ -575,97 +634,110 @@ def _batched(x: ArrayOrTensor, annotator: int = 0) -> torch.Tensor:
 
 
 def _matrices(
-    maps: dict[str, ArrayOrTensor | None],
+    maps: dict[str, ArrayOrTensor],
     confusion_positive: ArrayOrTensor | None,
     confusion_negative: ArrayOrTensor | None,
     transition: ArrayOrTensor | None,
-    num_classes: int,
-    annotator: int,
+    style: _Style,
 ) -> list[tuple[str, list[_Matrix]]]:
-    """Groups of matrices, one an annotator, each with what was estimated and what can be counted."""
-    known = {
-        name: _batched(x, annotator if name in ("positive", "negative") else 0)
-        for name, x in maps.items()
-        if x is not None
-    }
+    """A group of matrices for each annotator: what was estimated, and what can be counted."""
+    known = {name: _batched(x, style.annotator if name in ("positive", "negative") else 0) for name, x in maps.items()}
     label, mask = known.get("label"), known.get("mask")
+    given = {
+        "transition": transition,
+        "confusion_positive": confusion_positive,
+        "confusion_negative": confusion_negative,
+    }
+    for name, x in given.items():
+        if x is not None and tuple(x.shape[:2]) != (len(style.class_names),) * 2:
+            raise ValueError(
+                f"{name} must be (L, L, ...) for the classes {list(style.class_names)}, got {tuple(x.shape)}"
+            )
     m = None if transition is None else _array(transition).astype(np.float64)
     groups = []
-    for name, cm in (("positive", confusion_positive), ("negative", confusion_negative)):
-        drawn = "drawn" if name == "positive" else "ruled out"
-        panels: list[_Matrix] = []
+    for name, cm, said in (("positive", confusion_positive, "drawn"), ("negative", confusion_negative, "ruled out")):
         estimate = None if cm is None else _mean_matrix(cm, label, mask)
+        panels = []
         if estimate is not None:
-            panels.append(_Matrix("estimated A", estimate, "drawn" if name == "positive" or m is None else "meant"))
+            panels.append(_Matrix("estimated A", estimate, "meant" if name == "negative" and m is not None else said))
         if name == "negative" and m is not None:
-            panels.append(_Matrix("transition M", m, drawn, "meant"))
+            panels.append(_Matrix("transition M", m, said, "meant"))
             if estimate is not None:
                 estimate = m @ estimate
-                panels.append(_Matrix("estimated M A", estimate, drawn))
+                panels.append(_Matrix("estimated M A", estimate, said))
         heading = f"{name.capitalize()} annotator"
         if name in known and label is not None:
-            counted = metrics.empirical_confusion(known[name], label, num_classes, mask)[0, 0]
-            panels.append(_Matrix("counted", counted.numpy(), drawn))
+            counted = metrics.empirical_confusion(known[name], label, len(style.class_names), mask)[0, 0]
+            panels.append(_Matrix("counted", counted.numpy(), said))
             if estimate is not None:
                 error = metrics.confusion_matrix_error(torch.from_numpy(estimate), counted)
-                heading += f"   RMSE {error.item():.3f}"
-        if panels:
-            groups.append((heading, panels))
-    return groups
+                heading += f"   RMSE {_number(error, 3)}"
+        groups.append((heading, panels))
+    return [group for group in groups if group[1]]
 
 
 def _mean_matrix(cm: ArrayOrTensor, label: torch.Tensor | None, mask: torch.Tensor | None) -> npt.NDArray[np.float64]:
-    x = _array(cm).astype(np.float64)
-    return x if x.ndim == 2 else metrics.mean_confusion(torch.from_numpy(x)[None, None], label, mask)[0, 0].numpy()
+    x = torch.from_numpy(_array(cm).astype(np.float64))
+    mean: npt.NDArray[np.float64] = (
+        x if x.ndim == 2 else metrics.mean_confusion(x[None, None], label, mask)[0, 0]
+    ).numpy()
+    return mean
 
 
 def _page(
     title: str,
     panels: Sequence[_Panel],
     matrices: Sequence[tuple[str, list[_Matrix]]],
-    class_names: Sequence[str],
     columns: int,
-    spacing: Sequence[float] | None,
-    background: int | None,
+    style: _Style,
 ) -> Figure:
     """Pictures in rows, the colours of the classes, and the matrices, from top to bottom."""
-    aspect = 1.0 if spacing is None else spacing[0] / spacing[1]
-    width = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) / columns
-    tallest = max(p.picture.shape[0] * aspect / p.picture.shape[1] for p in panels)
-    height = width * min(tallest, 1.3)
+    num_classes = len(style.class_names)
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-    row_heights = [0.38 + height + (0.42 if any(p.legend for p in row) else 0.1) for row in rows]
-    key = 0.32 * math.ceil(len(class_names) / 8) + 0.1 if len(class_names) > 2 else 0.0
-    num_matrices = sum(len(group) for _, group in matrices)
-    slot = min(3.0, (WIDTH - 2 * MARGIN + GAP) / max(num_matrices, 1))
+    width = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) / columns
+    height = width * min(1.3, max(p.picture.shape[0] * style.aspect() / p.picture.shape[1] for p in panels))
+    row_heights = [0.38 + height + (0.42 if any(panel.legend for panel in row) else 0.1) for row in rows]
+    key_height = 0.24 * math.ceil(num_classes / KEY_COLUMNS) + 0.15 if num_classes > 2 else 0.0
+    lines = [matrices] if num_classes <= MAX_PRINTED_CLASSES else [[group] for group in matrices]
+    longest = max((sum(len(group) for _, group in line) for line in lines), default=1)
+    slot = min(3.0 if len(lines) == 1 else 4.0, (WIDTH - 2 * MARGIN + GAP) / max(longest, 1))
+    line_height = slot + 0.55
     top = 0.85 if title else 0.2
-    total = top + sum(row_heights) + key + (slot + 0.45 if matrices else 0) + 0.2
-    figure = new_figure(WIDTH, total)
+    figure = new_figure(WIDTH, top + sum(row_heights) + key_height + line_height * len(lines) * bool(matrices) + 0.15)
     if title:
-        figure.text(MARGIN / WIDTH, 1 - 0.52 / total, title, fontsize=20, color=INK, va="center", weight="bold")
+        _text(figure, MARGIN, 0.52, title, fontsize=20, weight="bold")
     for row, row_height in zip(rows, row_heights, strict=True):
         for column, panel in enumerate(row):
             left = MARGIN + column * (width + GAP)
-            _picture_panel(_axes(figure, left, top + 0.38, width, height), panel, aspect)
+            _picture_panel(_axes(figure, left, top + 0.38, width, height), panel, style.aspect())
         top += row_height
-    if key:
-        legend_of_classes = zip(class_names, class_colours(len(class_names), background).tolist(), strict=True)
-        _legend(_axes(figure, MARGIN, top, WIDTH - 2 * MARGIN, 0.01), list(legend_of_classes), 8)
-        top += key
-    left = MARGIN
-    for heading, group in matrices:
-        _heading(figure, left, top + 0.3, slot * len(group) - GAP, heading)
-        for matrix in group:
-            ax = _axes(figure, left + 0.55, top + 0.8, slot - 0.55 - GAP, slot - 0.55 - GAP)
-            matrix_panel(ax, matrix.values, class_names, matrix.title, matrix.row_label, matrix.column_label)
-            left += slot
+    if key_height:
+        _key(_axes(figure, MARGIN, top, WIDTH - 2 * MARGIN, 0.01), style)
+    for i, line in enumerate(lines):
+        _matrix_line(figure, top + key_height + i * line_height, slot, line, style.class_names)
     return figure
 
 
-def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes placed in inches from the upper left corner."""
-    w, h = figure.get_size_inches()
-    return figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
+def _matrix_line(
+    figure: Figure,
+    top: float,
+    slot: float,
+    matrices: Sequence[tuple[str, list[_Matrix]]],
+    class_names: Sequence[str],
+) -> None:
+    """The matrices side by side in slots, under the headings of their groups."""
+    left, width = MARGIN, figure.get_size_inches()[0]
+    names = 0.95 if _names_turned(class_names) else 0.55  # room for them and for what the axis is
+    side = slot - names - GAP
+    for heading, group in matrices:
+        _text(figure, left, top + 0.3, heading, fontsize=12.5)
+        y = _from_bottom(figure, top + 0.47)
+        ends = [left / width, (left + slot * len(group) - GAP) / width]
+        figure.add_artist(Line2D(ends, [y, y], color=EDGE, linewidth=0.8))
+        for matrix in group:
+            ax = _axes(figure, left + names, top + 0.8, side, side)
+            matrix_panel(ax, matrix.values, class_names, matrix.title, matrix.row_label, matrix.column_label)
+            left += slot
 
 
 def _picture_panel(ax: Axes, panel: _Panel, aspect: float) -> None:
@@ -673,43 +745,39 @@ def _picture_panel(ax: Axes, panel: _Panel, aspect: float) -> None:
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():
-        spine.set_color("#c9ced6")
+        spine.set_color(EDGE)
     ax.set_title(panel.title, fontsize=12.5, color=INK, loc="left", pad=7)
     if panel.legend:
         _legend(ax, panel.legend, len(panel.legend))
 
 
+def _key(ax: Axes, style: _Style) -> None:
+    """The colours of the classes, and of pixels without one."""
+    colours = class_colours(len(style.class_names), style.background).tolist()
+    entries = [(name, (r, g, b)) for name, (r, g, b) in zip(style.class_names, colours, strict=True)]
+    _legend(ax, entries, KEY_COLUMNS)
+    ax.set_axis_off()
+
+
 def _legend(ax: Axes, entries: Sequence[tuple[str, Colour]], columns: int) -> None:
     """Coloured squares with their names, below the axes."""
-    patches = [
-        Patch(facecolor=_unit(colour), edgecolor="#8a919c", linewidth=0.8, label=name) for name, colour in entries
-    ]
-    ax.legend(
-        handles=patches,
-        loc="upper left",
-        bbox_to_anchor=(0, -0.01),
-        ncols=columns,
-        frameon=False,
-        fontsize=10.5,
-        labelcolor=INK,
-        handlelength=1,
-        handleheight=1,
-        handletextpad=0.5,
-        columnspacing=1.5,
-        borderaxespad=0.2,
-        borderpad=0.2,
-    )
+    patches = []
+    for name, (red, green, blue) in entries:
+        patches.append(Patch(facecolor=(red / 255, green / 255, blue / 255), edgecolor="#8a919c", label=name))
+    ax.legend(handles=patches, ncols=columns, loc="upper left", bbox_to_anchor=(0, -0.01), **LEGEND)
 
 
-def _unit(colour: Colour) -> tuple[float, float, float]:
-    red, green, blue = (value / 255 for value in colour)
-    return red, green, blue
-
-
-def _heading(figure: Figure, left: float, top: float, width: float, text: str) -> None:
+def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes placed in inches from the upper left corner."""
     w, h = figure.get_size_inches()
-    figure.text(left / w, 1 - top / h, text, fontsize=12.5, color=INK, va="center")
-    line = Rectangle(
-        (left / w, 1 - (top + 0.17) / h), width / w, 0.012 / h, color="#c9ced6", transform=figure.transFigure
-    )
-    figure.add_artist(line)
+    return figure.add_axes((left / w, _from_bottom(figure, top + height), width / w, height / h))
+
+
+def _text(figure: Figure, left: float, top: float, text: str, **options: Any) -> None:
+    """Text whose middle is so many inches from the top."""
+    x = left / figure.get_size_inches()[0]
+    figure.text(x, _from_bottom(figure, top), text, color=INK, va="center", **options)
+
+
+def _from_bottom(figure: Figure, top: float) -> float:
+    return float(1 - top / figure.get_size_inches()[1])

@@ -18,6 +18,7 @@ from monai.data import MetaTensor, set_rnd
 from monai.engines import PrepareBatch
 from monai.utils import set_determinism
 from torch import Tensor
+from tqdm import tqdm
 
 from medcoarse import synthetic
 from medcoarse.confusion import Annotations
@@ -198,36 +199,50 @@ class Resume:
             if name not in states:
                 raise ValueError(f"{self.path} holds {', '.join(states)} but not {name}; it is not a full checkpoint")
             item.load_state_dict(states[name])
-        if engine.state.epoch >= max_epochs:
-            raise ValueError(
-                f"{self.path} has been trained for {engine.state.epoch} epochs already; to go on, raise max_epochs "
-                f"above that (now {max_epochs})"
-            )
         engine.state.max_epochs = max_epochs
-        logger.info("Resumed from %s after epoch %d of %d", self.path, engine.state.epoch, max_epochs)
+        if engine.state.epoch >= max_epochs:
+            logger.warning(
+                "%s has been trained for %d epochs already; to go on, raise max_epochs above %d",
+                self.path, engine.state.epoch, max_epochs,
+            )  # fmt: skip
+        else:
+            logger.info("Resumed from %s after epoch %d of %d", self.path, engine.state.epoch, max_epochs)
 
 
-def prepare_fundus(dataset_dir: str | Path | None, datalist: str | Path, synthetic_dir: str | Path) -> str:
+def prepare_fundus(
+    dataset_dir: str | Path | None, datalist: str | Path, synthetic_dir: str | Path, **synthetic_options: Any
+) -> str:
     """The verified folder to train on: LES-AV where one is given, else synthetic photographs.
 
     Args:
         dataset_dir: folder in LES-AV's layout; empty or ``None`` draws synthetic photographs.
         datalist: the split to use where the folder has none.
         synthetic_dir: where synthetic photographs are drawn, or were drawn before.
+        synthetic_options: how many and how large, see :func:`medcoarse.synthetic.write_fundus_dataset`.
 
     Raises:
         SystemExit: files that cannot be trained on, with one line for each. It is no ``Exception`` because MONAI would
             bury the message under the traceback of its configuration parser.
     """
     try:
-        folder = Path(dataset_dir) if dataset_dir else synthetic.write_fundus_dataset(synthetic_dir)
+        if not dataset_dir:
+            logger.info(
+                "No dataset_dir: training on synthetic fundus photographs in %s. For real ones pass --dataset_dir "
+                "<LES-AV folder>; python data_prep/les_av.py fetches it.",
+                synthetic_dir,
+            )
+        folder = Path(dataset_dir) if dataset_dir else _synthetic_fundus(Path(synthetic_dir), synthetic_options)
         verify_les_av(folder, datalist)
-    except DataError as error:
+    except (DataError, FileExistsError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
-    if not dataset_dir:
-        logger.info(
-            "No dataset_dir: training on synthetic fundus photographs in %s. For real ones pass --dataset_dir <LES-AV "
-            "folder>; python data_prep/les_av.py fetches it.",
-            folder,
-        )
     return str(folder)
+
+
+def _synthetic_fundus(folder: Path, options: Mapping[str, Any]) -> Path:
+    with tqdm(desc="Drawing photographs", unit="image", disable=idist.get_rank() != 0) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return synthetic.write_fundus_dataset(folder, progress=show, **options)

@@ -1,0 +1,340 @@
+"""What annotators draw, how it is encoded, and how far the ready ones are from the truth."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medcoarse import annotators as a
+from medcoarse.morphology import smooth_field
+
+OVER_1 = a.AnnotatorProfile(thicken_mm=1.0)
+NEGATIVE = a.AnnotatorProfile(kind="negative")
+U = a.UNLABELED
+
+
+def row(*values: int) -> np.ndarray:
+    return np.array([values], np.uint8)
+
+
+def blob(size: int = 96, seed: int = 0) -> np.ndarray:
+    field = smooth_field((size, size), size / 8, np.random.default_rng(seed))
+    return (field > np.hypot(*(np.indices((size, size)) - size / 2)) / size * 2).astype(np.uint8)
+
+
+def vessels(size: int = 128) -> np.ndarray:
+    """Six winding lines, 3 pixels wide."""
+    rows, columns = np.indices((size, size))
+    lines = [np.abs(rows - 20 * k - 8 - 5 * np.sin(columns / 9 + k)) < 1.5 for k in range(6)]
+    return np.any(lines, axis=0).astype(np.uint8)
+
+
+def iou(drawn: np.ndarray, truth: np.ndarray) -> float:
+    return float((drawn & truth).sum() / (drawn | truth).sum())
+
+
+def target_iou(
+    profile: a.AnnotatorProfile, label: np.ndarray, seed: int = 0, within: np.ndarray | None = None
+) -> float:
+    """IoU of the positive drawing, or of what the negative one leaves, with class 1."""
+    annotation = a.draw(profile, label, seed=seed).annotation
+    drawn = annotation == 1 if profile.kind == "positive" else annotation != 1
+    inside = np.ones(label.shape, bool) if within is None else within
+    return iou(drawn[inside], label[inside] == 1)
+
+
+def real(name: str) -> Path:
+    folder = Path(os.environ.get("MEDCOARSE_DATA", "")) / name
+    if "MEDCOARSE_DATA" not in os.environ or not folder.is_dir():
+        pytest.skip(f"set MEDCOARSE_DATA to a folder with {name} to test on real data")
+    return folder
+
+
+class TestProfile:
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"kind": "both"}, "kind must be 'positive' or 'negative', got 'both'"),
+            ({"thin_mm": -1.0}, "lengths and ratios >= 0, got thin_mm=-1.0"),
+            ({"fracture_ratio": float("nan")}, "lengths and ratios >= 0, got fracture_ratio=nan"),
+            ({"ratio": 1.5}, r"ratio must be in \[0, 1\] and num_parts >= 1, got 1.5 and 1"),
+            ({"num_parts": 0}, "num_parts >= 1, got 1.0 and 0"),
+        ],
+    )
+    def test_errors(self, fields, message):
+        with pytest.raises(ValueError, match=message):
+            a.AnnotatorProfile(**fields)
+
+    def test_scaled_multiplies_lengths_only(self):
+        twice = a.scaled(a.COARSE_NEGATIVE, 2.0)
+        assert twice.swell_mm == 2 * a.COARSE_NEGATIVE.swell_mm
+        assert twice.fracture_length_mm == 2 * a.COARSE_NEGATIVE.fracture_length_mm
+        assert (twice.fracture_ratio, twice.kind) == (a.COARSE_NEGATIVE.fracture_ratio, "negative")
+        with pytest.raises(ValueError, match="factor must be > 0"):
+            a.scaled(a.GOOD, 0.0)
+
+    @pytest.mark.parametrize("profile", [a.COARSE_POSITIVE, a.COARSE_NEGATIVE], ids=["positive", "negative"])
+    def test_scaling_goes_with_magnification(self, profile):
+        label = vessels()
+        magnified = np.kron(label, np.ones((3, 3), np.uint8))
+        grades = [
+            np.mean([target_iou(one, image, seed) for seed in range(8)])
+            for one, image in ((profile, label), (a.scaled(profile, 3.0), magnified), (profile, magnified))
+        ]
+        assert abs(grades[1] - grades[0]) < 0.6 * abs(grades[2] - grades[0])
+
+    def test_scaling_and_spacing_cancel(self):
+        label = blob()
+        for profile in a.PROFILES.values():
+            finer = a.draw(a.scaled(profile, 0.5), label, spacing=0.5, seed=2).annotation
+            assert (finer == a.draw(profile, label, seed=2).annotation).all()
+
+    def test_by_name_dictionary_or_itself(self):
+        assert a.as_profile("level_3_positive") is a.LEVEL_3_POSITIVE
+        assert a.as_profile(json.loads(json.dumps(a.as_dict(a.STROKE_NEGATIVE)))) == a.STROKE_NEGATIVE
+        with pytest.raises(
+            ValueError, match=r"unknown annotator profile 'coarse'; known are good, over, .*coarse_posit"
+        ):
+            a.as_profile("coarse")
+        with pytest.raises(ValueError, match="unknown annotator field 'thicken'; known are kind, dense"):
+            a.as_profile({"thicken": 1.0})
+
+    def test_level(self):
+        assert a.level(2, "negative") is a.LEVEL_2_NEGATIVE
+        with pytest.raises(ValueError, match="level must be 1, 2, 3, 4 or 5, got 6"):
+            a.level(6)
+
+
+class TestEncoding:
+    label = row(0, 0, 1, 1, 2, 2, U)
+
+    def drawn(self, profile: a.AnnotatorProfile, target: int | None = 1, num_classes: int = 3) -> list[int]:
+        return a.draw(profile, self.label, target, num_classes=num_classes).annotation[0].tolist()
+
+    def test_positive_sparse(self):
+        assert self.drawn(replace(OVER_1, dense=False)) == [U, 1, 1, 1, 1, U, U]
+
+    def test_positive_dense_keeps_the_other_classes(self):
+        assert self.drawn(OVER_1) == [0, 1, 1, 1, 1, 2, U]
+
+    def test_positive_dense_makes_background_of_what_is_left_out(self):
+        assert self.drawn(a.AnnotatorProfile(thin_mm=5.0, preserve=False)) == [0, 0, 0, 0, 2, 2, U]
+
+    def test_left_out_background_is_the_other_class_of_two_and_unknown_among_more(self):
+        thinned = a.AnnotatorProfile(thin_mm=1.0, preserve=False)
+        assert a.draw(thinned, row(0, 0, 1, 1), target=0).annotation.tolist() == [[0, 1, 1, 1]]
+        assert self.drawn(thinned, target=0) == [0, U, 1, 1, 2, 2, U]
+
+    def test_negative_sparse(self):
+        assert self.drawn(replace(NEGATIVE, dense=False)) == [1, 1, U, U, 1, 1, U]
+
+    def test_negative_dense_of_two_classes_says_that_the_rest_is_the_target(self):
+        thick = replace(NEGATIVE, thicken_mm=1.0)
+        assert a.draw(thick, row(0, 0, 1, 1, 1, U)).annotation.tolist() == [[1, 1, 1, 0, 0, U]]
+
+    def test_negative_dense_of_more_classes_rules_out_another_one_at_random(self):
+        annotation = a.draw(NEGATIVE, np.full((100, 100), 1, np.uint8), num_classes=4, seed=1).annotation
+        share = np.bincount(annotation.ravel(), minlength=4) / annotation.size
+        assert share == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3], abs=0.03)
+
+    def test_absent_class(self):
+        assert self.drawn(a.COARSE_POSITIVE, target=3, num_classes=4) == self.label[0].tolist()
+        assert self.drawn(replace(a.COARSE_POSITIVE, dense=False), target=3, num_classes=4) == [U] * 7
+        assert self.drawn(replace(NEGATIVE, dense=False), target=3, num_classes=4) == [3] * 6 + [U]
+
+    def test_blank(self):
+        assert self.drawn(a.BLANK) == [U] * 7
+        assert self.drawn(replace(a.BLANK, dense=True)) == [0, 0, 0, 0, 2, 2, U]
+        assert self.drawn(a.BLANK, target=None) == [U] * 7
+
+    @pytest.mark.parametrize(
+        ("label", "target", "message"),
+        [
+            (row(0, 3), 1, "label values must be below num_classes=2 or 255, got 3"),
+            (row(0, 1).astype(np.int16) - 1, 1, "must be below num_classes=2 or 255, got -1"),
+            (row(0, 1).astype(float), 1, "label must hold integers and have 2 or 3 axes, got float64"),
+            (row(0, 1)[0], 1, r"2 or 3 axes, got uint8 of shape \(2,\)"),
+            (row(0, 1), 2, "target must be None or a class below num_classes=2, got 2"),
+        ],
+    )
+    def test_errors(self, label, target, message):
+        with pytest.raises(ValueError, match=message):
+            a.draw(a.GOOD, label, target)
+
+
+class TestEveryClass:
+    label = np.kron(np.array([[0, 1], [2, 1]], np.uint8), np.ones((12, 12), np.uint8))
+
+    def test_good_annotators_repeat_the_label(self):
+        for dense in (True, False):
+            profile = a.AnnotatorProfile(dense=dense)
+            assert (a.draw(profile, self.label, None, num_classes=3).annotation == self.label).all()
+
+    def test_later_classes_lie_on_top(self):
+        drawn = a.draw(OVER_1, row(0, 0, 1, 1, 1, 2, 2), None, num_classes=3).annotation
+        assert drawn.tolist() == [[0, 1, 1, 1, 2, 2, 2]]
+
+    def test_what_nobody_drew_is_unlabeled_or_goes_to_the_nearest_class(self):
+        sparse = a.draw(a.POLYGON, self.label, None, num_classes=3).annotation
+        dense = a.draw(replace(a.POLYGON, dense=True), self.label, None, num_classes=3).annotation
+        said = sparse != U
+        assert 0.3 < said.mean() < 0.9
+        assert (sparse[said] == self.label[said]).all()
+        assert (dense[said] == sparse[said]).all()
+        assert (dense != U).all()
+        assert (dense == self.label).mean() > 0.9
+
+    def test_negative_rules_out_each_other_class_equally_often(self):
+        label = np.full((120, 120), 2, np.uint8)
+        annotation = a.draw(NEGATIVE, label, None, num_classes=4, seed=3).annotation
+        share = np.bincount(annotation.ravel(), minlength=4) / annotation.size
+        assert share == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3], abs=0.03)
+
+    def test_replay(self):
+        drawing = a.draw(a.WRONG, self.label, None, (1.0, 2.0), seed=3, num_classes=3)
+        parameters = json.loads(json.dumps(drawing.parameters))
+        assert (a.apply(a.WRONG, self.label, None, (1.0, 2.0), parameters) == drawing.annotation).all()
+        assert (drawing.annotation != self.label).any()
+
+
+class TestRatio:
+    @pytest.mark.parametrize("ratio", [0.5, 0.3, 0.1, 0.02])
+    @pytest.mark.parametrize("kind", ["positive", "negative"])
+    def test_is_exact(self, kind, ratio):
+        label = blob()
+        profile = a.AnnotatorProfile(kind=kind, dense=False, ratio=ratio, num_parts=2)
+        region = label == 1 if kind == "positive" else label == 0
+        annotation = a.draw(profile, label, seed=1).annotation
+        assert (annotation == 1).sum() == round(ratio * region.sum())
+        assert (annotation[~region] == U).all()
+
+    def test_strokes_over_the_edge_count_too(self):
+        profile = a.AnnotatorProfile(dense=False, thicken_mm=3.0, ratio=0.5)
+        assert (a.draw(profile, blob()).annotation == 1).sum() == round(0.5 * blob().sum())
+
+    def test_ratio_zero_draws_nothing_and_a_single_voxel_is_kept(self):
+        dot = np.pad(row(1), 3)
+        assert (a.draw(a.AnnotatorProfile(dense=False, ratio=0.0), dot).annotation == U).all()
+        assert (a.draw(a.AnnotatorProfile(dense=False, ratio=0.01), dot).annotation == 1).sum() == 1
+
+
+class TestFractures:
+    def test_number_follows_the_outline_in_2d_and_the_surface_in_3d(self):
+        profile = a.AnnotatorProfile(fracture_ratio=0.5, fracture_length_mm=4.0)
+        square = np.pad(np.ones((40, 40), np.uint8), 5)
+        cube = np.pad(np.ones((12, 12, 12), np.uint8), 5)
+        for label, expected in ((square, 0.5 * np.pi / 4 * 160 / 4), (cube, 0.5 * 2 / 3 * 6 * 144 / 16)):
+            assert len(a.draw(profile, label).parameters["cut_places"]) == round(expected)
+            half = a.draw(a.scaled(profile, 0.5), label, spacing=0.5).parameters
+            assert len(half["cut_places"]) == round(expected)
+
+    def test_a_fixed_number_wins(self):
+        drawing = a.draw(a.AnnotatorProfile(num_fractures=3, fracture_ratio=5.0), blob())
+        assert len(drawing.parameters["cut_places"]) == len(drawing.parameters["cut_directions"]) == 3
+        assert not a.draw(a.AnnotatorProfile(num_fractures=0, fracture_ratio=5.0), blob()).parameters["cut_places"]
+
+    def test_cuts_are_centred_on_what_was_drawn(self):
+        label = np.pad(np.ones((40, 3), np.uint8), 10)
+        for seed in range(20):
+            profile = a.AnnotatorProfile(num_fractures=1, fracture_width_mm=0.5, fracture_length_mm=0.5)
+            assert (a.draw(profile, label, seed=seed).annotation != label).sum() == 1
+
+
+class TestMergeStrokes:
+    def test_two_classes_by_hand(self):
+        positive, negative = row(1, 1, 1, U, U, 0, U), row(U, 1, 0, 1, 0, 1, U)
+        assert a.merge_strokes(positive, negative).tolist() == [[1, U, 1, 0, 1, 0, U]]
+
+    def test_several_annotators(self):
+        positive = np.stack([[1, 1, U, 0], [1, 0, U, 0]])
+        negative = np.stack([[U, U, U, 1], [0, U, 1, 0]])
+        assert a.merge_strokes(positive, negative).tolist() == [[1, U, 0, U]]
+
+    def test_more_classes_negatives_only_contradict(self):
+        positive, negative = row(2, 2, 2, U, 0), row(U, 2, 1, 1, 2)
+        assert a.merge_strokes(positive, negative, 3).tolist() == [[2, U, 2, U, 0]]
+
+    def test_consensus_of_dense_annotations(self):
+        label = blob()
+        positive, negative = (a.draw(p, label, seed=4).annotation for p in (a.COARSE_POSITIVE, a.COARSE_NEGATIVE))
+        merged = a.merge_strokes(positive[None], negative[None])[0]
+        assert (merged == np.where(positive == 1 - negative, positive, U)).all()
+        assert (merged == U).any()
+
+    def test_nobody_and_errors(self):
+        assert a.merge_strokes(row(1, U), row(0, 0)[:0]).tolist() == [[1, U]]
+        assert a.merge_strokes(row(0, 0)[:0], row(0, 0)[:0]).tolist() == [[U, U]]
+        with pytest.raises(ValueError, match=r"must share \(\*S\), got \(1, 2\) and \(1, 3\)"):
+            a.merge_strokes(row(1, 1), row(1, 1, 1))
+
+
+class TestHowGoodTheyAre:
+    @pytest.mark.parametrize("kind", ["positive", "negative"])
+    @pytest.mark.parametrize("label", [blob(), vessels()], ids=["blob", "vessels"])
+    def test_levels_rise(self, kind, label):
+        grades = [np.mean([target_iou(a.level(n, kind), label, seed) for seed in range(6)]) for n in range(1, 6)]
+        assert grades == sorted(grades)
+        assert np.diff(grades).min() > 0.01
+        assert grades[0] < 0.35
+        assert grades[-1] > 0.75
+
+    def test_over_under_wrong(self):
+        label = vessels()
+        over, under, wrong = (a.draw(p, label, seed=2).annotation for p in (a.OVER, a.UNDER, a.WRONG))
+        assert (over >= label).all()
+        assert (under <= label).all()
+        assert (wrong > label).any()
+        assert (wrong < label).any()
+        assert over.sum() > 1.5 * label.sum()
+        assert under.sum() < 0.7 * label.sum()
+
+    def test_strokes_on_a_blob_look_like_those_of_people(self):
+        cover, precision = [], []
+        for seed in range(12):
+            label = blob(96, seed)
+            drawn = a.draw(a.STROKE_POSITIVE, label, seed=seed).annotation == 1
+            cover.append((drawn & (label == 1)).sum() / label.sum())
+            precision.append((label[drawn] == 1).mean())
+        assert 0.15 < np.median(cover) <= 0.3
+        assert np.mean(precision) > 0.89
+
+    def test_digits(self):
+        raw = gzip.decompress((real("MNIST") / "t10k-images-idx3-ubyte.gz").read_bytes())
+        digits = (np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)[:300] > 127).astype(np.uint8)
+        for profile, expected in (
+            (a.MNIST_MILD_POSITIVE, 0.48),
+            (a.MNIST_MILD_NEGATIVE, 0.30),
+            (a.MNIST_HEAVY_POSITIVE, 0.33),
+            (a.MNIST_HEAVY_NEGATIVE, 0.20),
+        ):
+            found = np.mean([target_iou(profile, digit, seed) for seed, digit in enumerate(digits)])
+            assert found == pytest.approx(expected, abs=0.015)
+
+    def test_vessels_at_half_resolution(self):
+        folder = real("LES-AV")
+        files = sorted((folder / "vessel-segmentations").glob("*.png"))
+        assert len(files) == 22
+        grades = {"coarse_positive": [], "coarse_negative": []}
+        for seed, file in enumerate(files):
+            label = (np.asarray(Image.open(file)) > 0)[::2, ::2].astype(np.uint8)
+            inside = np.asarray(Image.open(folder / "masks" / f"{file.stem}_mask.gif"))[::2, ::2] > 0
+            for name, found in grades.items():
+                found.append(target_iou(a.PROFILES[name], label, seed, inside))
+        for found in grades.values():
+            assert 0.55 <= np.mean(found) <= 0.60
+
+    def test_strokes_on_vessels_are_wider_than_vessels(self):
+        files = sorted((real("LES-AV") / "vessel-segmentations").glob("*.png"))[:4]
+        labels = [(np.asarray(Image.open(file)) > 0)[::2, ::2].astype(np.uint8) for file in files]
+        drawn = [a.draw(a.STROKE_POSITIVE, label, seed=i).annotation == 1 for i, label in enumerate(labels)]
+        denied = [a.draw(a.STROKE_NEGATIVE, label, seed=i).annotation == 1 for i, label in enumerate(labels)]
+        assert 0.47 <= np.mean([label[d].mean() for label, d in zip(labels, drawn, strict=True)]) <= 0.57
+        assert np.mean([1 - label[d].mean() for label, d in zip(labels, denied, strict=True)]) > 0.97
+        assert np.mean([d.sum() / (1 - label).sum() for label, d in zip(labels, denied, strict=True)]) < 0.045

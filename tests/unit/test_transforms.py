@@ -1,0 +1,311 @@
+"""The MONAI side: same drawings whatever the loader, metadata kept, bad labels refused."""
+
+from __future__ import annotations
+
+import json
+
+import monai.transforms as mt
+import numpy as np
+import pytest
+import torch
+from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor, decollate_batch
+from monai.transforms import Compose, RandFlipd, RandomizableTrait, Resized
+
+from medcoarse import annotators as a
+from medcoarse.transforms import array, dictionary
+from medcoarse.transforms.array import (
+    MergeStrokes,
+    OutsideToUnlabeled,
+    RandSimulateCoarse,
+    ReplayCoarse,
+    SimulateCoarse,
+    as_profiles,
+)
+from medcoarse.transforms.dictionary import (
+    MergeStrokesd,
+    OutsideToUnlabeledd,
+    RandSimulateCoarsed,
+    ReplayCoarsed,
+    SimulateCoarsed,
+)
+
+U = a.UNLABELED
+POSITIVE = ["coarse_positive", a.OVER, {"thin_mm": 1.0}]
+NEGATIVE = ["coarse_negative", "blank", {"thicken_mm": 1.0}]
+
+
+def label(dims: int = 2, size: int = 40, seed: int = 0) -> np.ndarray:
+    """(1, *S): a few random boxes."""
+    rng = np.random.default_rng(seed)
+    shape = (size, size + 5) if dims == 2 else (size // 2, size // 2 + 3, 9)
+    values = np.zeros((1, *shape), np.uint8)
+    for _ in range(5):
+        start = [rng.integers(0, n - 4) for n in shape]
+        values[(0, *(slice(s, s + n // 4) for s, n in zip(start, shape, strict=True)))] = 1
+    return values
+
+
+def meta(values: np.ndarray, spacing: tuple[float, ...]) -> MetaTensor:
+    affine = np.diag([*spacing, *[1.0] * (4 - len(spacing))])
+    return MetaTensor(torch.from_numpy(values), affine=affine, meta={"filename_or_obj": "patient.nii.gz"})
+
+
+def same(one, other) -> bool:
+    return bool((np.asarray(one) == np.asarray(other)).all()) and one.shape == other.shape
+
+
+class TestNames:
+    def test_no_clash_with_monai(self):
+        ours = {name for module in (array, dictionary) for name in vars(module) if "oarse" in name or "trokes" in name}
+        ours |= {"OutsideToUnlabeled", "OutsideToUnlabeledd"}
+        assert {"SimulateCoarse", "RandSimulateCoarsed", "MergeStrokesd"} <= ours
+        assert not [name for name in ours if hasattr(mt, name)]
+
+    def test_profiles_by_name_with_the_kind_of_their_place(self):
+        assert [p.kind for p in as_profiles(NEGATIVE, "negative")] == ["negative"] * 3
+        assert as_profiles("good") == (a.GOOD,)
+        assert as_profiles(()) == ()
+        with pytest.raises(ValueError, match="positive needs profiles of kind 'positive', got 'coarse_negative'"):
+            SimulateCoarsed("label", positive="coarse_negative")
+        with pytest.raises(ValueError, match="unknown annotator profile 'perfect'; known are good, over"):
+            SimulateCoarse(["good", "perfect"])
+
+
+class TestArrays:
+    @pytest.mark.parametrize("dims", [2, 3])
+    def test_shape_type_and_content(self, dims):
+        values = label(dims)
+        annotation = SimulateCoarse(POSITIVE, seed=3)(values)
+        assert annotation.shape == (3, *values.shape[1:])
+        assert annotation.dtype == np.uint8
+        over = a.draw(a.OVER, values[0]).annotation
+        assert same(annotation[1], over)
+
+    def test_any_type_of_array_gives_the_same_drawing(self):
+        values, draw = label(), SimulateCoarse(POSITIVE)
+        expected = draw(values)
+        for dtype in (np.float32, np.int64, np.bool_):
+            assert same(draw(values.astype(dtype)), expected)
+        tensor = draw(torch.from_numpy(values).float())
+        assert type(tensor) is torch.Tensor
+        assert tensor.dtype == torch.uint8
+        assert same(tensor.numpy(), expected)
+
+    def test_same_seed_same_result_and_nothing_else_matters(self):
+        values = label()
+        one, two, other = (SimulateCoarse("coarse_positive", seed=seed) for seed in (1, 1, 2))
+        two(label(seed=5))  # what was drawn before
+        assert same(one(values), two(values))
+        assert not same(one(values), other(values))
+
+    def test_annotators_and_label_maps_draw_independently(self):
+        drawn = SimulateCoarse(["coarse_positive"] * 2)(label())
+        assert not same(drawn[0], drawn[1])
+        moved = np.roll(label(), 1, axis=1)
+        assert not same(
+            np.roll(SimulateCoarse("coarse_positive")(label()), 1, axis=1), SimulateCoarse("coarse_positive")(moved)
+        )
+
+    def test_random_one_draws_anew_and_honours_its_state(self):
+        values = label()
+        one, two = (RandSimulateCoarse("coarse_positive").set_random_state(seed=7) for _ in range(2))
+        first, second = one(values), one(values)
+        assert not same(first, second)
+        assert same(two(values), first)
+        assert same(two(values, randomize=False), first)
+        assert same(two.set_random_state(state=np.random.RandomState(7))(values), first)
+
+    @pytest.mark.parametrize(("dims", "spacing"), [(2, (0.5, 2.0)), (3, (0.5, 0.5, 2.0))])
+    def test_spacing_comes_from_the_metadata(self, dims, spacing):
+        values, draw = label(dims), SimulateCoarse(a.OVER)
+        annotation = draw(meta(values, spacing))
+        assert same(annotation[0], a.draw(a.OVER, values[0], spacing=spacing).annotation)
+        assert not same(annotation, draw(values))
+        assert same(SimulateCoarse(a.OVER, spacing=1.0)(meta(values, spacing)), draw(values))
+
+    def test_metadata_is_kept(self):
+        truth = meta(label(), (0.5, 2.0))
+        annotation = SimulateCoarse(POSITIVE)(truth)
+        assert isinstance(annotation, MetaTensor)
+        assert annotation.dtype == torch.uint8
+        assert same(annotation.affine, truth.affine)
+        assert annotation.meta["filename_or_obj"] == "patient.nii.gz"
+
+    def test_every_class_in_turn(self):
+        values = label()
+        values[:, :10, :10] = 2
+        assert same(SimulateCoarse("good", target=None, num_classes=3)(values), values)
+
+    def test_replay(self):
+        draw = SimulateCoarse(POSITIVE)
+        annotation, record = draw.draw(label(), draw.seeds(label()))
+        assert same(ReplayCoarse()(label(), json.loads(json.dumps(record))), annotation)
+        assert ReplayCoarse()(label(), []).shape == (0, 40, 45)
+
+    def test_merge_and_outside(self):
+        positive, negative = np.array([[[1, 1, U]]], np.uint8), np.array([[[1, U, 1]]], np.uint8)
+        assert MergeStrokes()(torch.from_numpy(positive), torch.from_numpy(negative)).tolist() == [[[U, 1, 0]]]
+        outside = OutsideToUnlabeled()
+        for kind in (np.uint8, np.float32, np.int64):
+            clipped = outside(positive.astype(kind), np.array([[[1, 0, 1.0]]]))
+            assert clipped.tolist() == [[[1, U, U]]]
+            assert clipped.dtype == kind
+        assert positive.tolist() == [[[1, 1, U]]]
+        stacked = outside(np.zeros((3, 2, 2), np.uint8), np.array([[[0, 1], [1, 1]]]))
+        assert stacked[:, 0, 0].tolist() == [U] * 3
+        with pytest.raises(ValueError, match=r"mask must have shape \(1, 1, 3\), got \(3, 1, 3\)"):
+            outside(positive, np.ones((3, 1, 3)))
+        with pytest.raises(ValueError, match="int8 cannot hold the unlabeled value 255"):
+            outside(positive.astype(np.int8), np.ones((1, 1, 3)))
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            (np.full((1, 4, 4), 0.5), "label must hold integers from 0 to 255, got 0.5; resample labels by nearest"),
+            (np.full((1, 4, 4), -1), "label must hold integers from 0 to 255, got -1"),
+            (np.full((1, 4, 4), 256), "label must hold integers from 0 to 255, got 256"),
+            (np.full((1, 4, 4), np.nan), "label must hold integers, got NaN"),
+            (np.zeros((2, 4, 4)), r"one label map of shape \(1, \*S\).*got \(2, 4, 4\); turn one-hot channels"),
+            (np.zeros((4, 4)), r"one label map of shape \(1, \*S\).*got \(4, 4\)"),
+            (np.zeros((1, 1, 4, 4, 4)), r"got \(1, 1, 4, 4, 4\)"),
+            (np.full((1, 4, 4), 7), "label values must be below num_classes=2 or 255, got 7"),
+        ],
+    )
+    @pytest.mark.parametrize("transform", [SimulateCoarse, RandSimulateCoarse])
+    def test_bad_labels(self, transform, values, message):
+        with pytest.raises(ValueError, match=message):
+            transform("coarse_positive")(values)
+
+    def test_bad_seed(self):
+        with pytest.raises(ValueError, match="seed must be >= 0, got -1"):
+            SimulateCoarse("good", seed=-1)
+
+
+class TestDictionaries:
+    @pytest.mark.parametrize("dims", [2, 3])
+    def test_equals_the_array_transform(self, dims):
+        values = label(dims)
+        item = SimulateCoarsed("label", POSITIVE, NEGATIVE, seed=5)({"label": values, "name": "a"})
+        assert same(item["positive"], SimulateCoarse(POSITIVE, seed=5)(values))
+        assert same(item["negative"], SimulateCoarse(NEGATIVE, seed=5, kind="negative")(values))
+        assert item["name"] == "a"
+        random = RandSimulateCoarsed("label", POSITIVE).set_random_state(3)
+        assert same(random({"label": values})["positive"], RandSimulateCoarse(POSITIVE).set_random_state(3)(values))
+
+    def test_a_kind_that_nobody_draws_has_no_key(self):
+        item = SimulateCoarsed("label", positive="good")({"label": label()})
+        assert set(item) == {"label", "positive", "coarse_parameters"}
+
+    def test_the_item_it_was_given_stays_as_it_is(self):
+        item = {"label": label()}
+        SimulateCoarsed("label", "coarse_positive")(item)
+        assert set(item) == {"label"}
+        assert same(item["label"], label())
+
+    def test_positive_and_negative_with_the_same_operations_draw_independently(self):
+        fields = {"num_fractures": 3}
+        parameters = json.loads(SimulateCoarsed("label", fields, fields)({"label": label()})["coarse_parameters"])
+        places = [parameters[kind][0]["parameters"]["cut_places"] for kind in ("positive", "negative")]
+        assert places[0] != places[1]
+
+    def test_several_label_maps(self):
+        keys = {"positive_key": ["p1", "p2"], "negative_key": ["n1", "n2"], "parameters_key": ["d1", "d2"]}
+        item = SimulateCoarsed(["a", "b"], "coarse_positive", **keys)({"a": label(), "b": label(seed=1)})
+        assert same(item["p2"], SimulateCoarse("coarse_positive")(label(seed=1)))
+        with pytest.raises(ValueError, match="positive_key needs one name for each of the keys"):
+            SimulateCoarsed(["a", "b"], "coarse_positive")
+
+    def test_missing_keys(self):
+        assert SimulateCoarsed("label", "good", allow_missing_keys=True)({"image": 1}) == {"image": 1}
+        with pytest.raises(KeyError, match="label"):
+            SimulateCoarsed("label", "good")({"image": 1})
+
+    @pytest.mark.parametrize("transform", [SimulateCoarsed, RandSimulateCoarsed])
+    def test_replay(self, transform):
+        drawn = transform("label", POSITIVE, NEGATIVE)({"label": meta(label(), (0.8, 1.5))})
+        again = ReplayCoarsed("label")({"label": label(), "coarse_parameters": drawn["coarse_parameters"]})
+        assert same(again["positive"], drawn["positive"])
+        assert same(again["negative"], drawn["negative"])
+        with pytest.raises(KeyError, match="no recorded drawings under 'coarse_parameters'; run SimulateCoarsed first"):
+            ReplayCoarsed("label")({"label": label()})
+
+    def test_merge_and_outside(self):
+        item = SimulateCoarsed("label", "stroke_positive", "stroke_negative")({"label": meta(label(), (1.0, 1.0))})
+        merged = MergeStrokesd()(item)["strokes"]
+        assert isinstance(merged, MetaTensor)
+        assert merged.shape == (1, 40, 45)
+        assert {0, 1, U} == set(np.unique(merged))
+        del item["negative"]
+        assert same(MergeStrokesd(allow_missing_keys=True)(item)["strokes"], item["positive"])
+        assert MergeStrokesd(allow_missing_keys=True)({"label": 1}) == {"label": 1}
+        with pytest.raises(KeyError, match="negative"):
+            MergeStrokesd()(item)
+        with pytest.raises(ValueError, match="keys must name the positive and the negative annotations"):
+            MergeStrokesd("positive")
+        fov = np.zeros((1, 40, 45))
+        fov[:, :20] = 1
+        clipped = OutsideToUnlabeledd(["label", "positive"], "fov")(item | {"fov": fov})
+        assert (clipped["label"][:, 20:] == U).all()
+        assert same(clipped["label"][:, :20], item["label"][:, :20])
+
+
+class TestPipelines:
+    items = [{"label": label(seed=seed)} for seed in range(6)]
+
+    def loaded(self, dataset, workers: int, **kwargs) -> list[dict]:
+        loader = DataLoader(dataset, batch_size=2, num_workers=workers, **kwargs)
+        return [item for batch in loader for item in decollate_batch(batch)]
+
+    def test_cached_and_loaded_by_any_number_of_workers(self):
+        transform = Compose([SimulateCoarsed("label", POSITIVE, NEGATIVE, seed=1)])
+        assert not isinstance(transform.transforms[0], RandomizableTrait)
+        plain = [transform(item) for item in self.items]
+        cached = CacheDataset(self.items, transform, num_workers=1, progress=False)
+        assert cached._cache[0]["positive"].shape == (3, 40, 45)  # the drawing itself is what is cached
+        for found in (
+            self.loaded(cached, 0),
+            self.loaded(cached, 2),
+            self.loaded(Dataset(self.items[::-1], transform), 2)[::-1],
+        ):
+            assert len(found) == len(plain)
+            for one, other in zip(found, plain, strict=True):
+                assert same(one["positive"].numpy(), other["positive"])
+                assert same(one["negative"].numpy(), other["negative"])
+                assert one["coarse_parameters"] == other["coarse_parameters"]
+
+    def test_items_with_different_numbers_of_cuts_make_a_batch(self):
+        transform = SimulateCoarsed("label", {"fracture_ratio": 1.0, "fracture_length_mm": 4.0})
+        drawn = [transform(item) for item in self.items]
+        cuts = [len(json.loads(d["coarse_parameters"])["positive"][0]["parameters"]["cut_places"]) for d in drawn]
+        assert len(set(cuts)) > 1
+        assert len(self.loaded(Dataset(self.items, transform), 0)) == len(self.items)
+
+    def test_random_one_differs_between_epochs_and_is_not_cached(self):
+        transform = Compose([RandSimulateCoarsed("label", "coarse_positive")]).set_random_state(0)
+        cached = CacheDataset(self.items, transform, num_workers=1, progress=False)
+        assert "positive" not in cached._cache[0]
+        epochs = [self.loaded(cached, 0) for _ in range(2)]
+        assert not same(epochs[0][0]["positive"], epochs[1][0]["positive"])
+        again = CacheDataset(self.items, transform.set_random_state(0), num_workers=1, progress=False)
+        assert same(self.loaded(again, 0)[0]["positive"], epochs[0][0]["positive"])
+
+    @pytest.mark.parametrize("lazy", [True, False])
+    def test_lazy_pipelines_resample_the_label_before_it_is_drawn(self, lazy):
+        resize = Resized("label", (20, 30), mode="nearest")
+        pipeline = Compose(
+            [resize, SimulateCoarsed("label", "over", spacing=1.0), RandFlipd(["label", "positive"], prob=1.0)],
+            lazy=lazy,
+        )
+        item = pipeline({"label": meta(label(), (1.0, 1.0))})
+        small = resize({"label": meta(label(), (1.0, 1.0))})["label"]
+        assert same(item["positive"], torch.flip(SimulateCoarse("over", spacing=1.0)(small), [1, 2]))
+        assert same(item["label"], torch.flip(small, [1, 2]))
+
+    def test_lazy_overrides_that_blur_labels_are_reported(self):
+        steps = [Resized("label", (23, 31), mode="nearest"), SimulateCoarsed("label", "over")]
+        item = {"label": meta(label(), (1.0, 1.0)).float()}
+        drawn = Compose(steps, lazy=True, overrides={"label": {"mode": "nearest"}})(item)
+        assert drawn["positive"].shape == (1, 23, 31)
+        with pytest.raises(RuntimeError) as error:
+            Compose(steps, lazy=True, overrides={"label": {"mode": "bilinear"}})(item)
+        assert "resample labels by nearest neighbour" in str(error.value.__cause__)
