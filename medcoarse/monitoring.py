@@ -66,7 +66,8 @@ class Progress:
             logger.info("epoch %d/%d %s", engine.state.epoch, engine.state.max_epochs, self._text(engine))
 
     def _close(self, engine: Engine) -> None:
-        self.bar.close()
+        if self.bar is not None:  # None after resuming a finished run
+            self.bar.close()
 
     def _text(self, engine: Engine) -> str:
         shown = {name: part.item() for name, part in {"loss": engine.state.output["loss"], **self.loss.parts}.items()}

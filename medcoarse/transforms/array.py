@@ -76,7 +76,10 @@ def label_map(label: NdarrayOrTensor) -> NDArray[np.uint8]:
         integers: NDArray[np.uint8] = values[0].astype(np.uint8)
     if values.dtype != np.uint8 and not np.array_equal(integers, values[0]):
         wrong = values[0][integers != values[0]].flat[0]
-        raise ValueError(f"label must hold integers from 0 to 255, got {wrong}; resample labels by nearest neighbour.")
+        raise ValueError(
+            f"label must hold integers from 0 to 255, got {wrong}; resample labels by nearest neighbour; a lazy "
+            "pipeline needs overrides={key: {'mode': 'nearest'}} for that."
+        )
     return integers
 
 

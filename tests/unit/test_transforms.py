@@ -249,9 +249,10 @@ class TestDictionaries:
         assert same(clipped["label"][:, :20], item["label"][:, :20])
 
 
-class TestPipelines:
-    items = [{"label": label(seed=seed)} for seed in range(6)]
+ITEMS = [{"label": label(seed=seed)} for seed in range(6)]
 
+
+class TestPipelines:
     def loaded(self, dataset, workers: int, **kwargs) -> list[dict]:
         loader = DataLoader(dataset, batch_size=2, num_workers=workers, **kwargs)
         return [item for batch in loader for item in decollate_batch(batch)]
@@ -259,13 +260,13 @@ class TestPipelines:
     def test_cached_and_loaded_by_any_number_of_workers(self):
         transform = Compose([SimulateCoarsed("label", POSITIVE, NEGATIVE, seed=1)])
         assert not isinstance(transform.transforms[0], RandomizableTrait)
-        plain = [transform(item) for item in self.items]
-        cached = CacheDataset(self.items, transform, num_workers=1, progress=False)
+        plain = [transform(item) for item in ITEMS]
+        cached = CacheDataset(ITEMS, transform, num_workers=1, progress=False)
         assert cached._cache[0]["positive"].shape == (3, 40, 45)  # the drawing itself is what is cached
         for found in (
             self.loaded(cached, 0),
             self.loaded(cached, 2),
-            self.loaded(Dataset(self.items[::-1], transform), 2)[::-1],
+            self.loaded(Dataset(ITEMS[::-1], transform), 2)[::-1],
         ):
             assert len(found) == len(plain)
             for one, other in zip(found, plain, strict=True):
@@ -275,37 +276,35 @@ class TestPipelines:
 
     def test_items_with_different_numbers_of_cuts_make_a_batch(self):
         transform = SimulateCoarsed("label", {"fracture_ratio": 1.0, "fracture_length_mm": 4.0})
-        drawn = [transform(item) for item in self.items]
+        drawn = [transform(item) for item in ITEMS]
         cuts = [len(json.loads(d["coarse_parameters"])["positive"][0]["parameters"]["cut_places"]) for d in drawn]
         assert len(set(cuts)) > 1
-        assert len(self.loaded(Dataset(self.items, transform), 0)) == len(self.items)
+        assert len(self.loaded(Dataset(ITEMS, transform), 0)) == len(ITEMS)
 
     def test_random_one_differs_between_epochs_and_is_not_cached(self):
-        transform = Compose([RandSimulateCoarsed("label", "coarse_positive")]).set_random_state(0)
-        cached = CacheDataset(self.items, transform, num_workers=1, progress=False)
+        transform = Compose([RandSimulateCoarsed("label", "coarse_positive")])
+        cached = CacheDataset(ITEMS, transform, num_workers=1, progress=False)
         assert "positive" not in cached._cache[0]
-        epochs = [self.loaded(cached, 0) for _ in range(2)]
+        loader = DataLoader(cached, batch_size=2, num_workers=0)
+        epochs = [[item for batch in loader for item in decollate_batch(batch)] for _ in range(2)]
         assert not same(epochs[0][0]["positive"], epochs[1][0]["positive"])
-        again = CacheDataset(self.items, transform.set_random_state(0), num_workers=1, progress=False)
-        assert same(self.loaded(again, 0)[0]["positive"], epochs[0][0]["positive"])
+        one, two = (Dataset(ITEMS, transform.set_random_state(0))[3]["positive"] for _ in range(2))
+        assert same(one, two)
 
     @pytest.mark.parametrize("lazy", [True, False])
     def test_lazy_pipelines_resample_the_label_before_it_is_drawn(self, lazy):
-        resize = Resized("label", (20, 30), mode="nearest")
-        pipeline = Compose(
-            [resize, SimulateCoarsed("label", "over", spacing=1.0), RandFlipd(["label", "positive"], prob=1.0)],
-            lazy=lazy,
-        )
+        steps = [Resized("label", (20, 30), mode="nearest"), SimulateCoarsed("label", "over", spacing=1.0)]
+        nearest = {"mode": "nearest"}
+        overrides = {"label": nearest, "positive": nearest} if lazy else None
+        pipeline = Compose([*steps, RandFlipd(["label", "positive"], prob=1.0)], lazy=lazy, overrides=overrides)
         item = pipeline({"label": meta(label(), (1.0, 1.0))})
-        small = resize({"label": meta(label(), (1.0, 1.0))})["label"]
-        assert same(item["positive"], torch.flip(SimulateCoarse("over", spacing=1.0)(small), [1, 2]))
-        assert same(item["label"], torch.flip(small, [1, 2]))
+        small, drawn = (torch.flip(item[key], [1, 2]) for key in ("label", "positive"))
+        assert small.shape == (1, 20, 30)
+        assert same(drawn, SimulateCoarse("over", spacing=1.0)(small))
 
-    def test_lazy_overrides_that_blur_labels_are_reported(self):
+    def test_lazy_pipelines_that_blur_labels_are_reported(self):
         steps = [Resized("label", (23, 31), mode="nearest"), SimulateCoarsed("label", "over")]
-        item = {"label": meta(label(), (1.0, 1.0)).float()}
-        drawn = Compose(steps, lazy=True, overrides={"label": {"mode": "nearest"}})(item)
-        assert drawn["positive"].shape == (1, 23, 31)
+        item = {"label": meta(label(), (1.0, 1.0))}
         with pytest.raises(RuntimeError) as error:
-            Compose(steps, lazy=True, overrides={"label": {"mode": "bilinear"}})(item)
-        assert "resample labels by nearest neighbour" in str(error.value.__cause__)
+            Compose(steps, lazy=True)(item)  # MONAI forgets the mode of a lazy Resized
+        assert "resample labels by nearest neighbour; a lazy pipeline needs overrides" in str(error.value.__cause__)
