@@ -496,16 +496,16 @@ STROKE_POSITIVE = AnnotatorProfile(dense=False, scribble_mm=7.0, swell_mm=2.0, r
 STROKE_NEGATIVE = AnnotatorProfile(kind="negative", dense=False, scribble_mm=7.0, ratio=0.038, num_parts=3)
 POLYGON = AnnotatorProfile(dense=False, thin_mm=3.0, preserve=False, polygon_tolerance_mm=4.0)
 
-LEVEL_5_POSITIVE = AnnotatorProfile(swell_mm=1.0, swell_strength_mm=0.2, fracture_ratio=0.1)
-LEVEL_4_POSITIVE = AnnotatorProfile(swell_mm=2.0, swell_strength_mm=0.4, fracture_ratio=0.2)
-LEVEL_3_POSITIVE = AnnotatorProfile(swell_mm=3.0, swell_strength_mm=0.6, fracture_ratio=0.4)
-LEVEL_2_POSITIVE = AnnotatorProfile(swell_mm=3.0, swell_strength_mm=0.6, fracture_ratio=0.4, ratio=0.7)
 LEVEL_1_POSITIVE = AnnotatorProfile(scribble_mm=1.0, fracture_ratio=0.4, ratio=0.3)
-LEVEL_5_NEGATIVE = _negative(swell_mm=1.0, swell_strength_mm=0.2, fracture_ratio=0.05)
-LEVEL_4_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.4, fracture_ratio=0.1)
-LEVEL_3_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.6, fracture_ratio=0.25)
-LEVEL_2_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.6, fracture_ratio=0.6)
+LEVEL_2_POSITIVE = AnnotatorProfile(swell_mm=3.0, swell_strength_mm=0.6, fracture_ratio=0.4, ratio=0.7)
+LEVEL_3_POSITIVE = AnnotatorProfile(swell_mm=3.0, swell_strength_mm=0.6, fracture_ratio=0.4)
+LEVEL_4_POSITIVE = AnnotatorProfile(swell_mm=2.0, swell_strength_mm=0.4, fracture_ratio=0.2)
+LEVEL_5_POSITIVE = AnnotatorProfile(swell_mm=1.0, swell_strength_mm=0.2, fracture_ratio=0.1)
 LEVEL_1_NEGATIVE = _negative(scribble_mm=3.0, fracture_ratio=0.6)
+LEVEL_2_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.6, fracture_ratio=0.6)
+LEVEL_3_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.6, fracture_ratio=0.25)
+LEVEL_4_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.4, fracture_ratio=0.1)
+LEVEL_5_NEGATIVE = _negative(swell_mm=1.0, swell_strength_mm=0.2, fracture_ratio=0.05)
 
 PROFILES: Mapping[str, AnnotatorProfile] = MappingProxyType(
     {name.lower(): value for name, value in tuple(globals().items()) if isinstance(value, AnnotatorProfile)}

@@ -435,7 +435,7 @@ def confusion_matrix_error(estimated: Tensor, true: Tensor, present: Tensor | No
     Returns:
         (...), 0 for equal tables; NaN where no class is present.
 
-    Source: DHE, section 4, "CM estimation error".
+    Source: DHE, the CM estimation error of its experiments.
     Deviates: both tables are conditional on the true class. The released code compares a joint table with a
         conditional one, which is not 0 for a perfect estimate.
 

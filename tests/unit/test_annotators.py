@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,18 @@ import pytest
 from PIL import Image
 
 from medcoarse import annotators as a
-from medcoarse.morphology import smooth_field
+from medcoarse.morphology import (
+    complement,
+    fracture,
+    polygonize,
+    scribble,
+    shrink_to_ratio,
+    skeleton,
+    smooth_field,
+    swell,
+    thicken,
+    thin,
+)
 
 OVER_1 = a.AnnotatorProfile(thicken_mm=1.0)
 NEGATIVE = a.AnnotatorProfile(kind="negative")
@@ -246,6 +259,13 @@ class TestFractures:
             profile = a.AnnotatorProfile(num_fractures=1, fracture_width_mm=0.5, fracture_length_mm=0.5)
             assert (a.draw(profile, label, seed=seed).annotation != label).sum() == 1
 
+    def test_every_drawn_voxel_is_as_likely_to_be_a_centre(self):
+        profile = a.AnnotatorProfile(num_fractures=20000, fracture_width_mm=0.5, fracture_length_mm=0.5)
+        label = row(0, 1, 1, 1, 1, 0)
+        places = a.draw(profile, label).parameters["cut_places"]
+        centers = a._voxels_at(places, label == 1)[:, 1]
+        assert np.bincount(centers, minlength=6) / 20000 == pytest.approx([0, 0.25, 0.25, 0.25, 0.25, 0], abs=0.02)
+
 
 class TestMergeStrokes:
     def test_two_classes_by_hand(self):
@@ -338,3 +358,46 @@ class TestHowGoodTheyAre:
         assert 0.47 <= np.mean([label[d].mean() for label, d in zip(labels, drawn, strict=True)]) <= 0.57
         assert np.mean([1 - label[d].mean() for label, d in zip(labels, denied, strict=True)]) > 0.97
         assert np.mean([d.sum() / (1 - label).sum() for label, d in zip(labels, denied, strict=True)]) < 0.045
+
+
+class TestPage:
+    """`examples/annotations.md` and its picture keep up with the code."""
+
+    folder = Path(__file__).parents[2] / "examples"
+
+    def test_names_every_annotator_and_operation(self):
+        page = (self.folder / "annotations.md").read_text(encoding="utf-8")
+        for name in a.PROFILES:
+            assert f"`{name}`" in page
+        masks = (
+            thin,
+            thicken,
+            smooth_field,
+            swell,
+            fracture,
+            shrink_to_ratio,
+            polygonize,
+            skeleton,
+            scribble,
+            complement,
+        )
+        for operation in masks:
+            assert f"`{operation.__name__}(" in page
+
+    def test_its_code_runs(self):
+        page = (self.folder / "annotations.md").read_text(encoding="utf-8")
+        names: dict[str, object] = {}
+        for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+            exec(code, names)
+        assert (names["again"] == names["annotation"]).all()
+        assert names["drawn"]["positive"].shape == (2, 64, 64)
+
+    def test_its_script_draws_the_picture(self, tmp_path):
+        main = runpy.run_path(str(self.folder / "draw_annotations.py"))["main"]
+        main(tmp_path / "annotations.png")
+        with Image.open(tmp_path / "annotations.png") as again, Image.open(self.folder / "annotations.png") as kept:
+            assert again.size == kept.size
+            difference = np.asarray(again.convert("L"), float) - np.asarray(kept.convert("L"), float)
+        assert (np.abs(difference) > 32).mean() < 0.02  # other fonts and versions of Matplotlib may move a letter
+        assert (tmp_path / "annotations.png").stat().st_size < 300_000
+        assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,50 @@
+"""What the documents say can be typed, imported and opened."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "examples" / "annotations.md", ROOT / "bundles" / "les_av" / "docs" / "README.md"]
+
+
+def fenced(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_in_documents_runs(page):
+    for block in fenced(page, "python"):
+        exec(compile(block, str(page), "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_files_named_in_the_readme_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in re.findall(r"^  (\w+(?:\.py|/)) ", text, re.M):
+        assert (ROOT / "medcoarse" / name).exists(), name
+
+
+def test_commands_name_files_that_exist():
+    for page in PAGES:
+        for command in fenced(page, "bash"):
+            for path in re.findall(r"(?:bundles|data_prep|examples)/[\w/.]+\.(?:json|py)", command):
+                assert (ROOT / path).is_file(), path
+
+
+def test_every_key_that_a_documented_command_overrides_is_in_the_configuration():
+    configs = "".join(path.read_text() for path in (ROOT / "bundles" / "les_av" / "configs").glob("*.json"))
+    for page in PAGES:
+        for command in fenced(page, "bash"):
+            if "monai.bundle" in command:
+                for key in re.findall(r"--(\w+)[ =]", command):
+                    assert key in {"config_file", "nproc_per_node", "standalone"} or f'"{key}"' in configs, key

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.transforms import RandGaussianNoised
+from torch import nn
+
+from medcoarse.confusion import Annotations, CoupledOutput, FullConfusion
+from medcoarse.files import plain, write_atomically, write_json
+from medcoarse.monitoring import AnnotatorMonitor, Progress, drawing_scores
+from medcoarse.workflow import SUPERVISION, PrepareBatchCoarse, Resume, SaveCheckpoint, SeedEpoch, WarmUp
+
+
+def batch():
+    keys = ("image", "label", "positive", "negative")
+    return {key: MetaTensor(torch.zeros(1, 1, 4, 4)) for key in keys}
+
+
+@pytest.mark.parametrize("supervision", SUPERVISION)
+def test_the_loss_sees_only_what_the_supervision_allows(supervision):
+    image, target = PrepareBatchCoarse(supervision)(batch())
+    shown = {name for name in ("positive", "negative", "label") if getattr(target, name) is not None}
+    assert shown == set(SUPERVISION[supervision])
+    assert type(image) is torch.Tensor  # MetaTensor would slow every operation down
+
+
+def test_batches_and_supervision_that_do_not_fit():
+    with pytest.raises(ValueError, match="one of coarse, positive, negative, dense, semi, got 'weak'"):
+        PrepareBatchCoarse("weak")
+    incomplete = batch()
+    del incomplete["negative"]
+    with pytest.raises(ValueError, match="no negative; it has image, label, positive"):
+        PrepareBatchCoarse("coarse")(incomplete)
+
+
+def engine_of(epochs: int, length: int, step) -> tuple[Engine, dict]:
+    engine = Engine(lambda engine, item: step(item))
+    return engine, {"data": list(range(length)), "max_epochs": epochs}
+
+
+def test_warm_up_ends_after_its_epochs():
+    model = SimpleNamespace(annotating=None)
+    seen = []
+    engine, arguments = engine_of(4, 1, lambda item: seen.append(model.annotating))
+    WarmUp(model, 2).attach(engine)
+    engine.run(**arguments)
+    assert seen == [False, False, True, True]
+
+
+def test_each_epoch_depends_on_seed_and_epoch_only():
+    def run(start: int) -> list[float]:
+        data = [{"image": torch.zeros(1, 2)} for _ in range(3)]
+        loader = DataLoader(Dataset(data, RandGaussianNoised("image", prob=1.0)), batch_size=1, shuffle=True)
+        seen: list[float] = []
+        engine = Engine(lambda engine, item: seen.append(item["image"].sum().item()))
+        SeedEpoch(7, loader).attach(engine)
+        if start:
+            engine.load_state_dict({"epoch": start, "max_epochs": 3, "epoch_length": 3})
+        engine.run(loader, max_epochs=3)
+        return seen
+
+    whole = run(0)
+    assert len(set(whole)) == 9
+    assert run(1) == whole[3:]
+
+
+def test_a_checkpoint_is_whole_or_absent(tmp_path):
+    path = tmp_path / "deep" / "model.pt"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def fail(file):
+        file.write(b"half of the n")
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in path.parent.iterdir()] == ["model.pt"]
+
+
+def test_full_checkpoint_restores_objects_and_epoch(tmp_path):
+    network = nn.Linear(1, 1)
+
+    def run(module, epochs, resume):
+        engine, arguments = engine_of(epochs, 2, lambda item: module.weight.data.add_(1))
+        Resume({"model": module}, tmp_path / "full.pt", resume).attach(engine)
+        SaveCheckpoint({"model": module}, tmp_path / "full.pt").attach(engine)
+        engine.run(**arguments)
+        return engine
+
+    run(network, 2, False)
+    other = nn.Linear(1, 1)
+    engine = run(other, 3, True)
+    assert engine.state.iteration == 6
+    assert torch.allclose(other.weight, network.weight + 2)
+
+
+def test_flat_checkpoint_holds_one_object_and_is_no_full_one(tmp_path):
+    with pytest.raises(ValueError, match="one object, got a, b"):
+        SaveCheckpoint({"a": nn.Identity(), "b": nn.Identity()}, tmp_path / "x.pt", flat=True)
+    engine, arguments = engine_of(1, 1, lambda item: None)
+    SaveCheckpoint({"model": nn.Linear(1, 1)}, tmp_path / "model.pt", flat=True).attach(engine)
+    engine.run(**arguments)
+    assert set(torch.load(tmp_path / "model.pt", weights_only=True)) == {"weight", "bias"}
+    again, arguments = engine_of(2, 1, lambda item: None)
+    Resume({"model": nn.Linear(1, 1)}, tmp_path / "model.pt").attach(again)
+    with pytest.raises(ValueError, match="holds weight, bias but not model; it is not a full checkpoint"):
+        again.run(**arguments)
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "pwned"), "w"))
+
+    torch.save({"model": Evil()}, tmp_path / "full.pt")
+    engine, arguments = engine_of(1, 1, lambda item: None)
+    Resume({"model": nn.Linear(1, 1)}, tmp_path / "full.pt").attach(engine)
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        engine.run(**arguments)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_checkpoints_at_the_interval_and_at_the_end(tmp_path):
+    written = []
+    engine, arguments = engine_of(5, 1, lambda item: None)
+    SaveCheckpoint({"model": nn.Linear(1, 1)}, tmp_path / "full.pt", interval=2).attach(engine)
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def _(engine):
+        written.append((tmp_path / "full.pt").exists())
+        (tmp_path / "full.pt").unlink(missing_ok=True)
+
+    engine.run(**arguments)
+    assert written == [False, True, False, True, True]
+
+
+def monitored(logits, target, confusion=None):
+    output = CoupledOutput(logits, confusion)
+    engine = Engine(lambda engine, item: {"pred": output, "label": target, "loss": torch.zeros(())})
+    monitor = AnnotatorMonitor(interval=1)
+    monitor.attach(engine)
+    engine.run([0], max_epochs=1)
+    return monitor.values
+
+
+def test_monitor_warns_of_swapped_classes_once(caplog):
+    drawing = torch.zeros(1, 1, 4, 4, dtype=torch.long)
+    says_one = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)], 1)
+    with caplog.at_level(logging.WARNING):
+        values = monitored(says_one, Annotations(drawing, 1 - drawing), FullConfusion(torch.zeros(1, 1, 2, 2, 4, 4)))
+    assert values["agreement_positive"] == values["agreement_negative"] == 0
+    assert values["diagonal_positive_mean"] == 0.5
+    assert "0% of the drawn pixels: the classes may be swapped" in caplog.text
+
+
+def test_monitor_is_quiet_when_all_is_well(caplog):
+    drawing = torch.ones(1, 1, 4, 4, dtype=torch.long)
+    drawing[..., :2] = 255
+    says_one = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)], 1)
+    assert monitored(says_one, Annotations(drawing))["agreement_positive"] == 1
+    assert not caplog.text
+
+
+def test_progress_is_a_line_an_epoch_where_no_one_watches(caplog):
+    loss = SimpleNamespace(parts={"trace": torch.tensor(1.5)})
+    engine = Engine(lambda engine, item: {"loss": torch.tensor(0.25)})
+    evaluator = SimpleNamespace(state=SimpleNamespace(metrics={"vessel_iou": torch.tensor(0.5)}))
+    Progress(loss, evaluator).attach(engine)
+    with caplog.at_level(logging.INFO):
+        engine.run([0, 1], max_epochs=2)
+    lines = [record.getMessage() for record in caplog.records if record.name == "medcoarse.monitoring"]
+    assert lines == [f"epoch {n}/2 loss=0.250 trace=1.500 vessel_iou=0.500" for n in (1, 2)]
+
+
+def test_drawing_scores_leave_out_what_is_undefined():
+    seen = {"label": torch.tensor([[0, 0, 1, 1]]), "positive": torch.tensor([[0, 1, 1, 255]]),
+            "negative": torch.tensor([[1, 1, 1, 0]])}  # fmt: skip
+    empty = {"label": torch.tensor([[0, 0, 0, 255]]), "positive": torch.zeros(1, 4), "negative": torch.ones(1, 4)}
+    # positive {1, 2} of truth {2, 3}: 1 of 3; complement of the negative {3}: 1 of 2; no truth in the second image
+    assert drawing_scores([seen, empty]) == pytest.approx({"positive_iou": 1 / 3, "negative_complement_iou": 1 / 2})
+    assert drawing_scores([]) == {}
+
+
+def test_plain_data_and_json(tmp_path):
+    write_json(tmp_path / "a.json", plain({"x": torch.tensor([1.0, float("nan")]), 3: (1, None)}))
+    assert (tmp_path / "a.json").read_text() == '{\n  "x": [\n    1.0,\n    null\n  ],\n  "3": [\n    1,\n    null\n  ]\n}\n'
