@@ -16,11 +16,12 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
 
-from medcoarse import morphology
-from medcoarse.annotators import PROFILES, AnnotatorProfile, draw
+from medcoarse import morphology, outlines
+from medcoarse.annotators import AnnotatorProfile, draw
 from medcoarse.confusion import UNLABELED
 from medcoarse.files import write_atomically
 from medcoarse.morphology import Mask
+from medcoarse.profiles import PROFILES
 
 COLUMNS = 6
 SHAPE = (84, 120)
@@ -74,8 +75,8 @@ def operations(mask: Mask) -> dict[str, Mask | NDArray[np.float32]]:
         "swell 3 mm, strength 0.6 mm": morphology.swell(mask, 3.0, 0.6, field),
         "fracture 2.4 x 10 mm": morphology.fracture(mask, centers, directions, 2.4, 10.0),
         "shrink_to_ratio 0.3": morphology.shrink_to_ratio(mask, 0.3, [(40, 34), (42, 80)]),
-        "polygonize, tolerance 2 mm": morphology.polygonize(mask, 2.0),
-        "polygonize, 24 vertices": morphology.polygonize(mask, num_vertices=24),
+        "polygonize, tolerance 2 mm": outlines.polygonize(mask, 2.0),
+        "polygonize, 24 vertices": outlines.polygonize(mask, num_vertices=24),
         "scribble 3 mm": morphology.scribble(mask, 3.0),
         "complement": morphology.complement(mask),
     }

@@ -1,4 +1,4 @@
-"""Who draws: profiles of annotators as plain data, and the drawings that follow from a profile, a label map and a seed.
+"""Who draws: an annotator as plain data, and the drawing that follows from it, a label map and a seed.
 
 Convention:
     A *positive* annotator paints the target class, value k means "this is class k". A *negative* annotator paints
@@ -9,16 +9,15 @@ Convention:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from types import MappingProxyType
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from medcoarse import morphology
+from medcoarse import morphology, outlines
 from medcoarse.confusion import UNLABELED
 from medcoarse.morphology import Mask
 
@@ -113,8 +112,8 @@ def scaled(profile: AnnotatorProfile, factor: float) -> AnnotatorProfile:
         factor: > 0, for instance 2 for images with twice as many pixels along each axis.
 
     Example:
-        >>> scaled(OVER, 2.0).thicken_mm == 2 * OVER.thicken_mm
-        True
+        >>> scaled(AnnotatorProfile(thicken_mm=1.5), 2.0).thicken_mm
+        3.0
     """
     if not factor > 0:
         raise ValueError(f"factor must be > 0, got {factor!r}.")
@@ -150,7 +149,7 @@ def sample_parameters(
 
     Example:
         >>> label = np.zeros((9, 9), np.uint8); label[4, 2:7] = 1
-        >>> sorted(sample_parameters(GOOD, label, 1, None, np.random.default_rng(0)))
+        >>> sorted(sample_parameters(AnnotatorProfile(), label, 1, None, np.random.default_rng(0)))
         ['cut_directions', 'cut_places', 'field_seed', 'num_classes', 'other_seed', 'part_places']
     """
     label = _checked(label, target, num_classes)
@@ -187,7 +186,8 @@ def apply(
 
     Example:
         >>> label = np.array([[0, 1, 1, 0]], np.uint8)
-        >>> apply(GOOD, label, 1, None, sample_parameters(GOOD, label, 1, None, np.random.default_rng(0)))
+        >>> perfect = AnnotatorProfile()
+        >>> apply(perfect, label, 1, None, sample_parameters(perfect, label, 1, None, np.random.default_rng(0)))
         array([[0, 1, 1, 0]], dtype=uint8)
     """
     num_classes = parameters["num_classes"]
@@ -233,8 +233,9 @@ def draw(
 
     Example:
         >>> label = np.zeros((32, 32), np.uint8); label[8:24, 14:18] = 1
-        >>> annotation, parameters = draw(COARSE_POSITIVE, label, seed=3)
-        >>> bool((apply(COARSE_POSITIVE, label, 1, None, parameters) == annotation).all())
+        >>> coarse = AnnotatorProfile(swell_mm=3.0, fracture_ratio=0.4)
+        >>> annotation, parameters = draw(coarse, label, seed=3)
+        >>> bool((apply(coarse, label, 1, None, parameters) == annotation).all())
         True
     """
     parameters = sample_parameters(profile, label, target, spacing, np.random.default_rng(seed), num_classes)
@@ -276,58 +277,6 @@ def merge_strokes(positive: NDArray[Any], negative: NDArray[Any], num_classes: i
     return merged[None]
 
 
-def as_profile(profile: AnnotatorProfile | str | Mapping[str, Any]) -> AnnotatorProfile:
-    """A profile from its name, from its fields as a dictionary, or as it is.
-
-    Raises:
-        ValueError: an unknown name or field; the message lists the known ones.
-
-    Example:
-        >>> as_profile("coarse_positive") is COARSE_POSITIVE, as_profile({"thin_mm": 1.0}).thin_mm
-        (True, 1.0)
-    """
-    if isinstance(profile, AnnotatorProfile):
-        return profile
-    if isinstance(profile, str):
-        if profile not in PROFILES:
-            raise ValueError(f"unknown annotator profile {profile!r}; known are {', '.join(PROFILES)}.")
-        return PROFILES[profile]
-    known = [f.name for f in fields(AnnotatorProfile)]
-    unknown = sorted(set(profile) - set(known))
-    if unknown:
-        raise ValueError(f"unknown annotator field {unknown[0]!r}; known are {', '.join(known)}.")
-    return AnnotatorProfile(**profile)
-
-
-def as_dict(profile: AnnotatorProfile) -> dict[str, Any]:
-    """The fields of a profile as plain data; `as_profile` reads them back.
-
-    Example:
-        >>> as_profile(as_dict(GOOD)) == GOOD
-        True
-    """
-    return asdict(profile)
-
-
-def level(n: int, kind: Kind = "positive") -> AnnotatorProfile:
-    """Five grades of care, from 1 (little more than a scribble) to 5 (near the truth).
-
-    Args:
-        n: 1 to 5.
-        kind: "positive" or "negative".
-
-    Raises:
-        ValueError: another level.
-
-    Example:
-        >>> level(5).swell_mm < level(3).swell_mm
-        True
-    """
-    if n not in range(1, 6):
-        raise ValueError(f"an annotator's level must be 1, 2, 3, 4 or 5, got {n!r}.")
-    return PROFILES[f"level_{n}_{kind}"]
-
-
 def _checked(label: NDArray[Any], target: int | None, num_classes: int) -> NDArray[Any]:
     if label.ndim not in (2, 3) or label.dtype.kind not in "iu":
         raise ValueError(f"label must hold integers and have 2 or 3 axes, got {label.dtype} of shape {label.shape}.")
@@ -362,7 +311,7 @@ def _sample_one(profile: AnnotatorProfile, region: Mask, spacing: _Spacing, rng:
 def _num_cuts(profile: AnnotatorProfile, region: Mask, spacing: _Spacing) -> int:
     if profile.num_fractures is not None or not profile.fracture_ratio:
         return profile.num_fractures or 0
-    size = morphology.boundary_size(region, spacing)
+    size = outlines.boundary_size(region, spacing)
     return round(profile.fracture_ratio * size / profile.fracture_length_mm ** (region.ndim - 1))
 
 
@@ -391,7 +340,7 @@ def _redraw(profile: AnnotatorProfile, mask: Mask, spacing: tuple[float, ...]) -
     if profile.thicken_mm:
         mask = morphology.thicken(mask, profile.thicken_mm, spacing)
     if profile.polygon_vertices or profile.polygon_tolerance_mm:
-        mask = morphology.polygonize(mask, profile.polygon_tolerance_mm, profile.polygon_vertices or None, spacing)
+        mask = outlines.polygonize(mask, profile.polygon_tolerance_mm, profile.polygon_vertices or None, spacing)
     if profile.scribble_mm:
         mask = morphology.scribble(mask, profile.scribble_mm, spacing)
     return mask
@@ -472,42 +421,3 @@ def _ruled_out(masks: list[Mask], rng: np.random.Generator) -> LabelMap:
         seen += mask  # reservoir sampling: the n-th candidate replaces the choice with probability 1 / n
         annotation[mask & (rng.random(seen.shape, dtype=np.float32) * seen < 1)] = k
     return annotation
-
-
-def _negative(**operations: float) -> AnnotatorProfile:
-    return AnnotatorProfile(kind="negative", **operations)  # type: ignore[arg-type]
-
-
-GOOD = AnnotatorProfile()
-OVER = AnnotatorProfile(thicken_mm=2.0)
-UNDER = AnnotatorProfile(thin_mm=1.0)
-WRONG = AnnotatorProfile(swell_mm=3.0, swell_strength_mm=1.0, fracture_ratio=0.8)
-BLANK = AnnotatorProfile(blank=True, dense=False)
-
-COARSE_POSITIVE = AnnotatorProfile(swell_mm=3.0, fracture_ratio=0.4)
-COARSE_NEGATIVE = _negative(swell_mm=2.0, fracture_ratio=0.25)
-
-MNIST_MILD_POSITIVE = AnnotatorProfile(swell_mm=3.0, swell_strength_mm=0.5, num_fractures=3)
-MNIST_MILD_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.65, num_fractures=3)
-MNIST_HEAVY_POSITIVE = AnnotatorProfile(thicken_mm=2.0, num_fractures=3)
-MNIST_HEAVY_NEGATIVE = _negative(thicken_mm=1.0, num_fractures=3)
-
-STROKE_POSITIVE = AnnotatorProfile(dense=False, scribble_mm=7.0, swell_mm=2.0, ratio=0.3, num_parts=3)
-STROKE_NEGATIVE = AnnotatorProfile(kind="negative", dense=False, scribble_mm=7.0, ratio=0.038, num_parts=3)
-POLYGON = AnnotatorProfile(dense=False, thin_mm=3.0, preserve=False, polygon_tolerance_mm=4.0)
-
-LEVEL_1_POSITIVE = AnnotatorProfile(scribble_mm=1.0, fracture_ratio=0.4, ratio=0.3)
-LEVEL_2_POSITIVE = AnnotatorProfile(swell_mm=3.0, swell_strength_mm=0.6, fracture_ratio=0.4, ratio=0.7)
-LEVEL_3_POSITIVE = AnnotatorProfile(swell_mm=3.0, swell_strength_mm=0.6, fracture_ratio=0.4)
-LEVEL_4_POSITIVE = AnnotatorProfile(swell_mm=2.0, swell_strength_mm=0.4, fracture_ratio=0.2)
-LEVEL_5_POSITIVE = AnnotatorProfile(swell_mm=1.0, swell_strength_mm=0.2, fracture_ratio=0.1)
-LEVEL_1_NEGATIVE = _negative(scribble_mm=3.0, fracture_ratio=0.6)
-LEVEL_2_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.6, fracture_ratio=0.6)
-LEVEL_3_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.6, fracture_ratio=0.25)
-LEVEL_4_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.4, fracture_ratio=0.1)
-LEVEL_5_NEGATIVE = _negative(swell_mm=1.0, swell_strength_mm=0.2, fracture_ratio=0.05)
-
-PROFILES: Mapping[str, AnnotatorProfile] = MappingProxyType(
-    {name.lower(): value for name, value in tuple(globals().items()) if isinstance(value, AnnotatorProfile)}
-)
-"""Every ready annotator by its name in lower case."""

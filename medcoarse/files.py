@@ -16,6 +16,7 @@ def plain(value: Any) -> Any:
     """JSON-ready form of a metric: tensors to floats, NaN to ``None``.
 
     Example:
+        >>> import torch
         >>> plain(torch.tensor(0.5)), plain(float("nan")), plain({"a": torch.tensor([1.0])})
         (0.5, None, {'a': [1.0]})
     """

@@ -77,6 +77,35 @@ def complementary_nll(log_probs: Tensor, confusion: Confusion, log_transition: T
     return -_mean_drawn(likelihood, drawn).sum()
 
 
+def ruled_out_nll(log_probs: Tensor, confusion: Confusion, annotation: Tensor) -> Tensor:
+    """Negative log-likelihood of a *set* of classes that one annotator rules out, ``-log(1 - sum_k u_k)``.
+
+    Args:
+        log_probs: ``(B, L, *S)``.
+        confusion: of the one negative annotator; ``u = A p``.
+        annotation: ``(B, C, *S)``, up to C classes that the pixel is *not*, or 255. A pixel where all L classes are
+            ruled out says nothing.
+
+    Returns:
+        Scalar, the mean over the pixels where something was ruled out, in nats.
+
+    Source: the complementary likelihood with uniform ``M``, extended to several labels at a pixel; for one label it
+        differs from :func:`complementary_nll` by the constant ``log(L - 1)``.
+
+    Example:
+        >>> log_probs = torch.tensor([0.2, 0.3, 0.5]).log().view(1, 3, 1)
+        >>> nll = ruled_out_nll(log_probs, IdentityConfusion(1), torch.tensor([[[2], [0]]]))
+        >>> round(nll.neg().exp().item(), 4)  # neither 2 nor 0
+        0.3
+    """
+    log_said = confusion.log_annotate(log_probs)[:, 0]
+    classes = torch.arange(log_probs.shape[1], device=log_probs.device).view(1, 1, -1, *(1,) * (log_probs.ndim - 2))
+    ruled_out = (annotation[:, :, None] == classes).any(1)
+    drawn = ruled_out.any(1, keepdim=True) & ~ruled_out.all(1, keepdim=True)
+    possible = log_said.masked_fill(ruled_out & drawn, -torch.inf)
+    return -_mean_drawn(torch.logsumexp(possible, 1, keepdim=True), drawn).sum()
+
+
 def mean_trace(confusion: Confusion, annotation: Tensor) -> Tensor:
     """Mean trace of the confusion matrices over the drawn pixels, summed over the annotators.
 
@@ -225,6 +254,8 @@ class CoupledLoss(nn.Module):
             L = 2). Ignored where the model learns its own.
         warmup: ``"consensus"`` or ``"identity"``.
         dense_weight: weight of cross-entropy on dense masks.
+        negative_sets: the negative maps of an image are one annotator's and rule out a set of classes at each pixel,
+            see :func:`ruled_out_nll`; the model then has one negative annotator and ``transition`` is not used.
         region_weight: weight of the region-fitting term; 0 leaves it out.
         region_sigma: its window in pixels; ``None`` is the whole image.
 
@@ -251,6 +282,7 @@ class CoupledLoss(nn.Module):
         transition: Tensor | list[list[float]] | None = None,
         warmup: str = "consensus",
         dense_weight: float = 1.0,
+        negative_sets: bool = False,
         region_weight: float = 0.0,
         region_sigma: float | None = None,
     ) -> None:
@@ -271,6 +303,7 @@ class CoupledLoss(nn.Module):
         self.trace_weight = trace_weight
         self.warmup = warmup
         self.dense_weight = dense_weight
+        self.negative_sets = negative_sets
         self.region_weight = region_weight
         self.region_sigma = region_sigma
         self.register_buffer("log_transition", matrix.log(), persistent=False)
@@ -310,14 +343,24 @@ class CoupledLoss(nn.Module):
             terms["nll_positive"] = (1.0, coarse_nll(log_probs, confusion, positive))
             traces.append(mean_trace(confusion, positive))
         if negative is not None:
-            confusion = output.negative or IdentityConfusion(negative.shape[1])
-            log_transition = self.log_transition if output.log_transition is None else output.log_transition
-            log_transition = log_transition.to(log_probs.device)
-            terms["nll_negative"] = (1.0, complementary_nll(log_probs, confusion, log_transition, negative))
-            traces.append(mean_trace(confusion, negative))
+            nll, confusion, drawn = self._negative_nll(log_probs, output, negative)
+            terms["nll_negative"] = (1.0, nll)
+            traces.append(mean_trace(confusion, drawn))
         if not warm:
             terms["trace"] = (self.trace_weight, torch.stack([t.to(log_probs.device) for t in traces]).sum())
         return terms
+
+    def _negative_nll(
+        self, log_probs: Tensor, output: CoupledOutput, negative: Tensor
+    ) -> tuple[Tensor, Confusion, Tensor]:
+        """The likelihood, the confusion it used, and where each annotator drew."""
+        if self.negative_sets:
+            confusion = output.negative or IdentityConfusion(1)
+            return ruled_out_nll(log_probs, confusion, negative), confusion, negative.amin(1, keepdim=True)
+        confusion = output.negative or IdentityConfusion(negative.shape[1])
+        log_transition = self.log_transition if output.log_transition is None else output.log_transition
+        nll = complementary_nll(log_probs, confusion, log_transition.to(log_probs.device), negative)
+        return nll, confusion, negative
 
 
 def _check_shapes(logits: Tensor, target: Annotations) -> None:

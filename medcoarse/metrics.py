@@ -1,30 +1,21 @@
-"""Scores of a segmentation and of an annotator model: count the pixels first, divide once.
+"""Scores of segmentations and of annotator models, as pure functions: count the pixels first, divide once.
 
 Convention: `counts[..., predicted, true]` and `cm[..., observed, true]`. What was said is the row, what is true the
 column, as for the annotators' confusion matrices. Pixels labelled 255 or outside the field of view are in no table.
 
 A score is NaN where it is undefined, and means leave NaN out. A class that is absent from the truth has no IoU, Dice or
 sensitivity; what was wrongly predicted of it lowers its specificity and the scores of the classes it covers.
-
-There are two means. *image*: score every image, then average. *dataset*: sum the counts of all images, then score
-once, as the Cityscapes benchmark does. They differ when images differ in size or content, so both are named.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable
 
 import torch
-from monai.metrics.metric import CumulativeIterationMetric, Metric
-from monai.utils.dist import evenly_divisible_all_gather
 from torch import Tensor
 
 from medcoarse.confusion import UNLABELED
-
-Reduction = Literal["image", "dataset"]
-
 
 # counting pixels
 
@@ -69,18 +60,15 @@ def confusion_counts(
     return counts.reshape(-1, num_classes, num_classes)
 
 
-def annotation_counts(
-    annotation: Tensor, label: Tensor, num_classes: int, mask: Tensor | None = None, ignore_index: int = UNLABELED
-) -> Tensor:
+def annotation_counts(annotation: Tensor, label: Tensor, num_classes: int, mask: Tensor | None = None) -> Tensor:
     """Number of drawn pixels for each pair of drawn and true class, one table an annotator and image.
 
     Args:
         annotation: label maps (B, R, *S), 255 where nothing was drawn. For negative annotations the value is the
             class that was ruled out, so the table is that of the complementary labels.
-        label: true classes (B, 1, *S).
+        label: true classes (B, 1, *S), 255 where unknown.
         num_classes: L.
         mask: field of view (B, 1, *S).
-        ignore_index: value that means "not drawn" in `annotation` and "unknown" in `label`.
 
     Returns:
         int64 (B, R, L, L), drawn class by true class.
@@ -96,9 +84,11 @@ def annotation_counts(
             f"annotation must be (B, R, *S) and label (B, 1, *S), got {tuple(annotation.shape)} and "
             f"{tuple(label.shape)}; add the batch and channel axes, and crop or resample them together"
         )
-    drawn = (annotation != ignore_index) if mask is None else (annotation != ignore_index) & (_plain(mask) != 0)
+    drawn = annotation != UNLABELED
+    if mask is not None:
+        drawn = drawn & (_plain(mask) != 0)
     tables = [
-        confusion_counts(annotation[:, r, None], label, num_classes, drawn[:, r, None], ignore_index)
+        confusion_counts(annotation[:, r, None], label, num_classes, drawn[:, r, None])
         for r in range(annotation.shape[1])
     ]
     return torch.stack(tables, dim=1)
@@ -169,10 +159,6 @@ def _totals(counts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return n.diagonal(dim1=-2, dim2=-1), n.sum(-1), n.sum(-2), n.sum((-2, -1)).unsqueeze(-1)
 
 
-def _defined(score: Tensor, where: Tensor) -> Tensor:
-    return torch.where(where, score, math.nan)
-
-
 def iou(counts: Tensor) -> Tensor:
     """Intersection over union of each class, `TP / (TP + FP + FN)`.
 
@@ -187,7 +173,7 @@ def iou(counts: Tensor) -> Tensor:
         tensor([0.7500, 0.5000], dtype=torch.float64)
     """
     hits, predicted, true, _ = _totals(counts)
-    return _defined(hits / (predicted + true - hits), true > 0)
+    return torch.where(true > 0, hits / (predicted + true - hits), math.nan)
 
 
 def dice(counts: Tensor) -> Tensor:
@@ -204,7 +190,7 @@ def dice(counts: Tensor) -> Tensor:
         tensor(0.7500, dtype=torch.float64)
     """
     hits, predicted, true, _ = _totals(counts)
-    return _defined(2 * hits / (predicted + true), true > 0)
+    return torch.where(true > 0, 2 * hits / (predicted + true), math.nan)
 
 
 def sensitivity(counts: Tensor) -> Tensor:
@@ -313,11 +299,24 @@ def mean_iou(counts: Tensor, include_background: bool = True) -> Tensor:
         >>> mean_iou(counts.sum(0))
         tensor(0.6944, dtype=torch.float64)
     """
-    return _class_mean(iou(counts), include_background)
+    return class_mean(iou(counts), include_background)
 
 
-def _class_mean(scores_of_classes: Tensor, include_background: bool) -> Tensor:
-    return (scores_of_classes if include_background else scores_of_classes[..., 1:]).nanmean(-1)
+def class_mean(scores: Tensor, include_background: bool = True) -> Tensor:
+    """Mean over the classes that have a score.
+
+    Args:
+        scores: one value a class (..., L), NaN where undefined.
+        include_background: whether class 0 takes part.
+
+    Returns:
+        (...); NaN where no class has a score.
+
+    Example:
+        >>> class_mean(torch.tensor([0.5, math.nan, 1.0])), class_mean(torch.tensor([0.5, 1.0]), False)
+        (tensor(0.7500), tensor(1.))
+    """
+    return (scores if include_background else scores[..., 1:]).nanmean(-1)
 
 
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -376,9 +375,7 @@ def empirical_confusion(annotation: Tensor, label: Tensor, num_classes: int, mas
     return conditional_table(annotation_counts(annotation, label, num_classes, mask))
 
 
-def mean_confusion(
-    cm: Tensor, label: Tensor | None = None, mask: Tensor | None = None, ignore_index: int = UNLABELED
-) -> Tensor:
+def mean_confusion(cm: Tensor, label: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
     """One matrix out of a confusion matrix at every pixel.
 
     Without `label` the plain mean over pixels. With it, `mean(cm[:, j, x] : label(x) = j)`, each column where its
@@ -386,9 +383,8 @@ def mean_confusion(
 
     Args:
         cm: confusion matrices (B, R, observed, true, *S).
-        label: true classes (B, 1, *S).
+        label: true classes (B, 1, *S), 255 where unknown.
         mask: field of view (B, 1, *S).
-        ignore_index: label of pixels that are left out.
 
     Returns:
         (B, R, observed, true), columns sum to 1; NaN where there is no pixel to average.
@@ -414,7 +410,7 @@ def mean_confusion(
     if label is None:
         weight = weight.expand(-1, cm.shape[3], *shape[2:])
     else:
-        known = weight & (_plain(label) != ignore_index)
+        known = weight & (_plain(label) != UNLABELED)
         classes = torch.arange(cm.shape[3], device=cm.device).reshape(-1, *[1] * len(shape[2:]))
         weight = known & (_plain(label) == classes)
     weight = weight.to(cm.dtype).flatten(2)
@@ -461,278 +457,3 @@ def confusion_matrix_error(estimated: Tensor, true: Tensor, present: Tensor | No
     column = squares.mean(-2)
     present = present.expand(column.shape)
     return (torch.where(present, column, 0).sum(-1) / present.sum(-1)).sqrt()
-
-
-# many images
-
-
-def reduce_scores(
-    counts: Tensor,
-    metric: str = "iou",
-    reduction: Reduction = "image",
-    class_index: int | None = None,
-    include_background: bool = True,
-) -> Tensor:
-    """One number out of the tables of many images.
-
-    Args:
-        counts: pixels (N, L, L), predicted by true class, one table an image.
-        metric: one of `SCORES`: iou, dice, sensitivity, specificity, precision, accuracy.
-        reduction: `"image"` averages over the images that have the score, `"dataset"` sums the counts first.
-        class_index: the class to score; None averages over classes.
-        include_background: whether class 0 takes part in that average.
-
-    Returns:
-        float64 scalar; NaN where no image has the score.
-
-    Example:
-        >>> counts = torch.tensor([[[6, 1], [1, 2]], [[9, 0], [0, 1]]])
-        >>> reduce_scores(counts, "iou", "image", class_index=1)
-        tensor(0.7500, dtype=torch.float64)
-        >>> reduce_scores(counts, "iou", "dataset", class_index=1)
-        tensor(0.6000, dtype=torch.float64)
-    """
-    if counts.ndim != 3:
-        raise ValueError(f"counts must be (N, L, L), one table an image, got {tuple(counts.shape)}")
-    _check_choice(metric, reduction, class_index, counts.shape[-1])
-    per_class = SCORES[metric](counts if reduction == "image" else counts.sum(0, keepdim=True))
-    if class_index is not None:
-        return per_class[:, class_index].nanmean()
-    return _class_mean(per_class, include_background).nanmean()
-
-
-def _check_choice(metric: str, reduction: str, class_index: int | None, num_classes: int) -> None:
-    if metric not in SCORES:
-        raise ValueError(f"metric must be one of {', '.join(SCORES)}, got {metric!r}")
-    if reduction not in ("image", "dataset"):
-        raise ValueError(f"reduction must be 'image' or 'dataset', got {reduction!r}")
-    if class_index is not None and not 0 <= class_index < num_classes:
-        raise ValueError(f"class_index must be in 0 .. {num_classes - 1} or None for the mean, got {class_index}")
-
-
-def score_row(counts: Tensor, class_names: Sequence[str], include_background: bool = True) -> dict[str, float | None]:
-    """All scores of one table under flat names: `mean_iou`, `mean_dice`, `pixel_accuracy`, `iou_vessel`, ...
-
-    Args:
-        counts: pixels (L, L), predicted by true class.
-        class_names: L names.
-        include_background: whether class 0 takes part in the two means.
-
-    Returns:
-        name -> score, None where undefined, so that it can be written as strict JSON.
-
-    Example:
-        >>> row = score_row(torch.tensor([[6, 1], [1, 2]]), ["background", "vessel"])
-        >>> row["mean_iou"], row["iou_vessel"], row["sensitivity_background"] == 6 / 7
-        (0.625, 0.5, True)
-    """
-    if counts.ndim != 2 or len(set(class_names)) != len(class_names) or len(class_names) != len(counts):
-        raise ValueError(
-            f"score_row needs counts (L, L) and L different class names, got {tuple(counts.shape)} and "
-            f"{list(class_names)}"
-        )
-    row = {
-        "mean_iou": mean_iou(counts, include_background).item(),
-        "mean_dice": _class_mean(dice(counts), include_background).item(),
-        "pixel_accuracy": pixel_accuracy(counts).item(),
-    }
-    for metric, score in SCORES.items():
-        row |= {f"{metric}_{name}": value for name, value in zip(class_names, score(counts).tolist(), strict=True)}
-    return {name: None if math.isnan(value) else value for name, value in row.items()}
-
-
-def scores(
-    counts: Tensor,
-    class_names: Sequence[str],
-    image_names: Sequence[str] | None = None,
-    include_background: bool = True,
-) -> dict[str, Any]:
-    """The whole table of results, ready for `metrics.json`.
-
-    Args:
-        counts: pixels (N, L, L), predicted by true class, one table an image.
-        class_names: L names.
-        image_names: N names, entered as `name` in the rows.
-        include_background: whether class 0 takes part in the means over classes.
-
-    Returns:
-        `num_images`; `dataset`, the scores of the summed counts; `image`, the mean over images of each score; and
-        `images`, one row an image. All have the keys of `score_row`, with None where undefined.
-
-    Example:
-        >>> table = scores(torch.tensor([[[6, 1], [1, 2]], [[9, 0], [0, 1]]]), ["background", "vessel"], ["a", "b"])
-        >>> table["image"]["iou_vessel"], table["dataset"]["iou_vessel"], table["images"][1]["iou_vessel"]
-        (0.75, 0.6, 1.0)
-    """
-    if counts.ndim != 3 or len(counts) == 0:
-        raise ValueError(f"counts must be (N, L, L) with at least one image, got {tuple(counts.shape)}")
-    if image_names is not None and len(image_names) != len(counts):
-        raise ValueError(f"image_names must name {len(counts)} images, got {len(image_names)}")
-    rows = [score_row(table, class_names, include_background) for table in counts]
-    named = [{"name": name} for name in image_names] if image_names is not None else [{} for _ in rows]
-    return {
-        "num_images": len(rows),
-        "dataset": score_row(counts.sum(0), class_names, include_background),
-        "image": {key: _mean_of_known([row[key] for row in rows]) for key in rows[0]},
-        "images": [name | row for name, row in zip(named, rows, strict=True)],
-    }
-
-
-def _mean_of_known(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return math.fsum(known) / len(known) if known else None
-
-
-class _Choice:
-    """Which number is read off the tables of counts; shared by the metric that counts and by its views."""
-
-    def _choose(
-        self,
-        num_classes: int,
-        metric: str,
-        class_index: int | None,
-        reduction: Reduction,
-        include_background: bool,
-    ) -> None:
-        _check_choice(metric, reduction, class_index, num_classes)
-        self.metric = metric
-        self.class_index = class_index
-        self.reduction: Reduction = reduction
-        self.include_background = include_background
-
-    def counts(self) -> Tensor:
-        raise NotImplementedError
-
-    def get_buffer(self) -> Tensor:
-        """The metric of each image and class, float64 (N, L), as MONAI's `MetricsSaver` writes it."""
-        return SCORES[self.metric](self.counts())
-
-    def aggregate(self) -> Tensor:
-        """The metric over all images seen since `reset`, float64 scalar."""
-        counts = self.counts()
-        if len(counts) == 0:
-            raise ValueError(
-                "no image has been scored since reset: call SegmentationScores with (y_pred, y) before aggregate, "
-                "and attach a ScoreView to the engine of its source"
-            )
-        return reduce_scores(counts, self.metric, self.reduction, self.class_index, self.include_background)
-
-
-class SegmentationScores(_Choice, CumulativeIterationMetric):
-    """MONAI metric that counts each image once and keeps its table; every score is read off the tables.
-
-    It works alone and as `monai.handlers.IgniteMetricHandler(metric_fn=..., output_transform=from_engine(["pred",
-    "label"]))`, which passes no field of view on: there, set the label to 255 outside it. For more numbers from the
-    same counts, attach a `ScoreView` of it, or give `counts()` to `scores`. Tables of all processes are gathered, so
-    the result is that of one process, provided no sampler hands an image out twice (`even_divisible=False`).
-
-    Args:
-        num_classes: L.
-        metric: what `aggregate` returns, one of `SCORES`.
-        class_index: the class to score; None averages over classes.
-        reduction: `"image"` or `"dataset"`, see `reduce_scores`.
-        include_background: whether class 0 takes part in that average.
-        ignore_index: label of pixels that are left out.
-
-    Raises:
-        ValueError: an unknown metric, reduction or class; `aggregate` before any image.
-
-    Example:
-        >>> vessel_iou = SegmentationScores(num_classes=2, class_index=1)
-        >>> _ = vessel_iou(torch.tensor([[[1, 1, 0, 0]]]), torch.tensor([[[1, 0, 0, 255]]]))
-        >>> vessel_iou.aggregate()
-        tensor(0.5000, dtype=torch.float64)
-        >>> vessel_iou.counts().tolist()
-        [[[1, 0], [1, 1]]]
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        metric: str = "iou",
-        class_index: int | None = None,
-        reduction: Reduction = "image",
-        include_background: bool = True,
-        ignore_index: int = UNLABELED,
-    ) -> None:
-        super().__init__()
-        self._choose(num_classes, metric, class_index, reduction, include_background)
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
-
-    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        if y is None:
-            raise ValueError("SegmentationScores needs the label: call it with (y_pred, y)")
-        return confusion_counts(y_pred, y, self.num_classes, kwargs.get("mask"), self.ignore_index)
-
-    def _compute_list(self, y_pred: Any, y: Any = None, **kwargs: Any) -> Tensor:
-        """Images of different sizes come as lists; MONAI's own loop would drop the tail of the longer list."""
-        masks = kwargs.get("mask")
-        lengths = [None if x is None else len(x) for x in (y_pred, y)] + ([] if masks is None else [len(masks)])
-        if len(set(lengths)) > 1:
-            raise ValueError(f"y_pred, y and mask must list the same images, got lengths {lengths}")
-        tables = [
-            self._compute_tensor(p[None], t[None], mask=None if m is None else m[None])
-            for p, t, m in zip(y_pred, y, [None] * len(y) if masks is None else masks, strict=True)
-        ]
-        return torch.cat(tables)
-
-    def _sync(self) -> None:
-        """Gather the tables; a process that saw no image takes part too, or the others would wait for it forever."""
-        if self._buffers is None and not self._synced:
-            none = torch.zeros((0, self.num_classes, self.num_classes), dtype=torch.int64)
-            self._synced_tensors = [evenly_divisible_all_gather(none, concat=True)]
-            self._synced = True
-        super()._sync()  # type: ignore[no-untyped-call]
-
-    def counts(self) -> Tensor:
-        """Tables of all images of all processes, int64 (N, L, L)."""
-        counts: Tensor = CumulativeIterationMetric.get_buffer(self)  # type: ignore[no-untyped-call]
-        return counts
-
-
-class ScoreView(_Choice, Metric):
-    """Another number from the counts of a `SegmentationScores`, at no cost per image.
-
-    Attach it like any metric, to the engine to which its source is attached: `__call__` and `reset` do nothing,
-    because the source counts and forgets.
-
-    Args:
-        source: the metric that counts.
-        metric: what `aggregate` returns, one of `SCORES`.
-        class_index: the class to score; None averages over classes.
-        reduction: `"image"` or `"dataset"`, see `reduce_scores`.
-        include_background: whether class 0 takes part in that average.
-
-    Raises:
-        ValueError: an unknown metric, reduction or class; `aggregate` before the source has seen an image.
-
-    Example:
-        >>> vessel_iou = SegmentationScores(num_classes=2, class_index=1)
-        >>> vessel_dice = ScoreView(vessel_iou, "dice", class_index=1)
-        >>> _ = vessel_iou(torch.tensor([[[1, 1, 0]]]), torch.tensor([[[1, 0, 0]]]))
-        >>> vessel_dice.aggregate()
-        tensor(0.6667, dtype=torch.float64)
-    """
-
-    def __init__(
-        self,
-        source: SegmentationScores,
-        metric: str = "iou",
-        class_index: int | None = None,
-        reduction: Reduction = "image",
-        include_background: bool = True,
-    ) -> None:
-        super().__init__()
-        self._choose(source.num_classes, metric, class_index, reduction, include_background)
-        self.source = source
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the source has counted the image."""
-
-    def reset(self) -> None:
-        """Nothing: the source forgets."""
-
-    def counts(self) -> Tensor:
-        """Tables of the source, int64 (N, L, L)."""
-        return self.source.counts()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import platform
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +27,7 @@ from medcoarse.confusion import UNLABELED, Annotations, Confusion, IdentityConfu
 from medcoarse.files import plain, write_json
 from medcoarse.losses import CoupledLoss
 from medcoarse.networks import CoupledModel
+from medcoarse.scores import ScoreView, SegmentationScores, score_table
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +167,10 @@ class MetricsJson:
     ) -> None:
         self.path = Path(path)
         self.evaluator, self.dataset, self.writer = evaluator, dataset, writer
-        self.content: dict[str, Any] = {"facts": dict(facts or {}), "drawings": {}, "validation": []}
+        self.content: dict[str, Any] = {
+            "facts": dict(facts or {}), "machine": machine(), "drawings": {}, "validation": [],
+        }  # fmt: skip
+        self.started = time.monotonic()
 
     def attach(self, engine: Engine) -> None:
         """Write after each validation of the trainer."""
@@ -181,7 +189,8 @@ class MetricsJson:
 
     def _record(self, engine: Engine) -> None:
         scores = {name: plain(value) for name, value in self.evaluator.state.metrics.items()}
-        self.content["validation"].append({"epoch": engine.state.epoch, **scores})
+        seconds = round(time.monotonic() - self.started)
+        self.content["validation"].append({"epoch": engine.state.epoch, "seconds": seconds, **scores})
         write_json(self.path, self.content)
         for name, value in scores.items():
             if self.writer is not None and value is not None:
@@ -216,7 +225,20 @@ def drawing_scores(dataset: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
     return {name: float(np.nanmean(scores)) for name, scores in values.items() if not np.isnan(scores).all()}
 
 
-def score_views(source: metrics.SegmentationScores, class_index: int, class_name: str) -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Hardware and versions that a run was made with, as plain data."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("medcoarse", "monai", "torch", "numpy")},
+    }
+
+
+def score_views(source: SegmentationScores, class_index: int, class_name: str) -> dict[str, Any]:
     """The scores that are reported beside the key metric, as metrics of an engine that attaches ``source`` too.
 
     Returns:
@@ -234,9 +256,7 @@ def score_views(source: metrics.SegmentationScores, class_index: int, class_name
     }
     pair = from_engine(["pred", "label"])
     return {
-        name: IgniteMetricHandler(
-            cast(Any, metrics.ScoreView(source, **arguments)), output_transform=pair, save_details=False
-        )
+        name: IgniteMetricHandler(cast(Any, ScoreView(source, **arguments)), output_transform=pair, save_details=False)
         for name, arguments in views.items()
     }
 
@@ -335,7 +355,7 @@ class EvaluationReport:
     Args:
         counts: the metric that counts; attach it to the same engine.
         class_names: of the L classes.
-        json_path: scores, see :func:`medcoarse.metrics.scores`.
+        json_path: scores, see :func:`medcoarse.scores.score_table`.
         sheet_path: PNG with image, truth, prediction and errors of the first images.
         image_key: key of the image that is shown.
         max_cases: number of images on the sheet.
@@ -343,7 +363,7 @@ class EvaluationReport:
 
     def __init__(
         self,
-        counts: metrics.SegmentationScores,
+        counts: SegmentationScores,
         class_names: Sequence[str],
         json_path: str | Path,
         sheet_path: str | Path,
@@ -370,7 +390,7 @@ class EvaluationReport:
                 self.cases.append(report.Case(self.names[-1], *(torch.as_tensor(x).cpu() for x in shown)))
 
     def _write(self, engine: Engine) -> None:
-        scores = metrics.scores(self.counts.counts(), self.class_names, self.names)
+        scores = score_table(self.counts.counts(), self.class_names, self.names)
         write_json(self.json_path, scores)
         report.save_figure(report.prediction_sheet(self.cases, self.class_names), self.sheet_path)
         for name, value in engine.state.metrics.items():

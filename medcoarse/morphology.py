@@ -15,7 +15,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import distance_transform_edt, label
 from scipy.sparse import csr_array
-from skimage.measure import find_contours
 from skimage.morphology import skeletonize
 
 Mask = NDArray[np.bool_]
@@ -24,6 +23,24 @@ Mask = NDArray[np.bool_]
 _NEAR = 8
 # Two ways to compute one distance differ in the last bits; a voxel exactly at the radius belongs to the ball.
 _ROUNDING = 1e-5
+
+
+def as_mask(mask: Mask) -> Mask:
+    """The mask itself, if it is one.
+
+    Raises:
+        ValueError: the array is not bool, not 2D or 3D.
+
+    Example:
+        >>> as_mask(np.zeros((2, 2)))
+        Traceback (most recent call last):
+        ValueError: mask must be a bool array with 2 or 3 axes, got float64 of shape (2, 2); pass label == k.
+    """
+    if mask.dtype != np.bool_ or mask.ndim not in (2, 3):
+        raise ValueError(
+            f"mask must be a bool array with 2 or 3 axes, got {mask.dtype} of shape {mask.shape}; pass label == k."
+        )
+    return mask
 
 
 def as_spacing(spacing: Sequence[float] | float | None, spatial_dims: int) -> tuple[float, ...]:
@@ -102,7 +119,7 @@ def thin(mask: Mask, radius_mm: float, spacing: Sequence[float] | float | None =
         >>> thin(np.ones((1, 5), bool) & (np.arange(5) > 0), 1)
         array([[False, False,  True,  True,  True]])
     """
-    kept = mask & np.isinf(squared_distance(~_bool(mask), radius_mm, spacing))
+    kept = mask & np.isinf(squared_distance(~as_mask(mask), radius_mm, spacing))
     return kept | skeleton(mask) if preserve and radius_mm > 0 else kept
 
 
@@ -307,45 +324,6 @@ def shrink_to_ratio(
     return kept
 
 
-def polygonize(
-    mask: Mask,
-    tolerance_mm: float = 0.0,
-    num_vertices: int | None = None,
-    spacing: Sequence[float] | float | None = None,
-) -> Mask:
-    """Redraw every outline with few vertices and fill it.
-
-    Each outline, also that of a hole, becomes a polygon; a voxel belongs to the result if an odd number of polygons
-    contains it. A 3D mask is drawn slice by slice, as people do: across its coarsest axis, the last one among equals.
-
-    Args:
-        mask: bool, 2D or 3D.
-        tolerance_mm: how far a polygon may stray from its outline, >= 0 (Douglas-Peucker); 0 changes nothing.
-        num_vertices: if given, the polygon has this many vertices, at least 3, evenly spaced along the outline instead.
-        spacing: mm per voxel.
-
-    Returns:
-        A new mask. Structures that are smaller than the tolerance vanish.
-
-    Raises:
-        ValueError: a negative tolerance or fewer than 3 vertices.
-
-    Example:
-        >>> square = np.zeros((8, 8), bool); square[2:6, 2:6] = True
-        >>> bool((polygonize(square, 0) == square).all())
-        True
-    """
-    sizes = _checked(mask, spacing)
-    if not tolerance_mm >= 0 or (num_vertices is not None and num_vertices < 3):
-        raise ValueError(f"need tolerance_mm >= 0 and num_vertices >= 3, got {tolerance_mm!r} and {num_vertices!r}.")
-    if mask.ndim == 2:
-        return _filled_outlines(mask, tolerance_mm, num_vertices, sizes)
-    axis = max(range(3), key=lambda a: (sizes[a], a))
-    plane = tuple(size for a, size in enumerate(sizes) if a != axis)
-    slices = [_filled_outlines(one, tolerance_mm, num_vertices, plane) for one in np.moveaxis(mask, axis, 0)]
-    return np.stack(slices, axis=axis)
-
-
 def skeleton(mask: Mask) -> Mask:
     """The centre line of a mask, one voxel wide: thinning by Zhang and Suen (1984), in 3D by Lee et al. (1994).
 
@@ -359,7 +337,7 @@ def skeleton(mask: Mask) -> Mask:
         >>> skeleton(np.ones((3, 7), bool)).sum(axis=0)
         array([1, 1, 1, 1, 1, 1, 0])
     """
-    thinned: Mask = skeletonize(_bool(mask))  # type: ignore[no-untyped-call]
+    thinned: Mask = skeletonize(as_mask(mask))  # type: ignore[no-untyped-call]
     if mask.ndim == 3:  # thinning in 3D deletes small blocks, such as 2 x 2 x 2: keep their first voxel
         components, number = label(mask, np.ones((3, 3, 3)))
         lost = np.bincount(components[thinned], minlength=number + 1) == 0
@@ -402,30 +380,7 @@ def complement(mask: Mask, within: Mask | None = None) -> Mask:
         >>> complement(np.array([[True, False]]))
         array([[False,  True]])
     """
-    return ~_bool(mask) if within is None else within & ~_bool(mask)
-
-
-def boundary_size(mask: Mask, spacing: Sequence[float] | float | None = None) -> float:
-    """Length of the outline in mm (2D) or area of the surface in mm² (3D).
-
-    The faces between mask and outside, times pi / 4 (2D) or 2 / 3 (3D): the factor that makes a staircase of random
-    orientation as long as the line it follows.
-
-    Args:
-        mask: bool, 2D or 3D. A mask and its complement have the same boundary.
-        spacing: mm per voxel.
-
-    Returns:
-        The size, >= 0.
-
-    Example:
-        >>> disc = np.hypot(*np.indices((101, 101)) - 50) <= 40
-        >>> abs(boundary_size(disc) / (2 * np.pi * 40) - 1) < 0.02
-        True
-    """
-    sizes = np.array(_checked(mask, spacing))
-    faces = [np.count_nonzero(np.diff(mask, axis=axis)) for axis in range(mask.ndim)]
-    return float(np.dot(faces, sizes.prod() / sizes)) * (np.pi / 4 if mask.ndim == 2 else 2 / 3)
+    return ~as_mask(mask) if within is None else within & ~as_mask(mask)
 
 
 def bounding_window(
@@ -454,16 +409,8 @@ def bounding_window(
     return tuple(window)
 
 
-def _bool(mask: Mask) -> Mask:
-    if mask.dtype != np.bool_ or mask.ndim not in (2, 3):
-        raise ValueError(
-            f"mask must be a bool array with 2 or 3 axes, got {mask.dtype} of shape {mask.shape}; pass label == k."
-        )
-    return mask
-
-
 def _checked(mask: Mask, spacing: Sequence[float] | float | None) -> tuple[float, ...]:
-    return as_spacing(spacing, _bool(mask).ndim)
+    return as_spacing(spacing, as_mask(mask).ndim)
 
 
 def _nearest_along(squared: NDArray[np.float32], axis: int, steps: int, size: float) -> NDArray[np.float32]:
@@ -497,53 +444,3 @@ def _in_cut(
     aside = np.square(points).sum(axis=1)[:, None] - np.square(depth)
     inside: NDArray[np.bool_] = (np.abs(depth) <= width_mm / 2) & (aside <= (length_mm / 2) ** 2)
     return inside
-
-
-def _filled_outlines(mask: Mask, tolerance_mm: float, num_vertices: int | None, spacing: tuple[float, ...]) -> Mask:
-    polygons = []
-    for outline in find_contours(np.pad(mask, 1).astype(np.float32), 0.5):  # type: ignore[no-untyped-call]
-        points = (outline - 1) * spacing
-        points = points[_corners(points, tolerance_mm)] if num_vertices is None else _evenly(points, num_vertices)
-        polygons.append(points / spacing)
-    return _filled(polygons, mask.shape)
-
-
-def _filled(polygons: list[NDArray[np.float64]], shape: tuple[int, ...]) -> Mask:
-    """Pixels inside an odd number of closed polygons: every edge flips all pixels to its right, row by row."""
-    if not polygons:
-        return np.zeros(shape, bool)
-    begin = np.concatenate(polygons)
-    end = np.concatenate([np.roll(points, -1, axis=0) for points in polygons])
-    first, last = np.ceil(np.minimum(begin[:, 0], end[:, 0])), np.ceil(np.maximum(begin[:, 0], end[:, 0]))
-    rows_per_edge = (last - first).astype(np.intp)
-    edge = np.repeat(np.arange(len(begin)), rows_per_edge)
-    row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(rows_per_edge) - rows_per_edge, rows_per_edge)
-    slope = (end[edge, 1] - begin[edge, 1]) / (end[edge, 0] - begin[edge, 0])
-    column = np.ceil(begin[edge, 1] + (row - begin[edge, 0]) * slope)
-    flips = np.bincount((row * (shape[1] + 1) + column).astype(np.intp), minlength=shape[0] * (shape[1] + 1))
-    odd = np.logical_xor.accumulate(flips.reshape(shape[0], -1) % 2 == 1, axis=1)
-    return np.asarray(odd[:, :-1])
-
-
-def _corners(points: NDArray[np.float64], tolerance: float) -> NDArray[np.intp]:
-    """Douglas-Peucker, all pieces of a line at once: split each at its furthest point until none strays too far."""
-    kept = np.array([0, len(points) - 1])
-    while True:
-        piece = np.repeat(np.arange(len(kept) - 1), np.diff(kept))
-        start, chord = points[kept[:-1]][piece], np.diff(points[kept], axis=0)[piece]
-        offset = points[:-1] - start
-        along = (offset * chord).sum(1) / np.maximum(np.square(chord).sum(1), 1e-30)
-        stray = np.square(offset - np.clip(along, 0, 1)[:, None] * chord).sum(1)
-        furthest = np.maximum.reduceat(stray, kept[:-1])
-        split = np.flatnonzero((stray == furthest[piece]) & (stray > tolerance**2))
-        split = split[np.unique(piece[split], return_index=True)[1]]
-        if not len(split):
-            return kept
-        kept = np.union1d(kept, split)
-
-
-def _evenly(points: NDArray[np.float64], number: int) -> NDArray[np.float64]:
-    """A number of points at equal steps along a closed line."""
-    travelled = np.append(0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1)))
-    stops = np.linspace(0, travelled[-1], number, endpoint=False)
-    return np.stack([np.interp(stops, travelled, coordinate) for coordinate in points.T], axis=1)

@@ -19,9 +19,10 @@ from monai.utils.enums import TransformBackends
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_numpy
 from numpy.typing import NDArray
 
-from medcoarse.annotators import AnnotatorProfile, Kind, apply, as_dict, as_profile, draw, merge_strokes
+from medcoarse.annotators import AnnotatorProfile, Kind, apply, draw, merge_strokes
 from medcoarse.confusion import UNLABELED
 from medcoarse.morphology import as_spacing
+from medcoarse.profiles import as_dict, as_profile
 
 Profile = AnnotatorProfile | str | Mapping[str, Any]
 Record = list[dict[str, Any]]

@@ -305,6 +305,37 @@ class OutsideToUnlabeledd(MapTransform):
         return item
 
 
+class HideLabeld(MapTransform):
+    """Mark the label of items without a known mask as unlabeled (255), to mix dense masks with drawings.
+
+    Args:
+        keys: label maps (C, *S).
+        flag_key: key of a boolean; items without it keep their label.
+        allow_missing_keys: skip missing labels.
+
+    Example:
+        >>> import numpy as np
+        >>> hide = HideLabeld("label", "has_mask")
+        >>> hide({"label": np.array([[0, 1]]), "has_mask": False})["label"]
+        array([[255, 255]])
+    """
+
+    backend = OutsideToUnlabeled.backend
+
+    def __init__(self, keys: KeysCollection, flag_key: Hashable, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.flag_key = flag_key
+        self.outside = OutsideToUnlabeled()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        """The item, its label hidden unless its mask is known."""
+        item = dict(data)
+        if not item.get(self.flag_key, True):
+            for key in self.key_iterator(item):
+                item[key] = self.outside(item[key], 0 * item[key][:1])
+        return item
+
+
 def _to_json(drawings: Sequence[tuple[NdarrayOrTensor, Record]]) -> str:
     """A string, because the records of a batch differ in length and default collation leaves strings alone."""
     return json.dumps({kind: record for kind, (_, record) in zip(("positive", "negative"), drawings, strict=True)})

@@ -108,8 +108,8 @@ def test_evaluation_scores_at_native_size(photographs, trained):
 def test_inference_on_a_folder_of_photographs(photographs, trained, tmp_path):
     folder = tmp_path / "photographs"
     folder.mkdir()
-    for name in sorted(os.listdir(photographs / "images"))[:2]:
-        shutil.copy(photographs / "images" / name, folder)
+    for path in sorted((photographs / "images").iterdir())[:2]:
+        shutil.copy(path, folder)
     Image.fromarray(np.zeros((75, 101), np.uint8)).save(folder / "grey.jpg")  # another size, grey, odd
     small = {name: value for name, value in SMALL.items() if name.startswith(("patch", "network"))}
     arguments = {"dataset_dir": str(folder), "output_dir": str(tmp_path / "out"), "ckpt_dir": str(trained / "models")}
@@ -148,12 +148,12 @@ def test_a_run_resumed_at_an_epoch_boundary_is_bit_identical(photographs, tmp_pa
     resumed = train(photographs, tmp_path / "halves", max_epochs=3, resume=True)
     assert resumed.trainer.state.iteration == 3 * resumed.trainer.state.epoch_length
     for name in ("model.pt", "full.pt"):
-        whole, halves = (
-            torch.load(tmp_path / run / "models" / name, weights_only=True) for run in ("whole", "halves")
-        )
+        whole, halves = (torch.load(tmp_path / run / "models" / name, weights_only=True) for run in ("whole", "halves"))
         assert_equal(whole, halves)
-    scores = [json.loads((tmp_path / run / "metrics.json").read_text())["validation"] for run in ("whole", "halves")]
-    assert scores[0] == scores[1]
+    whole, halves = (
+        json.loads((tmp_path / run / "metrics.json").read_text())["validation"] for run in ("whole", "halves")
+    )
+    assert [row | {"seconds": 0} for row in whole] == [row | {"seconds": 0} for row in halves]
 
 
 def assert_equal(one, other):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from medcoarse import metrics
+from medcoarse.scores import reduce_scores
 
 # Two images of twelve pixels each, three classes, 255 = unknown. Counted by eye, row = predicted, column = true:
 #
@@ -70,9 +71,9 @@ def test_mean_iou_an_image_and_over_the_data_set() -> None:
 
 
 def test_one_number_of_both_images() -> None:
-    close(metrics.reduce_scores(COUNTS, "iou", "image"), (1 / 2 + 29 / 35) / 2)
-    close(metrics.reduce_scores(COUNTS, "dice", "image", class_index=2), 4 / 5)  # the second image has no say
-    close(metrics.reduce_scores(COUNTS, "dice", "dataset", class_index=2), 4 / 7)  # but its false alarms count here
+    close(reduce_scores(COUNTS, "iou", "image"), (1 / 2 + 29 / 35) / 2)
+    close(reduce_scores(COUNTS, "dice", "image", class_index=2), 4 / 5)  # the second image has no say
+    close(reduce_scores(COUNTS, "dice", "dataset", class_index=2), 4 / 7)  # but its false alarms count here
     close(metrics.pixel_accuracy(COUNTS), [7 / 11, 10 / 12])
 
 

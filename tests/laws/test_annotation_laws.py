@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from medcoarse import morphology as m
-from medcoarse.annotators import PROFILES, UNLABELED, apply, draw
+from medcoarse import outlines
+from medcoarse.annotators import UNLABELED, apply, draw
 from medcoarse.morphology import smooth_field
+from medcoarse.profiles import PROFILES
 
 SPACINGS = {2: [None, (0.7, 1.6)], 3: [None, (0.8, 0.8, 2.5)]}
 
@@ -48,7 +50,7 @@ BY_SIZE = {
     "swell": lambda mask, size, spacing: m.swell(mask, size, 0.8, _field(mask), spacing),
     "swell by strength": lambda mask, size, spacing: m.swell(mask, 3.0, size, _field(mask), spacing),
     "fracture": lambda mask, size, spacing: m.fracture(mask, *_cuts(mask, 0 if size == 0 else 3), size, size, spacing),
-    "polygonize": lambda mask, size, spacing: m.polygonize(mask, size, spacing=spacing),
+    "polygonize": lambda mask, size, spacing: outlines.polygonize(mask, size, spacing=spacing),
 }
 GROWING = ["thicken", "swell", "swell by strength"]
 SHRINKING = ["thin", "thin, preserving", "fracture"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from monai.networks.nets import UNet
-from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.ndimage import gaussian_filter
 
 from medcoarse.confusion import Annotations, complement, identity, sample_annotation, swap_transition
 from medcoarse.losses import CoupledLoss

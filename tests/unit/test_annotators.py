@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from medcoarse import annotators as a
+from medcoarse import profiles
 from medcoarse.morphology import (
     complement,
     fracture,
-    polygonize,
     scribble,
     shrink_to_ratio,
     skeleton,
@@ -27,6 +27,7 @@ from medcoarse.morphology import (
     thicken,
     thin,
 )
+from medcoarse.outlines import polygonize
 
 OVER_1 = a.AnnotatorProfile(thicken_mm=1.0)
 NEGATIVE = a.AnnotatorProfile(kind="negative")
@@ -86,14 +87,16 @@ class TestProfile:
             a.AnnotatorProfile(**fields)
 
     def test_scaled_multiplies_lengths_only(self):
-        twice = a.scaled(a.COARSE_NEGATIVE, 2.0)
-        assert twice.swell_mm == 2 * a.COARSE_NEGATIVE.swell_mm
-        assert twice.fracture_length_mm == 2 * a.COARSE_NEGATIVE.fracture_length_mm
-        assert (twice.fracture_ratio, twice.kind) == (a.COARSE_NEGATIVE.fracture_ratio, "negative")
+        twice = a.scaled(profiles.COARSE_NEGATIVE, 2.0)
+        assert twice.swell_mm == 2 * profiles.COARSE_NEGATIVE.swell_mm
+        assert twice.fracture_length_mm == 2 * profiles.COARSE_NEGATIVE.fracture_length_mm
+        assert (twice.fracture_ratio, twice.kind) == (profiles.COARSE_NEGATIVE.fracture_ratio, "negative")
         with pytest.raises(ValueError, match="factor must be > 0"):
-            a.scaled(a.GOOD, 0.0)
+            a.scaled(profiles.GOOD, 0.0)
 
-    @pytest.mark.parametrize("profile", [a.COARSE_POSITIVE, a.COARSE_NEGATIVE], ids=["positive", "negative"])
+    @pytest.mark.parametrize(
+        "profile", [profiles.COARSE_POSITIVE, profiles.COARSE_NEGATIVE], ids=["positive", "negative"]
+    )
     def test_scaling_goes_with_magnification(self, profile):
         label = vessels()
         magnified = np.kron(label, np.ones((3, 3), np.uint8))
@@ -105,24 +108,9 @@ class TestProfile:
 
     def test_scaling_and_spacing_cancel(self):
         label = blob()
-        for profile in a.PROFILES.values():
+        for profile in profiles.PROFILES.values():
             finer = a.draw(a.scaled(profile, 0.5), label, spacing=0.5, seed=2).annotation
             assert (finer == a.draw(profile, label, seed=2).annotation).all()
-
-    def test_by_name_dictionary_or_itself(self):
-        assert a.as_profile("level_3_positive") is a.LEVEL_3_POSITIVE
-        assert a.as_profile(json.loads(json.dumps(a.as_dict(a.STROKE_NEGATIVE)))) == a.STROKE_NEGATIVE
-        with pytest.raises(
-            ValueError, match=r"unknown annotator profile 'coarse'; known are good, over, .*coarse_posit"
-        ):
-            a.as_profile("coarse")
-        with pytest.raises(ValueError, match="unknown annotator field 'thicken'; known are kind, dense"):
-            a.as_profile({"thicken": 1.0})
-
-    def test_level(self):
-        assert a.level(2, "negative") is a.LEVEL_2_NEGATIVE
-        with pytest.raises(ValueError, match="level must be 1, 2, 3, 4 or 5, got 6"):
-            a.level(6)
 
 
 class TestEncoding:
@@ -158,14 +146,14 @@ class TestEncoding:
         assert share == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3], abs=0.03)
 
     def test_absent_class(self):
-        assert self.drawn(a.COARSE_POSITIVE, target=3, num_classes=4) == self.label[0].tolist()
-        assert self.drawn(replace(a.COARSE_POSITIVE, dense=False), target=3, num_classes=4) == [U] * 7
+        assert self.drawn(profiles.COARSE_POSITIVE, target=3, num_classes=4) == self.label[0].tolist()
+        assert self.drawn(replace(profiles.COARSE_POSITIVE, dense=False), target=3, num_classes=4) == [U] * 7
         assert self.drawn(replace(NEGATIVE, dense=False), target=3, num_classes=4) == [3] * 6 + [U]
 
     def test_blank(self):
-        assert self.drawn(a.BLANK) == [U] * 7
-        assert self.drawn(replace(a.BLANK, dense=True)) == [0, 0, 0, 0, 2, 2, U]
-        assert self.drawn(a.BLANK, target=None) == [U] * 7
+        assert self.drawn(profiles.BLANK) == [U] * 7
+        assert self.drawn(replace(profiles.BLANK, dense=True)) == [0, 0, 0, 0, 2, 2, U]
+        assert self.drawn(profiles.BLANK, target=None) == [U] * 7
 
     @pytest.mark.parametrize(
         ("label", "target", "message"),
@@ -179,7 +167,7 @@ class TestEncoding:
     )
     def test_errors(self, label, target, message):
         with pytest.raises(ValueError, match=message):
-            a.draw(a.GOOD, label, target)
+            a.draw(profiles.GOOD, label, target)
 
 
 class TestEveryClass:
@@ -195,8 +183,8 @@ class TestEveryClass:
         assert drawn.tolist() == [[0, 1, 1, 1, 2, 2, 2]]
 
     def test_what_nobody_drew_is_unlabeled_or_goes_to_the_nearest_class(self):
-        sparse = a.draw(a.POLYGON, self.label, None, num_classes=3).annotation
-        dense = a.draw(replace(a.POLYGON, dense=True), self.label, None, num_classes=3).annotation
+        sparse = a.draw(profiles.POLYGON, self.label, None, num_classes=3).annotation
+        dense = a.draw(replace(profiles.POLYGON, dense=True), self.label, None, num_classes=3).annotation
         said = sparse != U
         assert 0.3 < said.mean() < 0.9
         assert (sparse[said] == self.label[said]).all()
@@ -211,9 +199,9 @@ class TestEveryClass:
         assert share == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3], abs=0.03)
 
     def test_replay(self):
-        drawing = a.draw(a.WRONG, self.label, None, (1.0, 2.0), seed=3, num_classes=3)
+        drawing = a.draw(profiles.WRONG, self.label, None, (1.0, 2.0), seed=3, num_classes=3)
         parameters = json.loads(json.dumps(drawing.parameters))
-        assert (a.apply(a.WRONG, self.label, None, (1.0, 2.0), parameters) == drawing.annotation).all()
+        assert (a.apply(profiles.WRONG, self.label, None, (1.0, 2.0), parameters) == drawing.annotation).all()
         assert (drawing.annotation != self.label).any()
 
 
@@ -283,7 +271,9 @@ class TestMergeStrokes:
 
     def test_consensus_of_dense_annotations(self):
         label = blob()
-        positive, negative = (a.draw(p, label, seed=4).annotation for p in (a.COARSE_POSITIVE, a.COARSE_NEGATIVE))
+        positive, negative = (
+            a.draw(p, label, seed=4).annotation for p in (profiles.COARSE_POSITIVE, profiles.COARSE_NEGATIVE)
+        )
         merged = a.merge_strokes(positive[None], negative[None])[0]
         assert (merged == np.where(positive == 1 - negative, positive, U)).all()
         assert (merged == U).any()
@@ -299,7 +289,7 @@ class TestHowGoodTheyAre:
     @pytest.mark.parametrize("kind", ["positive", "negative"])
     @pytest.mark.parametrize("label", [blob(), vessels()], ids=["blob", "vessels"])
     def test_levels_rise(self, kind, label):
-        grades = [np.mean([target_iou(a.level(n, kind), label, seed) for seed in range(6)]) for n in range(1, 6)]
+        grades = [np.mean([target_iou(profiles.level(n, kind), label, seed) for seed in range(6)]) for n in range(1, 6)]
         assert grades == sorted(grades)
         assert np.diff(grades).min() > 0.01
         assert grades[0] < 0.35
@@ -307,7 +297,9 @@ class TestHowGoodTheyAre:
 
     def test_over_under_wrong(self):
         label = vessels()
-        over, under, wrong = (a.draw(p, label, seed=2).annotation for p in (a.OVER, a.UNDER, a.WRONG))
+        over, under, wrong = (
+            a.draw(p, label, seed=2).annotation for p in (profiles.OVER, profiles.UNDER, profiles.WRONG)
+        )
         assert (over >= label).all()
         assert (under <= label).all()
         assert (wrong > label).any()
@@ -319,7 +311,7 @@ class TestHowGoodTheyAre:
         cover, precision = [], []
         for seed in range(12):
             label = blob(96, seed)
-            drawn = a.draw(a.STROKE_POSITIVE, label, seed=seed).annotation == 1
+            drawn = a.draw(profiles.STROKE_POSITIVE, label, seed=seed).annotation == 1
             cover.append((drawn & (label == 1)).sum() / label.sum())
             precision.append((label[drawn] == 1).mean())
         assert 0.15 < np.median(cover) <= 0.3
@@ -329,10 +321,10 @@ class TestHowGoodTheyAre:
         raw = gzip.decompress((real("MNIST") / "t10k-images-idx3-ubyte.gz").read_bytes())
         digits = (np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)[:300] > 127).astype(np.uint8)
         for profile, expected in (
-            (a.MNIST_MILD_POSITIVE, 0.48),
-            (a.MNIST_MILD_NEGATIVE, 0.30),
-            (a.MNIST_HEAVY_POSITIVE, 0.33),
-            (a.MNIST_HEAVY_NEGATIVE, 0.20),
+            (profiles.MNIST_MILD_POSITIVE, 0.48),
+            (profiles.MNIST_MILD_NEGATIVE, 0.30),
+            (profiles.MNIST_HEAVY_POSITIVE, 0.33),
+            (profiles.MNIST_HEAVY_NEGATIVE, 0.20),
         ):
             found = np.mean([target_iou(profile, digit, seed) for seed, digit in enumerate(digits)])
             assert found == pytest.approx(expected, abs=0.015)
@@ -346,15 +338,15 @@ class TestHowGoodTheyAre:
             label = (np.asarray(Image.open(file)) > 0)[::2, ::2].astype(np.uint8)
             inside = np.asarray(Image.open(folder / "masks" / f"{file.stem}_mask.gif"))[::2, ::2] > 0
             for name, found in grades.items():
-                found.append(target_iou(a.PROFILES[name], label, seed, inside))
+                found.append(target_iou(profiles.PROFILES[name], label, seed, inside))
         for found in grades.values():
             assert 0.55 <= np.mean(found) <= 0.60
 
     def test_strokes_on_vessels_are_wider_than_vessels(self):
         files = sorted((real("LES-AV") / "vessel-segmentations").glob("*.png"))[:4]
         labels = [(np.asarray(Image.open(file)) > 0)[::2, ::2].astype(np.uint8) for file in files]
-        drawn = [a.draw(a.STROKE_POSITIVE, label, seed=i).annotation == 1 for i, label in enumerate(labels)]
-        denied = [a.draw(a.STROKE_NEGATIVE, label, seed=i).annotation == 1 for i, label in enumerate(labels)]
+        drawn = [a.draw(profiles.STROKE_POSITIVE, label, seed=i).annotation == 1 for i, label in enumerate(labels)]
+        denied = [a.draw(profiles.STROKE_NEGATIVE, label, seed=i).annotation == 1 for i, label in enumerate(labels)]
         assert 0.47 <= np.mean([label[d].mean() for label, d in zip(labels, drawn, strict=True)]) <= 0.57
         assert np.mean([1 - label[d].mean() for label, d in zip(labels, denied, strict=True)]) > 0.97
         assert np.mean([d.sum() / (1 - label).sum() for label, d in zip(labels, denied, strict=True)]) < 0.045
@@ -367,7 +359,7 @@ class TestPage:
 
     def test_names_every_annotator_and_operation(self):
         page = (self.folder / "annotations.md").read_text(encoding="utf-8")
-        for name in a.PROFILES:
+        for name in profiles.PROFILES:
             assert f"`{name}`" in page
         masks = (
             thin,

@@ -21,6 +21,7 @@ from medcoarse.losses import (
     dense_nll,
     mean_trace,
     region_fitting,
+    ruled_out_nll,
 )
 from tests.reference import coarse_losses as slow
 
@@ -75,6 +76,24 @@ def test_terms_agree_with_slow_reference(structure, image, floor):
     assert mean_trace(confusion, drawing).item() == pytest.approx(slow.mean_trace(cm, flat), 1e-5)
 
 
+def test_several_negatives_form_a_set():
+    """p = (.1, .2, .3, .4): not 3 and not 1 leaves .4; not 0 leaves .9; all four, or none, say nothing."""
+    log_probs = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().view(1, 4, 1).expand(1, 4, 4)
+    drawn = torch.tensor([[3, 0, 0, 255], [1, 255, 1, 255], [255, 255, 2, 255], [255, 0, 3, 255]])[None]
+    expected = -(torch.tensor(0.4).log() + torch.tensor(0.9).log()) / 2
+    assert torch.allclose(ruled_out_nll(log_probs, IdentityConfusion(1), drawn), expected)
+    one = ruled_out_nll(log_probs, IdentityConfusion(1), drawn[:, :1])
+    same = complementary_nll(log_probs, IdentityConfusion(1), swap_transition(4).log(), drawn[:, :1])
+    assert torch.allclose(one, same - torch.tensor(3.0).log())
+    logits = log_probs.clone().requires_grad_()
+    confusion = LowRankConfusion(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 1, 4, 4))
+    loss = CoupledLoss(4, trace_weight=0.1, negative_sets=True)
+    loss(CoupledOutput(logits, None, confusion), Annotations(negative=drawn)).backward()
+    assert torch.isfinite(logits.grad).all()
+    assert (logits.grad[..., 3] == 0).all()
+    assert set(loss.parts) == {"nll_negative", "trace"}
+
+
 def test_consensus_agrees_with_slow_reference():
     generator = torch.Generator().manual_seed(3)
     for classes in (2, 3):
@@ -119,9 +138,7 @@ def test_blank_annotator_adds_exactly_nothing(structure):
     assert complementary_nll(log_probs, confusion, log_m, blank).item() == 0
     assert mean_trace(confusion, blank).item() == 0
     total = coarse_nll(log_probs, confusion, drawing)
-    others = sum(
-        coarse_nll(log_probs, confusion.select(r, r + 1), drawing[:, r : r + 1]) for r in (0, 2)
-    )
+    others = sum(coarse_nll(log_probs, confusion.select(r, r + 1), drawing[:, r : r + 1]) for r in (0, 2))
     assert torch.allclose(total, others)
 
 
@@ -276,6 +293,6 @@ def test_bad_shapes_and_outputs():
         CoupledLoss(2)(CoupledOutput(torch.zeros(1, 2, 4, 4)), Annotations(torch.zeros(1, 2, 5, 4)))
     with pytest.raises(TypeError, match="CoupledOutput"):
         CoupledLoss(2)(torch.zeros(1, 2, 4, 4), Annotations())
+    loss = CoupledLoss(2, region_weight=1.0)
     with pytest.raises(ValueError, match=r"needs Annotations\.image"):
-        loss = CoupledLoss(2, region_weight=1.0)
         loss(CoupledOutput(torch.zeros(1, 2, 4, 4)), Annotations(torch.zeros(1, 1, 4, 4, dtype=torch.long)))

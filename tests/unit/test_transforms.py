@@ -12,6 +12,7 @@ from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor, decollate_
 from monai.transforms import Compose, RandFlipd, RandomizableTrait, Resized
 
 from medcoarse import annotators as a
+from medcoarse import profiles
 from medcoarse.transforms import array, dictionary
 from medcoarse.transforms.array import (
     MergeStrokes,
@@ -22,6 +23,7 @@ from medcoarse.transforms.array import (
     as_profiles,
 )
 from medcoarse.transforms.dictionary import (
+    HideLabeld,
     MergeStrokesd,
     OutsideToUnlabeledd,
     RandSimulateCoarsed,
@@ -30,7 +32,7 @@ from medcoarse.transforms.dictionary import (
 )
 
 U = a.UNLABELED
-POSITIVE = ["coarse_positive", a.OVER, {"thin_mm": 1.0}]
+POSITIVE = ["coarse_positive", profiles.OVER, {"thin_mm": 1.0}]
 NEGATIVE = ["coarse_negative", "blank", {"thicken_mm": 1.0}]
 
 
@@ -63,7 +65,7 @@ class TestNames:
 
     def test_profiles_by_name_with_the_kind_of_their_place(self):
         assert [p.kind for p in as_profiles(NEGATIVE, "negative")] == ["negative"] * 3
-        assert as_profiles("good") == (a.GOOD,)
+        assert as_profiles("good") == (profiles.GOOD,)
         assert as_profiles(()) == ()
         with pytest.raises(ValueError, match="positive needs profiles of kind 'positive', got 'coarse_negative'"):
             SimulateCoarsed("label", positive="coarse_negative")
@@ -78,7 +80,7 @@ class TestArrays:
         annotation = SimulateCoarse(POSITIVE, seed=3)(values)
         assert annotation.shape == (3, *values.shape[1:])
         assert annotation.dtype == np.uint8
-        over = a.draw(a.OVER, values[0]).annotation
+        over = a.draw(profiles.OVER, values[0]).annotation
         assert same(annotation[1], over)
 
     def test_any_type_of_array_gives_the_same_drawing(self):
@@ -117,11 +119,11 @@ class TestArrays:
 
     @pytest.mark.parametrize(("dims", "spacing"), [(2, (0.5, 2.0)), (3, (0.5, 0.5, 2.0))])
     def test_spacing_comes_from_the_metadata(self, dims, spacing):
-        values, draw = label(dims), SimulateCoarse(a.OVER)
+        values, draw = label(dims), SimulateCoarse(profiles.OVER)
         annotation = draw(meta(values, spacing))
-        assert same(annotation[0], a.draw(a.OVER, values[0], spacing=spacing).annotation)
+        assert same(annotation[0], a.draw(profiles.OVER, values[0], spacing=spacing).annotation)
         assert not same(annotation, draw(values))
-        assert same(SimulateCoarse(a.OVER, spacing=1.0)(meta(values, spacing)), draw(values))
+        assert same(SimulateCoarse(profiles.OVER, spacing=1.0)(meta(values, spacing)), draw(values))
 
     def test_metadata_is_kept(self):
         truth = meta(label(), (0.5, 2.0))
@@ -247,6 +249,17 @@ class TestDictionaries:
         clipped = OutsideToUnlabeledd(["label", "positive"], "fov")(item | {"fov": fov})
         assert (clipped["label"][:, 20:] == U).all()
         assert same(clipped["label"][:, :20], item["label"][:, :20])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_labels_are_hidden_only_where_the_mask_is_unknown(dims):
+    values = meta(label(dims), (2.0,) * dims)
+    hide = HideLabeld("label", "has_mask")
+    hidden = hide({"label": values, "has_mask": False})["label"]
+    assert (hidden == U).all()
+    assert torch.equal(hidden.affine, values.affine)
+    for item in ({"label": values, "has_mask": True}, {"label": values}):
+        assert torch.equal(hide(item)["label"], values)
 
 
 ITEMS = [{"label": label(seed=seed)} for seed in range(6)]

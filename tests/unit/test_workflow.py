@@ -121,7 +121,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     torch.save({"model": Evil()}, tmp_path / "full.pt")
     engine, arguments = engine_of(1, 1, lambda item: None)
     Resume({"model": nn.Linear(1, 1)}, tmp_path / "full.pt").attach(engine)
-    with pytest.raises(Exception, match="[Ww]eights.only"):
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
         engine.run(**arguments)
     assert not (tmp_path / "pwned").exists()
 
@@ -189,4 +189,6 @@ def test_drawing_scores_leave_out_what_is_undefined():
 
 def test_plain_data_and_json(tmp_path):
     write_json(tmp_path / "a.json", plain({"x": torch.tensor([1.0, float("nan")]), 3: (1, None)}))
-    assert (tmp_path / "a.json").read_text() == '{\n  "x": [\n    1.0,\n    null\n  ],\n  "3": [\n    1,\n    null\n  ]\n}\n'
+    assert (
+        tmp_path / "a.json"
+    ).read_text() == '{\n  "x": [\n    1.0,\n    null\n  ],\n  "3": [\n    1,\n    null\n  ]\n}\n'

@@ -1,0 +1,236 @@
+"""What a page says of a case: its pictures with headings and legends, and the matrices of its annotators."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from medcoarse import metrics
+from medcoarse.pictures import (
+    FALSE_ALARM,
+    HIT,
+    LEFT_OUT,
+    MISSED,
+    MIXED_UP,
+    NEGATIVE,
+    POSITIVE,
+    ArrayOrTensor,
+    Colour,
+    Picture,
+    annotation_overlay,
+    as_array,
+    error_map,
+    fullest_plane,
+    label_map,
+    label_picture,
+    picture,
+    plane_of,
+)
+
+Indexing = Literal["xy", "ij"]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture on a page, and what its colours mean."""
+
+    title: str
+    picture: Picture
+    legend: Sequence[tuple[str, Colour]] = ()
+
+
+@dataclass(frozen=True)
+class Style:
+    """What all pictures of a page have in common."""
+
+    class_names: Sequence[str]
+    class_index: int | None
+    background: int | None
+    indexing: Indexing
+    spacing: Sequence[float] | None
+    annotator: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) < 2:
+            raise ValueError(f"class_names must name at least 2 classes, got {list(self.class_names)}")
+        for name, k in (("class_index", self.class_index), ("background", self.background)):
+            if k is not None and not 0 <= k < len(self.class_names):
+                raise ValueError(f"{name} must be in 0 .. {len(self.class_names) - 1} or None, got {k}")
+        if self.indexing not in ("xy", "ij"):
+            raise ValueError(f"indexing must be 'xy' or 'ij', got {self.indexing!r}")
+
+    def upright(self, x: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+        """The array with its rows at axis `rows` and its columns behind them."""
+        return x.swapaxes(rows, rows + 1) if self.indexing == "xy" else x
+
+    def aspect(self) -> float:
+        """Height of a pixel over its width."""
+        if self.spacing is None:
+            return 1.0
+        first, second = self.spacing[:2]
+        return second / first if self.indexing == "xy" else first / second
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix on a page."""
+
+    title: str
+    values: npt.NDArray[Any]
+    row_label: str = "drawn"
+    column_label: str = "true"
+
+
+def picture_panels(image: ArrayOrTensor, maps: dict[str, ArrayOrTensor], style: Style) -> list[Panel]:
+    """The pictures of one case that there is something for, in reading order.
+
+    Args:
+        image: (H, W), channel-first (C, *S) or (H, W, 3).
+        maps: what there is of positive, negative, label, prediction and mask, (H, W) or (R, *S).
+        style: what the pictures have in common.
+
+    Example:
+        >>> maps = {"label": np.eye(4), "prediction": np.eye(4)}
+        >>> [panel.title for panel in picture_panels(np.eye(4), maps, Style(["a", "b"], 1, 0, "ij", None))]
+        ['Image', 'Truth', 'Prediction', 'Errors: b   IoU 1.000   Dice 1.000']
+    """
+    names, background = style.class_names, style.background
+    plane = fullest_plane(list(maps.values()), background)
+    photograph = style.upright(picture(image, plane), 0)
+    flat = {name: style.upright(plane_of(as_array(x), plane), -2) for name, x in maps.items()}
+    panels = [Panel("Image", photograph)]
+    for name, colour, says in (("positive", POSITIVE, "is"), ("negative", NEGATIVE, "is not")):
+        if name in flat:
+            positive, negative = (flat[name] if name == kind else None for kind in ("positive", "negative"))
+            overlay = annotation_overlay(photograph, positive, negative, style.annotator, len(names), background)
+            thing = f"{names[1]}”" if len(names) == 2 else "…”, in the colour of the class"
+            panels.append(Panel(f"{name.capitalize()} drawing", overlay, [(f"“this {says} {thing}", colour)]))
+    for title, name in (("Truth", "label"), ("Prediction", "prediction")):
+        if name in flat:
+            shown = label_map(flat[name], name, like=photograph[..., 0], num_classes=len(names))
+            panels.append(Panel(title, label_picture(shown, len(names), background)))
+    if "label" in flat and "prediction" in flat:
+        wrong = error_map(flat["prediction"], flat["label"], flat.get("mask"), style.class_index, background)
+        panels.append(Panel(_score_line(maps, style), wrong, _error_legend(wrong, style)))
+    return panels
+
+
+def matrix_groups(
+    maps: dict[str, ArrayOrTensor],
+    confusion_positive: ArrayOrTensor | None,
+    confusion_negative: ArrayOrTensor | None,
+    transition: ArrayOrTensor | None,
+    style: Style,
+) -> list[tuple[str, list[Matrix]]]:
+    """A heading and the matrices of each annotator: what was estimated, and what can be counted.
+
+    Args:
+        maps: what there is of positive, negative, label and mask, (H, W) or (R, *S).
+        confusion_positive: estimated matrix A of the positive annotator, (L, L) or (L, L, *S).
+        confusion_negative: estimated matrix A of the negative annotator, alike.
+        transition: matrix M to complementary labels, (L, L).
+        style: names the classes and the annotator.
+
+    Raises:
+        ValueError: a matrix does not fit the classes.
+
+    Example:
+        >>> maps = {"positive": np.eye(4, dtype=int), "label": np.eye(4, dtype=int)}
+        >>> groups = matrix_groups(maps, np.eye(2), None, None, Style(["a", "b"], 1, 0, "ij", None))
+        >>> [(heading, [matrix.title for matrix in group]) for heading, group in groups]
+        [('Positive annotator   RMSE 0.000', ['estimated A', 'counted'])]
+    """
+    num_classes = len(style.class_names)
+    given = {
+        "transition": transition,
+        "confusion_positive": confusion_positive,
+        "confusion_negative": confusion_negative,
+    }
+    for name, x in given.items():
+        if x is not None and tuple(x.shape[:2]) != (num_classes, num_classes):
+            raise ValueError(
+                f"{name} must be (L, L, ...) for the classes {list(style.class_names)}, got {tuple(x.shape)}"
+            )
+    known = {name: _batched(x, style.annotator if name in ("positive", "negative") else 0) for name, x in maps.items()}
+    label, mask = known.get("label"), known.get("mask")
+    m = None if transition is None else as_array(transition).astype(np.float64)
+    groups = []
+    for name, cm, to_drawn in (("positive", confusion_positive, None), ("negative", confusion_negative, m)):
+        estimated, counted = None if cm is None else _mean_matrix(cm, label, mask), None
+        if name in known and label is not None:
+            counted = metrics.empirical_confusion(known[name], label, num_classes, mask)[0, 0].numpy()
+        groups.append(_group(name, estimated, to_drawn, counted))
+    return [group for group in groups if group[1]]
+
+
+def number_text(value: torch.Tensor | float, digits: int) -> str:
+    """A number with so many digits behind the point, and a dash for one that is undefined.
+
+    Example:
+        >>> number_text(0.123, 2), number_text(math.nan, 2)
+        ('0.12', '–')
+    """
+    return "–" if math.isnan(value) else f"{float(value):.{digits}f}"
+
+
+def _score_line(maps: dict[str, ArrayOrTensor], style: Style) -> str:
+    """Heading of the errors: scores of the whole case, all planes of a volume."""
+    whole = {name: _batched(maps[name]) for name in ("prediction", "label", "mask") if name in maps}
+    counts = metrics.confusion_counts(whole["prediction"], whole["label"], len(style.class_names), whole.get("mask"))
+    k = style.class_index
+    if k is None:
+        return f"Errors   mean IoU {number_text(metrics.mean_iou(counts), 3)}"
+    iou, dice = (number_text(score(counts)[0, k], 3) for score in (metrics.iou, metrics.dice))
+    return f"Errors: {style.class_names[k]}   IoU {iou}   Dice {dice}"
+
+
+def _error_legend(wrong: Picture, style: Style) -> list[tuple[str, Colour]]:
+    """Names of the error colours that can occur, and of the rarer ones where they do."""
+    entries = [("found", HIT)]
+    if style.class_index is not None or style.background is not None:
+        entries += [("false alarm", FALSE_ALARM), ("missed", MISSED)]
+    rare = [("mixed up", MIXED_UP), ("left out", LEFT_OUT)]
+    return entries + [(name, colour) for name, colour in rare if (wrong == colour).all(-1).any()]
+
+
+def _group(
+    name: str,
+    estimated: npt.NDArray[np.float64] | None,
+    to_drawn: npt.NDArray[np.float64] | None,
+    counted: npt.NDArray[np.float64] | None,
+) -> tuple[str, list[Matrix]]:
+    """Heading and matrices of one annotator; `to_drawn` turns what was meant into what was drawn."""
+    heading, said = f"{name.capitalize()} annotator", "drawn" if name == "positive" else "ruled out"
+    group = []
+    if estimated is not None:
+        group.append(Matrix("estimated A", estimated, said if to_drawn is None else "meant"))
+    if to_drawn is not None:
+        group.append(Matrix("transition M", to_drawn, said, "meant"))
+        if estimated is not None:
+            estimated = to_drawn @ estimated
+            group.append(Matrix("estimated M A", estimated, said))
+    if counted is not None:
+        group.append(Matrix("counted", counted, said))
+        if estimated is not None:
+            error = metrics.confusion_matrix_error(torch.from_numpy(estimated), torch.from_numpy(counted))
+            heading += f"   RMSE {number_text(error, 3)}"
+    return heading, group
+
+
+def _batched(x: ArrayOrTensor, annotator: int = 0) -> torch.Tensor:
+    """Map (1, 1, *S) of one annotator, out of (H, W) or (R, *S)."""
+    x = as_array(x)
+    return torch.from_numpy(np.ascontiguousarray(x if x.ndim == 2 else x[annotator]))[None, None]
+
+
+def _mean_matrix(cm: ArrayOrTensor, label: torch.Tensor | None, mask: torch.Tensor | None) -> npt.NDArray[np.float64]:
+    """One matrix (L, L) out of (L, L) or (L, L, *S)."""
+    x = torch.from_numpy(as_array(cm).astype(np.float64))
+    mean = x if x.ndim == 2 else metrics.mean_confusion(x[None, None], label, mask)[0, 0]
+    return np.asarray(mean)
