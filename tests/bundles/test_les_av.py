@@ -196,10 +196,10 @@ def test_killed_in_the_middle_of_an_epoch_the_same_command_resumes(photographs, 
     assert epochs == list(range(1, 31))  # nothing lost, nothing twice
 
 
-def test_resuming_a_finished_run_changes_nothing_and_says_so(photographs, trained, caplog):
+def test_resuming_a_finished_run_changes_nothing_and_says_so(photographs, trained, capsys):
     before = (trained / "models" / "model.pt").read_bytes()
     train(photographs, trained, resume=True)
-    assert "has been trained for 2 epochs already; to go on, raise max_epochs above 2" in caplog.text
+    assert "has been trained for 2 epochs already; to go on, raise max_epochs above 2" in capsys.readouterr().out
     assert (trained / "models" / "model.pt").read_bytes() == before
 
 
