@@ -238,7 +238,7 @@ def test_network_takes_and_gives_what_the_metadata_say():
         net_id="network_def",
         config_file=str(BUNDLE / "configs" / "inference.json"),
         meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        n=4, p=1, any=32,
+        n=1, p=1, any=32,
     )  # fmt: skip
 
 
