@@ -297,3 +297,16 @@ def test_bad_data_stop_the_run_with_one_clear_message(photographs, tmp_path):
     with pytest.raises(SystemExit, match=r"(?s)DataError.*" + Path(items["training"][0]["label"]).name):
         train(broken, tmp_path)
     assert not (tmp_path / "models").exists()
+
+
+def test_training_sees_the_whole_frame_and_scores_the_field_of_view_only(photographs, tmp_path):
+    """A network that never saw the black frame fills it with vessels."""
+    built = workflow("train.json", **SMALL, **places(photographs, tmp_path))
+    built.initialize()
+    trained_on = built.parser.get_parsed_content("train#dataset")[0]
+    assert set(trained_on) == {"image", "label", "positive", "negative"}
+    assert all((trained_on[key] != 255).all() for key in ("label", "positive", "negative"))
+    scored_on = built.parser.get_parsed_content("validate#dataset")[0]
+    mask = json.loads((photographs / "datalist.json").read_text())["test"][0]["mask"]
+    outside = 1 - (np.array(Image.open(photographs / mask)) > 0).mean()
+    assert (scored_on["label"] == 255).float().mean().item() == pytest.approx(outside, abs=0.02)
