@@ -273,7 +273,8 @@ class ValidationFigure:
         evaluator: a picture is made whenever it finishes.
         class_names: of the L classes.
         case: index of the item to show.
-        size: side of the square in pixels, a multiple of the networks' stride.
+        size: side of the square in pixels; smaller images are shown as far as ``divisor`` allows.
+        divisor: the sides are multiples of it, because most networks halve the image several times.
         loss: holds the fixed transition matrix.
         writer: a TensorBoard ``SummaryWriter`` that also gets the picture.
     """
@@ -288,11 +289,13 @@ class ValidationFigure:
         loss: CoupledLoss,
         case: int = 0,
         size: int = 384,
+        divisor: int = 32,
         writer: Any = None,
     ) -> None:
         self.model, self.dataset, self.loss = model, dataset, loss
         self.directory, self.evaluator, self.writer = Path(directory), evaluator, writer
-        self.class_names, self.case, self.size = tuple(class_names), case, size
+        self.class_names, self.case = tuple(class_names), case
+        self.size, self.divisor = size, divisor
 
     def attach(self, engine: Engine) -> None:
         """Draw after each validation of the trainer."""
@@ -300,7 +303,9 @@ class ValidationFigure:
             self.evaluator.add_event_handler(Events.COMPLETED, lambda _: self._draw(engine))
 
     def _draw(self, engine: Engine) -> None:
-        item = {key: _middle(torch.as_tensor(self.dataset[self.case][key]), self.size) for key in _FIGURE_KEYS}
+        item = {
+            key: middle(torch.as_tensor(self.dataset[self.case][key]), self.size, self.divisor) for key in _FIGURE_KEYS
+        }
         figure = self._figure(item, f"epoch {engine.state.epoch}")
         report.save_figure(figure, self.directory / f"epoch_{engine.state.epoch:04d}.png")
         if self.writer is not None:
@@ -341,11 +346,17 @@ class ValidationFigure:
 _FIGURE_KEYS = ("image", "label", "positive", "negative")
 
 
-def _middle(values: Tensor, size: int) -> Tensor:
-    """The square (cube) of side ``size`` in the middle of ``(channels, *S)``, or less where there is less."""
+def middle(values: Tensor, size: int, divisor: int) -> Tensor:
+    """The middle of ``(channels, *S)``: sides of ``size``, or the largest multiple of ``divisor`` that there is.
+
+    Example:
+        >>> middle(torch.zeros(1, 100, 40), size=64, divisor=16).shape
+        torch.Size([1, 64, 32])
+    """
     for axis in range(1, values.ndim):
-        length = min(size, values.shape[axis])
-        values = values.narrow(axis, (values.shape[axis] - length) // 2, length)
+        available = values.shape[axis]
+        length = min(size, available - available % divisor) or available
+        values = values.narrow(axis, (available - length) // 2, length)
     return values
 
 
