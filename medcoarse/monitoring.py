@@ -37,7 +37,7 @@ class Progress:
 
     Args:
         loss: its ``parts`` are shown.
-        evaluator: its scalar metrics are shown.
+        evaluator: its key metric is shown in the bar, all of its metrics in the lines.
     """
 
     def __init__(self, loss: CoupledLoss, evaluator: Engine | None = None) -> None:
@@ -64,7 +64,7 @@ class Progress:
         self.bar.update()
         if not self.bar.disable and engine.state.iteration % 5 == 0:
             self.bar.set_description(f"epoch {engine.state.epoch}/{engine.state.max_epochs}")
-            self.bar.set_postfix_str(self._text(engine))
+            self.bar.set_postfix_str(self._text(engine, key_metric_only=True))
 
     def _close_epoch(self, engine: Engine) -> None:
         if self.bar.disable:
@@ -74,32 +74,38 @@ class Progress:
         if self.bar is not None:  # None after resuming a finished run
             self.bar.close()
 
-    def _text(self, engine: Engine) -> str:
-        shown = {name: part.item() for name, part in {"loss": engine.state.output["loss"], **self.loss.parts}.items()}
-        scores = {} if self.evaluator is None else self.evaluator.state.metrics
-        shown |= {name: float(value) for name, value in scores.items() if not isinstance(value, dict)}
+    def _text(self, engine: Engine, key_metric_only: bool = False) -> str:
+        parts = {"loss": engine.state.output["loss"], **self.loss.parts}
+        shown = {name: part.item() for name, part in parts.items()}
+        if self.evaluator is not None:
+            state = self.evaluator.state
+            names = [state.key_metric_name] if key_metric_only else list(state.metrics)
+            shown |= {name: float(state.metrics[name]) for name in names if name in state.metrics}
         return " ".join(f"{name}={value:.3f}" for name, value in shown.items())
 
 
 class AnnotatorMonitor:
     """Watch, from the drawings alone, for the ways in which confusion matrices collapse; log and warn.
 
-    Every ``interval`` iterations ``values`` is refreshed: mean and minimum of the diagonals, the share of drawn pixels
-    where a row is not dominated by its diagonal, and the agreement of the segmenter with the drawings. Agreement below
-    one half means that the classes are about to be swapped.
+    Every ``interval`` iterations ``values`` is refreshed: mean and minimum of the diagonals, the share of rows that are
+    not dominated by their diagonal, the norm of the gradient that reaches the segmenter, and the agreement of the
+    segmentation with the drawings. Agreement below one half means that the classes are about to be swapped.
 
     Args:
         interval: in iterations.
+        model: the coupled model, for its gradients.
+        writer: a TensorBoard ``SummaryWriter`` that gets the values.
     """
 
-    def __init__(self, interval: int = 20) -> None:
-        self.interval = interval
+    def __init__(self, interval: int = 20, model: CoupledModel | None = None, writer: Any = None) -> None:
+        self.interval, self.model, self.writer = interval, model, writer
         self.values: dict[str, float] = {}
         self._warned = False
 
     def attach(self, engine: Engine) -> None:
         """Look at the training batch that was just used."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self)
+        if idist.get_rank() == 0:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self)
 
     def __call__(self, engine: Engine) -> None:
         """See the class."""
@@ -107,11 +113,18 @@ class AnnotatorMonitor:
         with torch.no_grad():
             self.values = agreement(output.logits, target)
             for name, confusion in (("positive", output.positive), ("negative", output.negative)):
-                if confusion is not None:
-                    diagonal = confusion.diagonal()
-                    self.values[f"diagonal_{name}_mean"] = diagonal.mean().item()
-                    self.values[f"diagonal_{name}_min"] = diagonal.min().item()
-        lowest = min((v for k, v in self.values.items() if k.startswith("agreement")), default=1.0)
+                if confusion is not None and not isinstance(confusion, IdentityConfusion):
+                    self.values |= {f"{key}_{name}": value for key, value in dominance(confusion).items()}
+            if self.model is not None:
+                gradients = [p.grad for p in self.model.segmenter.parameters() if p.grad is not None]
+                self.values["gradient"] = torch.stack([g.norm() for g in gradients]).norm().item()
+        for name, value in self.values.items():
+            if self.writer is not None:
+                self.writer.add_scalar(f"monitor/{name}", value, engine.state.iteration)
+        self._warn()
+
+    def _warn(self) -> None:
+        lowest = min((value for name, value in self.values.items() if name.startswith("agreement")), default=1.0)
         if lowest < 0.5 and not self._warned:
             self._warned = True
             logger.warning(
@@ -119,6 +132,30 @@ class AnnotatorMonitor:
                 "the warm-up, keep diagonal_floor at 0.5 and lower the annotators' learning rate.",
                 100 * lowest,
             )
+
+
+def dominance(confusion: Confusion) -> dict[str, float]:
+    """How far confusion matrices are from swapping classes.
+
+    Returns:
+        Mean and minimum of the diagonals, and the share of rows that hold an entry as large as their diagonal: there,
+        what is drawn is not the most likely explanation of itself, and the truth is not identifiable.
+
+    Example:
+        >>> from medcoarse.confusion import GlobalConfusion
+        >>> careless = GlobalConfusion(torch.tensor([[[0.9, 0.8], [0.1, 0.2]]]).log())  # draws 0 for nearly everything
+        >>> {name: round(value, 2) for name, value in dominance(careless).items()}
+        {'diagonal_mean': 0.55, 'diagonal_min': 0.2, 'undominated': 0.0}
+    """
+    cm = confusion.dense()
+    diagonal = torch.diagonal(cm, dim1=2, dim2=3).movedim(-1, 2)
+    eye = torch.eye(cm.shape[2], dtype=torch.bool, device=cm.device).view(*cm.shape[2:4], *(1,) * (cm.ndim - 4))
+    largest_other = cm.masked_fill(eye, 0).amax(3)
+    return {
+        "diagonal_mean": diagonal.mean().item(),
+        "diagonal_min": diagonal.min().item(),
+        "undominated": (largest_other >= diagonal).float().mean().item(),
+    }
 
 
 def agreement(logits: Tensor, target: Annotations) -> dict[str, float]:

@@ -155,7 +155,8 @@ def test_monitor_warns_of_swapped_classes_once(caplog):
     with caplog.at_level(logging.WARNING):
         values = monitored(says_one, Annotations(drawing, 1 - drawing), FullConfusion(torch.zeros(1, 1, 2, 2, 4, 4)))
     assert values["agreement_positive"] == values["agreement_negative"] == 0
-    assert values["diagonal_positive_mean"] == 0.5
+    assert values["diagonal_mean_positive"] == 0.5
+    assert values["undominated_positive"] == 1
     assert "0% of the drawn pixels: the classes may be swapped" in caplog.text
 
 
@@ -165,6 +166,17 @@ def test_monitor_is_quiet_when_all_is_well(caplog):
     says_one = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)], 1)
     assert monitored(says_one, Annotations(drawing))["agreement_positive"] == 1
     assert not caplog.text
+
+
+def test_monitor_sees_the_gradient_that_reaches_the_segmenter():
+    segmenter = nn.Conv2d(1, 2, 1)
+    monitor = AnnotatorMonitor(interval=1, model=SimpleNamespace(segmenter=segmenter))
+    logits = segmenter(torch.ones(1, 1, 2, 2))
+    logits.sum().backward()
+    engine = Engine(lambda engine, item: {"pred": CoupledOutput(logits), "label": Annotations()})
+    monitor.attach(engine)
+    engine.run([0], max_epochs=1)
+    assert monitor.values == pytest.approx({"gradient": 8.0})  # two weights and two biases, 4 each: sqrt(4 * 16)
 
 
 def test_progress_is_a_line_an_epoch_where_no_one_watches(caplog):
