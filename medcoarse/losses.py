@@ -8,6 +8,7 @@ drew nothing contributes exactly 0. All sums are float32 in log space, whatever 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,8 @@ def complementary_nll(log_probs: Tensor, confusion: Confusion, log_transition: T
     """
     drawn = annotation != UNLABELED
     observed = annotation.masked_fill(~drawn, 0).long()
-    rows = log_transition[observed].movedim(-1, 2)  # (B, C, L, *S)
+    # A class that is never ruled out has a row of -inf, and 0 stands for undrawn: no NaN may flow back from there.
+    rows = log_transition[observed].movedim(-1, 2).where(drawn[:, :, None], 0.0)  # (B, C, L, *S)
     likelihood = torch.logsumexp(rows + confusion.log_annotate(log_probs), 2)
     return -_mean_drawn(likelihood, drawn).sum()
 
@@ -127,7 +129,7 @@ def mean_trace(confusion: Confusion, annotation: Tensor) -> Tensor:
         tensor(1.)
     """
     drawn = annotation != UNLABELED
-    traces = confusion.diagonal().float().sum(2)
+    traces = confusion.diagonal().to(drawn.device, torch.float32).sum(2)
     traces = traces.view(*traces.shape[:2], *(1,) * (drawn.ndim - traces.ndim), *traces.shape[2:])
     return _mean_drawn(traces.expand(drawn.shape), drawn).sum()
 
@@ -231,6 +233,12 @@ def _gaussian_window(sigma: float) -> Callable[[Tensor], Tensor]:
     return smooth
 
 
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
 def _mean_drawn(values: Tensor, drawn: Tensor) -> Tensor:
     """Mean of ``(B, R, *S)`` over the drawn pixels of each annotator, ``(R,)``; 0 where nothing was drawn."""
     axes = (0, *range(2, values.ndim))
@@ -313,8 +321,8 @@ class CoupledLoss(nn.Module):
         """Scalar loss; its unweighted terms stay in ``parts`` (detached) for logging."""
         if not isinstance(output, CoupledOutput):
             raise TypeError(f"CoupledLoss takes the CoupledOutput of a CoupledModel in training, got {type(output)}")
-        _check_shapes(output.logits, target)
-        with torch.autocast(output.logits.device.type, enabled=False):
+        self._check(output, target)
+        with _without_autocast(output.logits.device.type):
             log_probs = output.logits.float().log_softmax(1)
             terms = self._coarse_terms(log_probs, output, target)
             if target.label is not None:
@@ -337,17 +345,17 @@ class CoupledLoss(nn.Module):
         if warm and self.warmup == "consensus":
             return {"consensus": (1.0, dense_nll(log_probs, consensus(target, self.num_classes)))}
         terms: dict[str, tuple[float, Tensor]] = {}
-        traces = []
+        read: list[tuple[Confusion, Tensor]] = []
         if positive is not None:
             confusion = output.positive or IdentityConfusion(positive.shape[1])
             terms["nll_positive"] = (1.0, coarse_nll(log_probs, confusion, positive))
-            traces.append(mean_trace(confusion, positive))
+            read.append((confusion, positive))
         if negative is not None:
             nll, confusion, drawn = self._negative_nll(log_probs, output, negative)
             terms["nll_negative"] = (1.0, nll)
-            traces.append(mean_trace(confusion, drawn))
+            read.append((confusion, drawn))
         if not warm:
-            terms["trace"] = (self.trace_weight, torch.stack([t.to(log_probs.device) for t in traces]).sum())
+            terms["trace"] = (self.trace_weight, torch.stack([mean_trace(*pair) for pair in read]).sum())
         return terms
 
     def _negative_nll(
@@ -362,12 +370,34 @@ class CoupledLoss(nn.Module):
         nll = complementary_nll(log_probs, confusion, log_transition.to(log_probs.device), negative)
         return nll, confusion, negative
 
-
-def _check_shapes(logits: Tensor, target: Annotations) -> None:
-    for name in ("positive", "negative", "label"):
-        drawing = getattr(target, name)
-        if drawing is not None and (drawing.shape[0], *drawing.shape[2:]) != (logits.shape[0], *logits.shape[2:]):
+    def _check(self, output: CoupledOutput, target: Annotations) -> None:
+        """Say what does not fit, before torch does; costs no pass over the pixels."""
+        logits = output.logits
+        if logits.shape[1] != self.num_classes:
+            raise ValueError(f"the loss is for {self.num_classes} classes, the segmenter gives {logits.shape[1]}")
+        if all(drawing is None for drawing in target[:3]):
+            raise ValueError("there is nothing to learn from: positive, negative and label are all None")
+        for name in ("positive", "negative", "label"):
+            drawing = getattr(target, name)
+            if drawing is not None and (drawing.shape[0], *drawing.shape[2:]) != (logits.shape[0], *logits.shape[2:]):
+                raise ValueError(
+                    f"{name} drawings must be (B, annotators, *S) with the batch and image size of the logits "
+                    f"{tuple(logits.shape)}, got {tuple(drawing.shape)}"
+                )
+        if target.label is not None and target.label.shape[1] != 1:
             raise ValueError(
-                f"{name} drawings must be (B, annotators, *S) with the batch and image size of the logits "
-                f"{tuple(logits.shape)}, got {tuple(drawing.shape)}"
+                f"label must have one channel, got {target.label.shape[1]}: classes are values, not channels"
             )
+        if output.positive is None and output.negative is None:
+            return
+        for name in ("positive", "negative"):
+            drawing, confusion = getattr(target, name), getattr(output, name)
+            if drawing is None:
+                continue
+            modelled = 0 if confusion is None else confusion.diagonal().shape[1]
+            drew = 1 if name == "negative" and self.negative_sets else drawing.shape[1]
+            if modelled != drew:
+                raise ValueError(
+                    f"{drew} {name} annotators drew and the model has {modelled}: build the AnnotatorNet with "
+                    f"num_{name}={drew}, or do not pass the drawings"
+                )

@@ -353,8 +353,9 @@ class ValidationFigure:
         label = item["label"][None].long()
         image = item["image"][None].float().to(device)
         with torch.no_grad(), eval_mode(self.model):
-            prediction = self.model.segmenter(image).argmax(1)[0].cpu()
+            logits = self.model.segmenter(image)
             confusions = self.model.annotator(image)
+        prediction = logits.argmax(1)[0].cpu()
         matrices = [self._pooled(confusion, label) for confusion in confusions]
         learned = self.model.log_transition()
         log_transition = self.loss.log_transition if learned is None else learned.detach()

@@ -159,6 +159,34 @@ def test_undrawn_pixels_get_no_gradient(structure, loss):
     assert gradient[~undrawn].abs().min() > 0
 
 
+def test_a_class_that_nobody_rules_out_leaves_no_nan():
+    """Row 0 of this transition is empty, and undrawn pixels are looked up in row 0."""
+    transition = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, 1.0], [0.5, 1.0, 0.0]])
+    logits = torch.randn(1, 3, 4, requires_grad=True)
+    drawn = torch.tensor([[[1, 2, 255, 1]]])
+    loss = CoupledLoss(3, transition=transition, warmup="identity")
+    loss(CoupledOutput(logits), Annotations(negative=drawn)).backward()
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad[..., :2].abs().min() > 0
+    assert (logits.grad[..., 2] == 0).all()
+
+
+@pytest.mark.parametrize("arguments", [{"warmup": "identity"}, {"warmup": "consensus"}])
+@pytest.mark.parametrize("structure", [*STRUCTURES, "identity", None])
+def test_nothing_is_left_on_another_device(structure, arguments):
+    """The meta device has no values, but refuses to mix with the CPU as a GPU does."""
+    confusion = IdentityConfusion(R) if structure == "identity" else None
+    if structure in STRUCTURES:
+        on_cpu = confusion_of(structure, (4, 4), 0.5)
+        confusion = type(on_cpu)(*[f.to("meta") if isinstance(f, torch.Tensor) else f for f in on_cpu])
+    logits = torch.empty(B, L, 4, 4, device="meta", requires_grad=True)
+    drawing = torch.empty(B, R, 4, 4, device="meta", dtype=torch.long)
+    loss = CoupledLoss(L, **arguments).to("meta")
+    value = loss(CoupledOutput(logits, confusion, confusion), Annotations(drawing, drawing, drawing[:, :1]))
+    assert value.device.type == "meta"
+    value.backward()
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_gradients_agree_with_finite_differences(structure):
     image = (2, 2)
@@ -288,9 +316,25 @@ def test_bad_arguments(arguments, message):
         CoupledLoss(3, **arguments)
 
 
-def test_bad_shapes_and_outputs():
-    with pytest.raises(ValueError, match=r"positive drawings must be .* got \(1, 2, 5, 4\)"):
-        CoupledLoss(2)(CoupledOutput(torch.zeros(1, 2, 4, 4)), Annotations(torch.zeros(1, 2, 5, 4)))
+@pytest.mark.parametrize(
+    ("logits", "target", "message"),
+    [
+        ((1, 2, 4, 4), {"positive": (1, 2, 5, 4)}, r"positive drawings must be .* got \(1, 2, 5, 4\)"),
+        ((1, 3, 4, 4), {"positive": (1, 1, 4, 4)}, "for 2 classes, the segmenter gives 3"),
+        ((1, 2, 4, 4), {}, "nothing to learn from"),
+        ((1, 2, 4, 4), {"label": (1, 2, 4, 4)}, "one channel, got 2"),
+        ((1, 2, 4, 4), {"positive": (1, 2, 4, 4)}, "2 positive annotators drew and the model has 1"),
+        ((1, 2, 4, 4), {"negative": (1, 1, 4, 4)}, "1 negative annotators drew and the model has 0.*num_negative=1"),
+    ],
+)
+def test_what_does_not_fit(logits, target, message):
+    output = CoupledOutput(torch.zeros(logits), FullConfusion(torch.zeros(1, 1, 2, 2, 4, 4)))
+    drawings = {name: torch.zeros(shape, dtype=torch.long) for name, shape in target.items()}
+    with pytest.raises(ValueError, match=message):
+        CoupledLoss(2)(output, Annotations(**drawings))
+
+
+def test_bad_outputs():
     with pytest.raises(TypeError, match="CoupledOutput"):
         CoupledLoss(2)(torch.zeros(1, 2, 4, 4), Annotations())
     loss = CoupledLoss(2, region_weight=1.0)
