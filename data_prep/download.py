@@ -76,8 +76,7 @@ def download(
     Raises:
         DownloadError: the server refuses, the network stays down, or the file is not the expected one.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise DownloadError(f"{url}: expected an http:// or https:// address")
+    _require_http(url)
     path = Path(path)
     if path.is_file() and sha256 in (None, sha256_of(path)):
         return path
@@ -93,6 +92,11 @@ def download(
         )
     part.replace(path)
     return path
+
+
+def _require_http(url: str) -> None:
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise DownloadError(f"{url}: expected an http:// or https:// address")
 
 
 def _transfer_with_retries(
@@ -233,6 +237,31 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
+def read_json(url: str, *, timeout_s: float = 10.0, max_bytes: int = 1 << 20) -> Any:
+    """The JSON document at an address, asked for once.
+
+    Args:
+        url: an http or https address.
+        timeout_s: longest silence of the server, in seconds.
+        max_bytes: refuse a longer document.
+
+    Raises:
+        DownloadError: no answer, a refusal, or something else than JSON.
+    """
+    _require_http(url)
+    try:
+        with urllib.request.build_opener().open(_request(url, 0, {}), timeout=timeout_s) as response:
+            content: bytes = response.read(max_bytes + 1)
+    except _NETWORK_ERRORS as error:
+        raise DownloadError(f"{url}: {_reason(error)}") from error
+    if len(content) > max_bytes:
+        raise DownloadError(f"{url}: longer than {max_bytes} bytes")
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise DownloadError(f"{url}: no JSON ({error})") from error
+
+
 # --- unpacking ---------------------------------------------------------------------------------------------------
 
 
@@ -318,16 +347,7 @@ def _extract(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> 
     return target
 
 
-# --- writing -----------------------------------------------------------------------------------------------------
-
-
-def write_atomically(path: PathLike, text: str) -> Path:
-    """Write a text file so that a reader sees the old content or the new, never half of it."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    part.replace(path)
-    return path
+# --- copying -----------------------------------------------------------------------------------------------------
 
 
 def copy_atomically(source: PathLike, target: PathLike) -> Path:

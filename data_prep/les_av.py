@@ -8,12 +8,12 @@ Afterwards the folder holds ``images/``, ``vessel-segmentations/``, ``masks/``, 
 ``datalist.json`` (the split in MONAI's format) and ``provenance.json``. A second run verifies and fetches only what is
 missing. The archive also has separate drawings of arteries and veins; these are not unpacked.
 
-Checksums. The authors publish none, and we found no SHA-256 or MD5 of the zip by anyone else (an archive of network
-weights is also called ``LES-AV.zip``). The checksums of record are therefore those of the 66 image files, in
-``les_av.sha256.json``, measured on one copy of the data set that was not fetched by this script: in that copy the 22
-photographs may have been re-compressed. A file counts as official if its bytes match or its pixels do. If figshare
-should ever serve other pixels, ``--allow-modified`` accepts them after decoding all of them. The checksum of the zip
-you got is recorded in ``provenance.json``.
+Checksums. Size and MD5 of the zip come from the publisher: figshare's public API states them, and an archive that this
+script fetches and that differs is discarded. If the API does not answer, a note says so and the run goes on: in any case
+the 66 image files are verified one by one with ``les_av.sha256.json``. These checksums were measured on one copy of the
+data set that was not fetched by this script: in that copy the 22 photographs may have been re-compressed. A file counts
+as official if its bytes match or its pixels do. If figshare should ever serve other pixels, ``--allow-modified`` accepts
+them after decoding all of them. The checksums of the zip you got are recorded in ``provenance.json``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shlex
 import sys
 import zipfile
@@ -30,15 +31,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from download import ArchiveError, DownloadError, copy_atomically, download, extract_zip, write_atomically
+from download import ArchiveError, DownloadError, copy_atomically, download, extract_zip, read_json
 from PIL import Image
 
 from medcoarse.datalist import DataError, les_av_root, provenance, verify_les_av
+from medcoarse.files import write_atomically, write_json
 from medcoarse.inspection import count, sha256_of
 
 PAGE = "https://figshare.com/articles/dataset/LES-AV_dataset/11857698"
-URLS = ("https://ndownloader.figshare.com/files/21732282", "https://api.figshare.com/v2/file/download/21732282")
+FILE_ID = 21732282
+URLS = (f"https://ndownloader.figshare.com/files/{FILE_ID}", f"https://api.figshare.com/v2/file/download/{FILE_ID}")
 """Two ways to the same file; figshare closes the first to programs now and then."""
+
+API = "https://api.figshare.com/v2/articles/11857698/files"
+"""Where figshare states size and MD5 of each file."""
 
 MANIFEST = Path(__file__).with_name("les_av.sha256.json")
 DATALIST = Path(__file__).resolve().parents[1] / "bundles" / "les_av" / "configs" / "datalist.json"
@@ -103,10 +109,11 @@ def _fill(
         return _copy(les_av_root(folder), root, missing)
     if archive is not None:
         return _unpack(archive, root, missing, {"archive": archive.name})
-    fetched, url = _fetch(root / "LES-AV.zip", urls)
-    origin = _unpack(fetched, root, missing, {"url": url})
-    fetched.unlink()
-    return origin
+    fetched, origin = _fetch(root / "LES-AV.download.zip", urls)
+    try:
+        return _unpack(fetched, root, missing, origin)
+    finally:
+        fetched.unlink()  # a damaged archive would stand in the way of the next run
 
 
 def _copy(source: Path, root: Path, names: Iterable[str]) -> dict[str, Any]:
@@ -118,8 +125,34 @@ def _copy(source: Path, root: Path, names: Iterable[str]) -> dict[str, Any]:
     return {"folder": source.name}
 
 
-def _fetch(path: Path, urls: Sequence[str]) -> tuple[Path, str]:
-    """Download the archive from the first address that gives a zip file."""
+def _published() -> tuple[int, str] | None:
+    """Size and MD5 of the archive as figshare states them; if it does not, a note and ``None``."""
+    try:
+        entry = {one["id"]: one for one in read_json(API)}[FILE_ID]
+        size, md5 = int(entry["size"]), str(entry["computed_md5"]).lower()
+        if not re.fullmatch("[0-9a-f]{32}", md5):
+            raise ValueError(f"MD5 {md5!r}")
+    except (DownloadError, KeyError, TypeError, ValueError) as error:
+        note = f"{API} states no size and MD5 ({type(error).__name__}: {error})"
+        print(f"note: {note}; only the files in the archive are verified", file=sys.stderr)
+        return None
+    return size, md5
+
+
+def _objection(archive: Path, published: tuple[int, str] | None) -> str:
+    """Why a fetched file is not the archive; empty if it is."""
+    if not zipfile.is_zipfile(archive):
+        return "what came is no zip archive"
+    found = archive.stat().st_size, hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
+    if published in (None, found):
+        return ""
+    came, stated = ("{} bytes with MD5 {}".format(*pair) for pair in (found, published))
+    return f"what came has {came}, figshare states {stated}"
+
+
+def _fetch(path: Path, urls: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """Download the archive from the first address that gives what figshare published."""
+    published = _published()
     failures = []
     for url in urls:
         print(f"fetching {url}")
@@ -128,10 +161,11 @@ def _fetch(path: Path, urls: Sequence[str]) -> tuple[Path, str]:
         except DownloadError as error:
             failures.append(str(error))
             continue
-        if zipfile.is_zipfile(fetched):
-            return fetched, url
+        objection = _objection(fetched, published)
+        if not objection:
+            return fetched, {"url": url, "published_md5": published and published[1]}
         fetched.unlink()
-        failures.append(f"{url}: what came is no zip archive")
+        failures.append(f"{url}: {objection}")
     lines = "\n".join(f"  - {failure}" for failure in failures)
     raise DownloadError(
         f"LES-AV could not be fetched:\n{lines}\nOpen {PAGE} in a browser, save the zip file and run this script again "
@@ -204,7 +238,7 @@ def _write_datalist(root: Path) -> None:
     target, text = root / "datalist.json", DATALIST.read_text(encoding="utf-8")
     if not target.is_file():
         _require_writable(root)
-        write_atomically(target, text)
+        write_atomically(target, lambda file: file.write(text.encode()))
     elif target.read_text(encoding="utf-8") != text:
         print(f"{target}: differs from the official split and was kept; delete it and run again to restore the split")
 
@@ -219,7 +253,7 @@ def _write_provenance(root: Path, names: Iterable[str], origin: dict[str, Any]) 
     licence = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else "see " + PAGE
     _require_writable(root)
     content = {"dataset": "LES-AV", "page": PAGE, "origin": origin or {"folder": root.name}, "licence": licence}
-    write_atomically(target, json.dumps(content | record, indent=2) + "\n")
+    write_json(target, content | record)
 
 
 def _recorded_files(path: Path) -> Any:

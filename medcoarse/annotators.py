@@ -9,8 +9,10 @@ Convention:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,6 +29,30 @@ LabelMap = NDArray[np.uint8]
 _Spacing = Sequence[float] | float | None
 
 _PLACES = 2**32  # a random place in a list of any length is recorded as an integer below this
+
+
+def _is_number(value: Any, largest: float = sys.float_info.max) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= largest
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
+_Rule = tuple[str, Callable[[Any], bool]]
+_LENGTH: _Rule = ("a finite number >= 0", _is_number)
+_SWITCH: _Rule = ("True or False", lambda value: isinstance(value, bool))
+_RULES: Mapping[str, _Rule] = {
+    "kind": ("'positive' or 'negative'", lambda value: value in ("positive", "negative")),
+    "dense": _SWITCH,
+    "blank": _SWITCH,
+    "preserve": _SWITCH,
+    "polygon_vertices": ("0 or an integer >= 3", lambda value: _is_count(value, 0) and value not in (1, 2)),
+    "num_fractures": ("None or an integer >= 0", lambda value: value is None or _is_count(value, 0)),
+    "ratio": ("a number in [0, 1]", lambda value: _is_number(value, 1.0)),
+    "num_parts": ("an integer >= 1", lambda value: _is_count(value, 1)),
+}
+"""What a field of a profile must be, in words and as a test; all others are lengths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +80,7 @@ class AnnotatorProfile:
         num_parts: number of these centres.
 
     Raises:
-        ValueError: an unknown kind, a negative length, or a ratio outside [0, 1].
+        ValueError: a field of the wrong type or out of range; cuts by ratio that have no length.
 
     Example:
         >>> AnnotatorProfile(kind="negative", thicken_mm=1.0).kind
@@ -81,13 +107,13 @@ class AnnotatorProfile:
     num_parts: int = 1
 
     def __post_init__(self) -> None:
-        if self.kind not in ("positive", "negative"):
-            raise ValueError(f"kind must be 'positive' or 'negative', got {self.kind!r}.")
-        if not 0 <= self.ratio <= 1 or self.num_parts < 1:
-            raise ValueError(f"ratio must be in [0, 1] and num_parts >= 1, got {self.ratio!r} and {self.num_parts!r}.")
-        below = [f.name for f in fields(self) if f.name.endswith(("_mm", "_ratio")) and not getattr(self, f.name) >= 0]
-        if below:
-            raise ValueError(f"an annotator needs lengths and ratios >= 0, got {below[0]}={getattr(self, below[0])!r}.")
+        for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
+            rule, is_valid = _RULES.get(name, _LENGTH)
+            if not is_valid(value):
+                raise ValueError(f"an annotator's {name} must be {rule}, got {value!r}.")
+        if self.fracture_ratio > 0 and not self.fracture_length_mm > 0:
+            got = self.fracture_length_mm
+            raise ValueError(f"an annotator's fracture_length_mm must be > 0 where fracture_ratio > 0, got {got!r}.")
 
     @property
     def reach_mm(self) -> float:

@@ -21,6 +21,7 @@ from medcoarse.inspection import (
     leaks,
     section_problems,
     sha256_of,
+    structure_problems,
 )
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -122,15 +123,18 @@ def verify_datalist(
     num_classes: int = 2,
     label_values: Iterable[float] | None = None,
     mask_values: Iterable[float] = (0, 1, 255),
+    required_keys: Sequence[str] = (),
     allow_missing_annotation: bool = False,
+    same_channels: bool = True,
     num_threads: int = 2,
 ) -> int:
     """Decode every file of a datalist once and raise one error that lists all problems.
 
     Looked at: files exist and decode to the end; image, labels and masks lie on one grid; labels and masks have one
     channel and only expected values; images hold no NaN or infinity and all have the same number of channels; every
-    item has an annotation; a mask is not blank; a key of ``mask_keys`` that one item has, all have; no image (by
-    content) stands in two sections. A label without any foreground is fine: there may have been nothing to draw.
+    item has an annotation and the required keys; a mask is not blank; a key of ``mask_keys`` that one item has, all
+    have; no image (by content) stands in two sections. A label without any foreground is fine: there may have been
+    nothing to draw.
 
     Args:
         items: entries as `load_datalist` returns them, or several sections by name.
@@ -141,7 +145,9 @@ def verify_datalist(
         label_values: the values a label may hold as stored, instead of 0..L-1, e.g. ``(0, 255)``; give 255 as well
             where it means unlabeled.
         mask_values: the values a mask may hold as stored.
+        required_keys: keys of labels or masks that every item must have.
         allow_missing_annotation: accept items without any annotation.
+        same_channels: refuse images whose number of channels differs from that of most.
         num_threads: files decoded at a time.
 
     Returns:
@@ -161,19 +167,28 @@ def verify_datalist(
     sections = dict(items) if isinstance(items, Mapping) else {"items": items}
     values = frozenset(range(num_classes) if label_values is None else label_values)
     rules = Rules(
-        image_key, tuple(label_keys), tuple(mask_keys), values, frozenset(mask_values), allow_missing_annotation
+        image_key,
+        tuple(label_keys),
+        tuple(mask_keys),
+        values,
+        frozenset(mask_values),
+        tuple(required_keys),
+        allow_missing_annotation,
     )
+    _raise_problems(list(structure_problems(sections, rules)), f"{count(len(sections), 'section')}, no file looked at")
     facts = inspect_all(sections, rules, num_threads)
     problems = [f"section {name!r} is empty; list at least one image" for name, part in sections.items() if not part]
     problems += [f"{path}: {fact.problem}" for (path, _), fact in facts.items() if fact.problem]
     for name, part in sections.items():
         problems += section_problems(name, part, rules, facts)
-    problems += [*channel_problems(sections, image_key, facts), *leaks(sections, image_key)]
-    _raise_problems(problems, sum(map(len, sections.values())), len(facts))
+    if same_channels:
+        problems += channel_problems(sections, image_key, facts)
+    problems += leaks(sections, image_key)
+    _raise_problems(problems, f"{count(sum(map(len, sections.values())), 'item')}, {count(len(facts), 'file')}")
     return len(facts)
 
 
-def _raise_problems(problems: Sequence[str], num_items: int, num_files: int) -> None:
+def _raise_problems(problems: Sequence[str], looked_at: str) -> None:
     """One `DataError` for all problems, each once."""
     unique = list(dict.fromkeys(problems))
     if not unique:
@@ -181,8 +196,7 @@ def _raise_problems(problems: Sequence[str], num_items: int, num_files: int) -> 
     lines = [f"  - {line}" for line in unique[:MAX_LINES]]
     if len(unique) > MAX_LINES:
         lines.append(f"  ... and {len(unique) - MAX_LINES} more")
-    counts = ", ".join((count(num_items, "item"), count(num_files, "file")))
-    raise DataError("\n".join([f"{count(len(unique), 'problem')} in the data ({counts}):", *lines]))
+    raise DataError("\n".join([f"{count(len(unique), 'problem')} in the data ({looked_at}):", *lines]))
 
 
 # --- provenance --------------------------------------------------------------------------------------------------
@@ -309,8 +323,9 @@ def _les_av_entry(root: Path, image: Path) -> dict[str, str]:
 def les_av_items(dataset_dir: PathLike, datalist_path: PathLike | None = None, section: str = "training") -> list[Item]:
     """Items of a folder in LES-AV's layout, file names absolute; nothing is decoded.
 
-    The split comes from ``datalist.json`` in the folder, else from ``datalist_path`` where that names images of this
-    folder, else from `les_av_datalist` (own photographs in the same layout).
+    The split comes from ``datalist.json`` in the folder, else from ``datalist_path`` if more than half of the images it
+    lists are there, else from `les_av_datalist` (own photographs in the same layout, some of which may happen to bear
+    a listed name). So LES-AV with a missing image keeps its split, and `verify_les_av` names that image.
 
     Args:
         dataset_dir: the folder, or the one above it.
@@ -328,15 +343,32 @@ def les_av_items(dataset_dir: PathLike, datalist_path: PathLike | None = None, s
         return load_datalist(root / "datalist.json", section, root)
     if datalist_path is not None:
         items = load_datalist(datalist_path, section, root)
-        if any(Path(item["image"]).is_file() for item in items):
+        if _fits(Path(datalist_path), root):
             return items
-        _logger.warning("%s lists no image of %s: every fifth image is used for testing", datalist_path, root)
     entries = _section(les_av_datalist(root), section, root)
     return [_absolute(entry, root, None) for entry in entries]
 
 
+def _fits(datalist: Path, root: Path) -> bool:
+    """Does a folder hold most of the images that a split lists for training and testing? If not, say so."""
+    sections = [name for name in ("training", "test") if _read_json(datalist).get(name)]
+    items = [item for name in sections for item in load_datalist(datalist, name, root)]
+    listed = [item["image"] for item in items if isinstance(item.get("image"), str)]
+    missing = [name for name in listed if not Path(name).is_file()]
+    if 2 * len(missing) < len(listed):
+        return True
+    _logger.warning(
+        "%s: %d of its %d images are not in %s (first %s): every fifth image is used for testing",
+        *(datalist, len(missing), len(listed), root, os.path.relpath(missing[0], root) if missing else "none"),
+    )
+    return False
+
+
 def verify_les_av(dataset_dir: PathLike, datalist_path: PathLike | None = None, num_threads: int = 2) -> int:
     """Verify training and test items of a folder in LES-AV's layout (vessels stored as 0/255, masks as 0/1).
+
+    Every item needs a label and a mask. Photographs may differ in their channels (grey, RGB, RGBA): the bundle reads
+    all of them as RGB.
 
     Args:
         dataset_dir: the folder, or the one above it.
@@ -350,4 +382,7 @@ def verify_les_av(dataset_dir: PathLike, datalist_path: PathLike | None = None, 
         DataError: every problem found, see `verify_datalist`.
     """
     sections = {name: les_av_items(dataset_dir, datalist_path, name) for name in ("training", "test")}
-    return verify_datalist(sections, label_values=(0, 255), num_threads=num_threads)
+    required = ("label", "mask")
+    return verify_datalist(
+        sections, label_values=(0, 255), required_keys=required, same_channels=False, num_threads=num_threads
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +43,8 @@ class Rules:
     mask_keys: tuple[str, ...]
     label_values: frozenset[float]
     mask_values: frozenset[float]
-    allow_missing_annotation: bool
+    required_keys: tuple[str, ...] = ()
+    allow_missing_annotation: bool = False
 
 
 def count(number: int, noun: str) -> str:
@@ -54,6 +56,29 @@ def files_of(item: dict[str, Any], key: str) -> list[str]:
     """The files under a key: none, one, or one a channel."""
     value = item.get(key)
     return [os.fspath(v) for v in (value if isinstance(value, list) else [value]) if v]
+
+
+def structure_problems(sections: Mapping[str, Any], rules: Rules) -> Iterator[str]:
+    """What is no datalist: sections that are no lists, items that are no objects, names that are no text."""
+    keys = (rules.image_key, *rules.label_keys, *rules.mask_keys)
+    for name, part in sections.items():
+        if isinstance(part, str) or not isinstance(part, Sequence):
+            yield f"section {name!r} is {reprlib.repr(part)}; list its items"
+            continue
+        for index, item in enumerate(part):
+            if not isinstance(item, Mapping):
+                yield f"{name}[{index}] is {reprlib.repr(item)}; write an object with file names"
+                continue
+            for key in keys:
+                if not _is_file_names(item.get(key)):
+                    found = reprlib.repr(item[key])
+                    yield f"{name}[{index}]: {key!r} is {found}; write a file name or a list of file names"
+
+
+def _is_file_names(value: Any) -> bool:
+    """A file name, some of them, or nothing."""
+    names = value if isinstance(value, list) else [] if value is None else [value]
+    return all(isinstance(name, str | os.PathLike) for name in names)
 
 
 def inspect_all(sections: Sections, rules: Rules, num_threads: int) -> dict[tuple[str, bool], Facts]:
@@ -117,20 +142,24 @@ def section_problems(
     name: str, items: Sequence[dict[str, Any]], rules: Rules, facts: Mapping[tuple[str, bool], Facts]
 ) -> Iterator[str]:
     """Problems of items: what they lack, and how their files fit together."""
+    optional = rules.allow_missing_annotation or not set(rules.label_keys).isdisjoint(rules.required_keys)
     used_masks = [key for key in rules.mask_keys if any(files_of(item, key) for item in items)]
     for index, item in enumerate(items):
         images = files_of(item, rules.image_key)
         where = f"{name}[{index}] ({images[0] if images else 'no image'})"
         if not images:
             yield f"{where}: key {rules.image_key!r} is missing or empty; name an image file"
-        if not rules.allow_missing_annotation and not any(files_of(item, key) for key in rules.label_keys):
+        for key in rules.required_keys:
+            if not files_of(item, key):
+                yield f"{where}: no {key!r}, which every item must have; add the file or leave the image out"
+        if not optional and not any(files_of(item, key) for key in rules.label_keys):
             keys = " and ".join(map(repr, rules.label_keys))
             yield (
                 f"{where}: no annotation, {keys} is missing or empty; add one, take the item off the datalist, or pass "
                 "allow_missing_annotation=True"
             )
         for key in used_masks:
-            if not files_of(item, key):
+            if key not in rules.required_keys and not files_of(item, key):
                 yield f"{where}: no {key!r}, which other items have; add it here or drop it everywhere"
         yield from _file_problems(item, images, rules, facts)
 

@@ -20,6 +20,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import IgniteMetricHandler, from_engine
 from monai.networks.utils import eval_mode
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from medcoarse import metrics, report
@@ -82,6 +83,34 @@ class Progress:
             names = [state.key_metric_name] if key_metric_only else list(state.metrics)
             shown |= {name: float(state.metrics[name]) for name in names if name in state.metrics}
         return " ".join(f"{name}={value:.3f}" for name, value in shown.items())
+
+
+def summary_writer(log_dir: str | Path) -> SummaryWriter | None:
+    """A TensorBoard writer in the first process, ``None`` in the others: two files in one folder would be mixed up."""
+    return SummaryWriter(str(log_dir)) if idist.get_rank() == 0 else None
+
+
+class LossCurves:
+    """Write the loss and its parts to TensorBoard at every iteration.
+
+    Args:
+        loss: its ``parts`` are written.
+        writer: see :func:`summary_writer`; ``None`` writes nothing.
+    """
+
+    def __init__(self, loss: CoupledLoss, writer: SummaryWriter | None) -> None:
+        self.loss, self.writer = loss, writer
+
+    def attach(self, engine: Engine) -> None:
+        """Follow the whole run."""
+        if self.writer is not None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """See the class."""
+        assert self.writer is not None
+        for name, value in {"total": engine.state.output["loss"], **self.loss.parts}.items():
+            self.writer.add_scalar(f"loss/{name}", value.item(), engine.state.iteration)
 
 
 class AnnotatorMonitor:
@@ -219,10 +248,12 @@ class MetricsJson:
         if engine.state.epoch > 0 and self.path.exists():  # resumed: keep what came before
             earlier = json.loads(self.path.read_text(encoding="utf-8")).get("validation", [])
             self.content["validation"] = [row for row in earlier if row["epoch"] <= engine.state.epoch]
+            self.started -= max((row["seconds"] for row in self.content["validation"]), default=0)
         if self.dataset is not None:
             self.content["drawings"] = drawing_scores(self.dataset)
             for name, value in self.content["drawings"].items():
                 logger.info("The drawings themselves: %s = %.3f", name, value)
+        write_json(self.path, self.content)
 
     def _record(self, engine: Engine) -> None:
         scores = {name: plain(value) for name, value in self.evaluator.state.metrics.items()}
@@ -340,9 +371,9 @@ class ValidationFigure:
             self.evaluator.add_event_handler(Events.COMPLETED, lambda _: self._draw(engine))
 
     def _draw(self, engine: Engine) -> None:
-        item = {
-            key: middle(torch.as_tensor(self.dataset[self.case][key]), self.size, self.divisor) for key in _FIGURE_KEYS
-        }
+        shown = self.dataset[self.case]
+        present = [key for key in ("image", "label", "positive", "negative") if key in shown]
+        item = {key: middle(torch.as_tensor(shown[key]), self.size, self.divisor) for key in present}
         figure = self._figure(item, f"epoch {engine.state.epoch}")
         report.save_figure(figure, self.directory / f"epoch_{engine.state.epoch:04d}.png")
         if self.writer is not None:
@@ -361,8 +392,8 @@ class ValidationFigure:
         log_transition = self.loss.log_transition if learned is None else learned.detach()
         return report.validation_figure(
             image=item["image"],
-            positive=item["positive"],
-            negative=item["negative"],
+            positive=item.get("positive"),
+            negative=item.get("negative"),
             label=item["label"],
             prediction=prediction,
             confusion_positive=matrices[0],
@@ -379,9 +410,6 @@ class ValidationFigure:
         cm = confusion.dense().cpu()
         cm = cm.view(*cm.shape[:4], *(cm.shape[4:] or (1,) * (label.ndim - 2))).expand(-1, -1, -1, -1, *label.shape[2:])
         return metrics.mean_confusion(cm, label)[0, 0]
-
-
-_FIGURE_KEYS = ("image", "label", "positive", "negative")
 
 
 def middle(values: Tensor, size: int, divisor: int) -> Tensor:
@@ -426,7 +454,13 @@ class EvaluationReport:
         self.cases: list[report.Case] = []
 
     def attach(self, engine: Engine) -> None:
-        """Collect while the engine runs, write when it is through."""
+        """Collect while the engine runs, write when it is through.
+
+        Raises:
+            ValueError: several processes; each would see only some of the images.
+        """
+        if idist.get_world_size() > 1:
+            raise ValueError(f"evaluate in one process, not in {idist.get_world_size()}: the report shows all images")
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, self._write)
 

@@ -15,7 +15,8 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor, set_rnd
-from monai.engines import PrepareBatch
+from monai.engines import Evaluator, PrepareBatch
+from monai.handlers import ValidationHandler
 from monai.utils import set_determinism
 from torch import Tensor
 from tqdm import tqdm
@@ -42,10 +43,11 @@ class PrepareBatchCoarse(PrepareBatch):
     """Turn a dictionary batch into ``(image, Annotations)`` for :class:`medcoarse.losses.CoupledLoss`.
 
     Args:
-        supervision: a name from :data:`SUPERVISION`, or the names of the keys that the loss may see.
+        supervision: a name from :data:`SUPERVISION`, or the names of the keys that the loss may see. Keys that a batch
+            lacks are left out, as long as one is there.
 
     Raises:
-        ValueError: an unknown supervision, or a batch that lacks one of its keys.
+        ValueError: an unknown supervision, or a batch without an image or with nothing that the loss may see.
 
     Example:
         >>> batch = {"image": torch.zeros(1, 3, 4, 4), "positive": torch.full((1, 1, 4, 4), 255)}
@@ -69,9 +71,10 @@ class PrepareBatchCoarse(PrepareBatch):
         **kwargs: Any,
     ) -> tuple[Tensor, Annotations]:
         """See the class."""
-        missing = [key for key in ("image", *self.keys) if key not in batchdata]
-        if missing:
-            raise ValueError(f"the batch has no {', '.join(missing)}; it has {', '.join(batchdata)}")
+        seen = [key for key in self.keys if key in batchdata]
+        if "image" not in batchdata or not seen:
+            wanted = f"image and {' or '.join(self.keys)}"
+            raise ValueError(f"the batch must have {wanted}, it has {', '.join(map(str, batchdata))}")
 
         def move(key: str) -> Tensor:
             value = batchdata[key]
@@ -79,7 +82,7 @@ class PrepareBatchCoarse(PrepareBatch):
             return value.to(device=device, non_blocking=non_blocking, **kwargs)
 
         image = move("image")
-        return image, Annotations(**{key: move(key) for key in self.keys}, image=image)
+        return image, Annotations(**{key: move(key) for key in seen}, image=image)
 
 
 class WarmUp:
@@ -127,6 +130,54 @@ class SeedEpoch:
         set_rnd(self.data_loader.dataset, seed % 2**32)
         if hasattr(self.data_loader.sampler, "set_epoch"):
             self.data_loader.sampler.set_epoch(engine.state.epoch)
+
+
+class PolynomialDecay:
+    """Learning rate ``initial * (1 - (epoch - 1) / max_epochs) ** power``, for every parameter group.
+
+    It depends on the epoch alone, so a run that is resumed with more epochs goes on at the rate of the longer schedule.
+
+    Args:
+        optimizer: its groups may have different initial rates.
+        power: 0 keeps the rate constant.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, power: float = 0.9) -> None:
+        self.optimizer = optimizer
+        self.power = power
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+
+    def attach(self, engine: Engine) -> None:
+        """Run at the start of every epoch."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """See the class."""
+        remaining = 1 - (engine.state.epoch - 1) / engine.state.max_epochs
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * remaining**self.power
+
+
+class Validate(ValidationHandler):
+    """MONAI's ``ValidationHandler``, which also validates the weights of the last epoch.
+
+    Args:
+        interval: in epochs.
+        validator: the evaluator to run.
+    """
+
+    def __init__(self, interval: int, validator: Evaluator) -> None:
+        super().__init__(interval=interval, validator=validator, epoch_level=True)
+
+    def attach(self, engine: Engine) -> None:
+        """Validate at the interval and at the end."""
+        super().attach(engine)
+
+        def last(engine: Engine, epoch: int) -> bool:
+            return bool(epoch == engine.state.max_epochs and epoch % self.interval)
+
+        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=last), self)
 
 
 class SaveCheckpoint:
@@ -195,6 +246,12 @@ class Resume:
             return
         states = torch.load(self.path, map_location="cpu", weights_only=True)
         max_epochs = engine.state.max_epochs
+        length = states.get("trainer", {}).get("epoch_length", engine.state.epoch_length)
+        if length != engine.state.epoch_length:
+            raise ValueError(
+                f"{self.path} was trained with {length} iterations an epoch, now there are "
+                f"{engine.state.epoch_length}; resume with the same data, batch size and number of processes"
+            )
         for name, item in (self.objects | {"trainer": engine}).items():
             if name not in states:
                 raise ValueError(f"{self.path} holds {', '.join(states)} but not {name}; it is not a full checkpoint")
@@ -236,6 +293,12 @@ def prepare_fundus(
     except (DataError, FileExistsError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     return str(folder)
+
+
+def require_weights(path: str | Path) -> None:
+    """Leave with one line (``SystemExit``, see :func:`prepare_fundus`) where there are no weights to evaluate."""
+    if not Path(path).is_file():
+        raise SystemExit(f"no weights at {path}: train first, or pass their folder as --ckpt_dir")
 
 
 def _synthetic_fundus(folder: Path, options: Mapping[str, Any]) -> Path:

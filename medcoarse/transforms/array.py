@@ -118,6 +118,7 @@ class _Coarse(Transform):
     def draw(self, label: NdarrayOrTensor, seeds: Sequence[int]) -> tuple[NdarrayOrTensor, Record]:
         """Annotations (R, *S) and the record of every annotator, from seeds alone."""
         values, spacing = label_map(label), spacing_of(label, self.spacing)
+        _refuse_0_255(values)
         drawn, record = [], []
         for r, profile in enumerate(self.profiles):
             rng = np.random.default_rng([*seeds, _KINDS.index(profile.kind), r])
@@ -142,7 +143,9 @@ class SimulateCoarse(_Coarse):
         kind: "positive" or "negative", if all profiles have to be of one kind.
 
     Raises:
-        ValueError: an unknown profile; when called, a label that is not a label map (1, *S) with values below L or 255.
+        ValueError: an unknown profile; when called, a label that is not a label map (1, *S) with values below L or 255;
+            or one that holds 0 and 255 and nothing else: most likely a 0/255 mask, in which 255 would count as
+            unlabeled. So draw first, then restrict to a field of view; `medcoarse.annotators.draw` accepts both.
 
     Example:
         >>> label = np.zeros((1, 16, 16)); label[0, 4:12, 6:9] = 1
@@ -184,7 +187,9 @@ class RandSimulateCoarse(RandomizableTransform, _Coarse):
         kind: "positive" or "negative", if all profiles have to be of one kind.
 
     Raises:
-        ValueError: an unknown profile; when called, a label that is not a label map (1, *S) with values below L or 255.
+        ValueError: an unknown profile; when called, a label that is not a label map (1, *S) with values below L or 255;
+            or one that holds 0 and 255 and nothing else: most likely a 0/255 mask, in which 255 would count as
+            unlabeled. So draw first, then restrict to a field of view; `medcoarse.annotators.draw` accepts both.
 
     Example:
         >>> label = np.zeros((1, 32, 32)); label[0, 4:28, 12:19] = 1
@@ -291,6 +296,16 @@ def random_seed(state: np.random.RandomState) -> int:
         True
     """
     return int(state.randint(2**32, dtype=np.uint32))
+
+
+def _refuse_0_255(values: NDArray[np.uint8]) -> None:
+    """Raise for what is probably a mask stored as 0/255."""
+    unlabeled = values == UNLABELED
+    if unlabeled.any() and not unlabeled.all() and not values[~unlabeled].any():
+        raise ValueError(
+            "label holds only 0 and 255: a 0/255 mask? 255 means unlabeled; map it with MapLabelValued(keys, [0, 255], "
+            "[0, 1]). An image without any object is drawn before OutsideToUnlabeledd restricts it to a field of view."
+        )
 
 
 def _stacked(annotations: list[NDArray[np.uint8]], label: NdarrayOrTensor) -> NdarrayOrTensor:

@@ -81,7 +81,8 @@ class SimulateCoarsed(_Coarsed):
         allow_missing_keys: skip items without the label.
 
     Raises:
-        ValueError: an unknown profile or one of the wrong kind; when called, a label that is not a label map.
+        ValueError: an unknown profile or one of the wrong kind; when called, a label that is not a label map, or one
+            of 0 and 255 only (a mask whose 255 would count as unlabeled; restrict to a field of view after drawing).
 
     Example:
         >>> import numpy as np
@@ -138,7 +139,8 @@ class RandSimulateCoarsed(RandomizableTransform, _Coarsed):
         allow_missing_keys: skip items without the label.
 
     Raises:
-        ValueError: an unknown profile or one of the wrong kind; when called, a label that is not a label map.
+        ValueError: an unknown profile or one of the wrong kind; when called, a label that is not a label map, or one
+            of 0 and 255 only (a mask whose 255 would count as unlabeled; restrict to a field of view after drawing).
 
     Example:
         >>> import numpy as np

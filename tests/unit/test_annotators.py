@@ -76,15 +76,49 @@ class TestProfile:
         ("fields", "message"),
         [
             ({"kind": "both"}, "kind must be 'positive' or 'negative', got 'both'"),
-            ({"thin_mm": -1.0}, "lengths and ratios >= 0, got thin_mm=-1.0"),
-            ({"fracture_ratio": float("nan")}, "lengths and ratios >= 0, got fracture_ratio=nan"),
-            ({"ratio": 1.5}, r"ratio must be in \[0, 1\] and num_parts >= 1, got 1.5 and 1"),
-            ({"num_parts": 0}, "num_parts >= 1, got 1.0 and 0"),
+            ({"kind": None}, "kind must be 'positive' or 'negative', got None"),
+            ({"thin_mm": -1.0}, "thin_mm must be a finite number >= 0, got -1.0"),
+            ({"thicken_mm": float("inf")}, "thicken_mm must be a finite number >= 0, got inf"),
+            ({"swell_mm": "3"}, "swell_mm must be a finite number >= 0, got '3'"),
+            ({"scribble_mm": None}, "scribble_mm must be a finite number >= 0, got None"),
+            ({"polygon_tolerance_mm": True}, "polygon_tolerance_mm must be a finite number >= 0, got True"),
+            ({"swell_strength_mm": 1j}, "swell_strength_mm must be a finite number >= 0, got 1j"),
+            ({"swell_smoothness_mm": [3.0]}, r"swell_smoothness_mm must be a finite number >= 0, got \[3.0\]"),
+            ({"fracture_width_mm": float("nan")}, "fracture_width_mm must be a finite number >= 0, got nan"),
+            ({"fracture_ratio": float("nan")}, "fracture_ratio must be a finite number >= 0, got nan"),
+            ({"fracture_length_mm": -1}, "fracture_length_mm must be a finite number >= 0, got -1"),
+            (
+                {"fracture_ratio": 0.1, "fracture_length_mm": 0},
+                "fracture_length_mm must be > 0 where fracture_ratio > 0, got 0",
+            ),
+            ({"ratio": 1.5}, r"ratio must be a number in \[0, 1\], got 1.5"),
+            ({"ratio": "1"}, r"ratio must be a number in \[0, 1\], got '1'"),
+            ({"num_parts": 0}, "num_parts must be an integer >= 1, got 0"),
+            ({"num_parts": None}, "num_parts must be an integer >= 1, got None"),
+            ({"num_fractures": -1}, "num_fractures must be None or an integer >= 0, got -1"),
+            ({"num_fractures": 3.0}, "num_fractures must be None or an integer >= 0, got 3.0"),
+            ({"num_fractures": False}, "num_fractures must be None or an integer >= 0, got False"),
+            ({"polygon_vertices": 2}, "polygon_vertices must be 0 or an integer >= 3, got 2"),
+            ({"polygon_vertices": "5"}, "polygon_vertices must be 0 or an integer >= 3, got '5'"),
+            ({"dense": 1}, "dense must be True or False, got 1"),
+            ({"blank": "no"}, "blank must be True or False, got 'no'"),
+            ({"preserve": None}, "preserve must be True or False, got None"),
         ],
     )
     def test_errors(self, fields, message):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"^an annotator's {message}"):
             a.AnnotatorProfile(**fields)
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"thin_mm": np.float32(1.5), "num_parts": np.int64(2)},
+            {"thin_mm": 1, "polygon_vertices": 3, "num_fractures": 0, "ratio": 0},
+            {"fracture_length_mm": 0.0},
+        ],
+    )
+    def test_any_kind_of_number_will_do(self, fields):
+        assert {name: getattr(a.AnnotatorProfile(**fields), name) for name in fields} == fields
 
     def test_scaled_multiplies_lengths_only(self):
         twice = a.scaled(profiles.COARSE_NEGATIVE, 2.0)

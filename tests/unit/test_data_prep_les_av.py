@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "data_prep"))  # scripts there import each other plainly
 
 import les_av  # noqa: E402
-from download import ArchiveError, DownloadError, copy_atomically, download, extract_zip, write_atomically  # noqa: E402
+from download import ArchiveError, DownloadError, copy_atomically, download, extract_zip, read_json  # noqa: E402
 
 REAL = Path(os.environ.get("MEDCOARSE_DATA", "/nonexistent")) / "LES-AV"
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -324,8 +324,34 @@ class TestExtract:
             extract_zip(tmp_path / "nowhere.zip", tmp_path / "out")
 
 
-def test_atomic_writes_leave_nothing_behind(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "a.json", "{}\n")
+class TestReadJson:
+    def test_content(self, web: Web) -> None:
+        assert read_json(web.file("/f", b'[{"id": 1}]')) == [{"id": 1}]
+
+    @pytest.mark.parametrize(
+        ("content", "text"),
+        [(b"<html>", "no JSON"), (b"\xff", "no JSON"), (b"[" + b"1," * 99, "longer than 100 bytes")],
+    )
+    def test_something_else(self, web: Web, content: bytes, text: str) -> None:
+        with pytest.raises(DownloadError, match=f"/f: {text}"):
+            read_json(web.file("/f", content), max_bytes=100)
+
+    def test_refused_silent_or_away(self, web: Web) -> None:
+        with pytest.raises(DownloadError, match="/f: the server answered 404"):
+            read_json(web.status("/f", 404))
+        release = threading.Event()
+        web.answers["/g"] = lambda handler: release.wait(5) and None
+        with pytest.raises(DownloadError, match="timed out"):
+            read_json(web.url + "/g", timeout_s=0.1)
+        release.set()
+        with pytest.raises(DownloadError, match="refused"):
+            read_json("http://127.0.0.1:9/")
+        with pytest.raises(DownloadError, match="expected an http:// or https:// address"):
+            read_json(f"file://{__file__}")
+
+
+def test_atomic_copy_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"{}\n")
     copy_atomically(tmp_path / "a.json", tmp_path / "sub" / "b.json")
     assert (tmp_path / "sub" / "b.json").read_bytes() == b"{}\n"
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.json", "b.json", "sub"]
@@ -351,7 +377,9 @@ def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes
         files[f"images/{i}.png"] = png(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8))
         files[f"vessel-segmentations/{i}.png"] = png(rng.choice(np.uint8([0, 255]), (12, 10)))
         files[f"masks/{i}_mask.gif"] = png(np.uint8([[0] * 10, *([[1] * 10] * 11)]), "GIF")
-    split = [{"image": f"images/{i}.png", "label": f"vessel-segmentations/{i}.png"} for i in IDS]
+    places = {"image": "images/{}.png", "label": "vessel-segmentations/{}.png", "mask": "masks/{}_mask.gif"}
+    split = [{key: name.format(i) for key, name in places.items()} for i in IDS]
+    monkeypatch.setattr(les_av, "API", "http://127.0.0.1:9/")
     monkeypatch.setattr(les_av, "DATALIST", tmp_path / "split.json")
     monkeypatch.setattr(les_av, "MANIFEST", tmp_path / "manifest.json")
     (tmp_path / "split.json").write_text(json.dumps({"training": split[:4], "test": split[4:]}))
@@ -402,6 +430,84 @@ def test_from_the_network(
     assert record["origin"]["archive_sha256"] == hashlib.sha256(archive.read_bytes()).hexdigest()
     assert record["licence"].startswith("Only for scientific purposes.")
     assert len(record["files"]) == 16
+
+
+def publish(web: Web, monkeypatch: pytest.MonkeyPatch, content: bytes, **changes: Any) -> None:
+    """Let the loopback server state size and MD5 of the archive as figshare does."""
+    md5 = hashlib.md5(content).hexdigest()
+    entry = {"id": les_av.FILE_ID, "name": "LES-AV.zip", "size": len(content), "computed_md5": md5} | changes
+    other = {"id": 1, "name": "other.zip", "size": 1, "computed_md5": "0" * 32}
+    monkeypatch.setattr(les_av, "API", web.file("/api", json.dumps([other, entry]).encode()))
+
+
+def test_archive_is_verified_with_the_published_checksum(
+    web: Web, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = archive.read_bytes()
+    bad = good.replace(b"LES-AV/arteries", b"LES-AV/Arteries")  # of the same length
+    publish(web, monkeypatch, good)
+    out = tmp_path / "out"
+    for content in (bad, good + b"more"):
+        assert run("--output_dir", out, "--url", web.file("/changed", content)) == 1
+        error = capsys.readouterr().err
+        expected = f"{len(good)} bytes with MD5 {hashlib.md5(good).hexdigest()}"
+        got = f"{len(content)} bytes with MD5 {hashlib.md5(content).hexdigest()}"
+        assert f"what came has {got}, figshare states {expected}" in error
+        assert list(out.iterdir()) == []
+    monkeypatch.setattr(les_av, "URLS", (web.url + "/changed", web.file("/open", good)))
+    assert run("--output_dir", out) == 0
+    origin = json.loads((out / "provenance.json").read_text())["origin"]
+    assert (origin["url"], origin["published_md5"]) == (web.url + "/open", hashlib.md5(good).hexdigest())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"id": 2}, {"size": "46 MB"}, {"computed_md5": None}, {"computed_md5": "43"}], ids=str
+)
+def test_checksum_that_is_not_stated_is_no_obstacle(
+    web: Web,
+    archive: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+) -> None:
+    publish(web, monkeypatch, b"other", **changes)
+    assert run("--output_dir", tmp_path / "out", "--url", web.file("/open", archive.read_bytes())) == 0
+    assert f"note: {web.url}/api states no size and MD5 (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"[5]", b"{}", b"null", b"<html>", b"0"])
+def test_strange_answers_about_the_checksum_are_no_obstacle(
+    web: Web, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr(les_av, "API", web.file("/api", content))
+    assert run("--output_dir", tmp_path / "out", "--url", web.file("/open", archive.read_bytes())) == 0
+
+
+def test_damaged_archive_is_fetched_again_by_the_next_run(
+    web: Web, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = archive.read_bytes()
+    bad = bytearray(good)
+    bad[good.index(b"LES-AV/images/12.png") + 40] ^= 255
+    out = tmp_path / "out"
+    assert run("--output_dir", out, "--url", web.file("/f", bytes(bad))) == 1
+    captured = capsys.readouterr().err
+    assert "refused); only the files in the archive are verified" in captured  # nobody states a checksum
+    assert "damaged one" in captured
+    assert not list(tmp_path.rglob("out/*.zip*"))
+    assert run("--output_dir", out, "--url", web.file("/f", good)) == 0
+
+
+def test_archives_of_the_user_are_left_alone(web: Web, archive: Path, tmp_path: Path) -> None:
+    good = archive.read_bytes()
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("LES-AV.zip", "damaged.zip"):
+        (out / name).write_bytes(b"damaged")
+    assert run("--output_dir", out, "--archive", out / "damaged.zip") == 1
+    assert run("--output_dir", out, "--url", web.file("/f", good)) == 0
+    assert [(out / name).read_bytes() for name in ("LES-AV.zip", "damaged.zip")] == [b"damaged"] * 2
 
 
 def test_second_run_changes_nothing_and_asks_nobody(archive: Path, tmp_path: Path) -> None:

@@ -146,6 +146,32 @@ class TestVerify:
     def test_image_of_another_kind(self, root: Path) -> None:
         save(root / "images" / "3.png", np.full((16, 20), 90, np.uint8))
         assert "3.png: 1 channel, but most images have 3; convert it" in problems(root)
+        assert verify_datalist(les_av_items(root), label_values=(0, 255), same_channels=False) == 12
+
+    def test_required_key(self, root: Path) -> None:
+        (root / "masks" / "7_mask.gif").unlink()
+        (root / "vessel-segmentations" / "8.png").unlink()
+        text = problems(root, required_keys=("label", "mask"))
+        assert text.startswith("2 problems in the data (4 items, 10 files):")
+        remedy = "which every item must have; add the file or leave the image out"
+        assert f"training[1] ({root}/images/7.png): no 'mask', {remedy}" in text
+        assert f"training[2] ({root}/images/8.png): no 'label', {remedy}" in text
+
+    @pytest.mark.parametrize(
+        ("items", "text"),
+        [
+            ([{"image": 5}], r"items\[0\]: 'image' is 5; write a file name or a list of file names"),
+            ([{"image": ["a.png", None]}], r"items\[0\]: 'image' is \['a.png', None\]; write a file name"),
+            ([{"image": "a.png", "mask": {"x": 1}}], r"items\[0\]: 'mask' is \{'x': 1\}; write a file name"),
+            (["a.png"], r"items\[0\] is 'a.png'; write an object with file names"),
+            ("a.png", "section 'items' is 'a.png'; list its items"),
+            ({"training": {"image": "a.png"}}, r"section 'training' is \{'image': 'a.png'\}; list its items"),
+            ({"training": 7}, "section 'training' is 7; list its items"),
+        ],
+    )
+    def test_no_datalist_at_all(self, items: Any, text: str) -> None:
+        with pytest.raises(DataError, match=rf"^1 problem in the data .*\n  - {text}"):
+            verify_datalist(items)
 
     def test_blank_mask(self, root: Path) -> None:
         save(root / "masks" / "3_mask.gif", np.zeros((16, 20), np.uint8))
@@ -347,16 +373,55 @@ class TestLesAv:
         (root / "datalist.json").write_text('{"training": ["images/8.png"]}')
         assert les_av_items(root, COMMITTED) == [{"image": str(root / "images" / "8.png")}]
 
-    def test_committed_split_for_official_files(self, tmp_path: Path) -> None:
-        root = make_les_av(tmp_path / "LES-AV", [12, 37])
+    @pytest.mark.parametrize("lost", [[], [12], OFFICIAL_IDS[:10]], ids=["none", "one", "ten"])
+    def test_committed_split_where_most_of_its_images_are(
+        self, tmp_path: Path, lost: list[int], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        root = make_les_av(tmp_path / "LES-AV", [i for i in OFFICIAL_IDS if i not in lost])
         assert [Path(i["image"]).stem for i in les_av_items(root, COMMITTED, "test")] == ["37", "111", "279", "486"]
+        assert not caplog.text
+        if lost:
+            with pytest.raises(DataError, match=rf"{root}/images/12.png: no such file"):
+                verify_les_av(root, COMMITTED)
+
+    @pytest.mark.parametrize("ids", [[3, 7, 8, 12, 20], OFFICIAL_IDS[:11]], ids=["one in common", "half of them"])
+    def test_own_split_where_most_images_are_others(
+        self, tmp_path: Path, ids: list[int], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        root = make_les_av(tmp_path / "own", ids)
+        found = [Path(i["image"]).stem for i in les_av_items(root, COMMITTED, "test")]
+        assert found == [str(i) for i in ids[4::5]]
+        missing = [i for i in OFFICIAL_IDS if i not in ids]
+        assert f"{len(missing)} of its 22 images are not in {root}" in caplog.text
+        assert f"first images/{'15' if len(ids) == 5 else '224'}.png): every fifth image" in caplog.text
+        assert verify_les_av(root, COMMITTED) == 3 * len(ids)
 
     def test_own_photographs_in_the_same_layout(self, root: Path, caplog: pytest.LogCaptureFixture) -> None:
         (test,) = les_av_items(root, COMMITTED, "test")
         assert test["image"] == str(root / "images" / "100.png")
         assert test["mask"] == str(root / "masks" / "100_mask.gif")
-        assert "lists no image" in caplog.text
+        assert "22 of its 22 images are not in" in caplog.text
         assert verify_les_av(root, COMMITTED) == 15
+
+    def test_split_that_names_no_image(self, root: Path) -> None:
+        (root.parent / "split.json").write_text('{"training": [{"image": 5}]}')
+        assert len(les_av_items(root, root.parent / "split.json")) == 4
+
+    def test_every_item_needs_a_mask(self, root: Path) -> None:
+        for mask in (root / "masks").iterdir():
+            mask.unlink()
+        with pytest.raises(DataError) as caught:
+            verify_les_av(root)
+        lines = str(caught.value).splitlines()
+        assert lines[0].startswith("5 problems in the data (5 items, 10 files)")
+        remedy = "which every item must have; add the file or leave the image out"
+        assert lines[1] == f"  - training[0] ({root}/images/3.png): no 'mask', {remedy}"
+        assert lines[5] == f"  - test[0] ({root}/images/100.png): no 'mask', {remedy}"
+
+    def test_photographs_in_grey_and_with_transparency(self, root: Path) -> None:
+        save(root / "images" / "3.png", np.full((16, 20), 90, np.uint8))
+        save(root / "images" / "7.png", np.full((19, 20, 4), 90, np.uint8))
+        assert verify_les_av(root) == 15
 
     def test_nested_folder(self, root: Path) -> None:
         (root.parent / "__MACOSX").mkdir()

@@ -171,12 +171,24 @@ class TestArrays:
             (np.zeros((4, 4)), r"one label map of shape \(1, \*S\).*got \(4, 4\)"),
             (np.zeros((1, 1, 4, 4, 4)), r"got \(1, 1, 4, 4, 4\)"),
             (np.full((1, 4, 4), 7), "label values must be below num_classes=2 or 255, got 7"),
+            (
+                np.kron([[[0, 255]]], np.ones((1, 4, 2))),
+                r"^label holds only 0 and 255: a 0/255 mask\? 255 means unlabeled; map it with "
+                r"MapLabelValued\(keys, \[0, 255\], \[0, 1\]\)",
+            ),
         ],
     )
     @pytest.mark.parametrize("transform", [SimulateCoarse, RandSimulateCoarse])
     def test_bad_labels(self, transform, values, message):
         with pytest.raises(ValueError, match=message):
             transform("coarse_positive")(values)
+
+    @pytest.mark.parametrize("values", [[0, 0], [U, U], [0, 1], [1, U], [0, 1, U]])
+    @pytest.mark.parametrize("transform", [SimulateCoarse, RandSimulateCoarse])
+    def test_labels_that_are_no_0_255_masks(self, transform, values):
+        assert same(transform("good")(np.array([[values]])), np.array([[values]]))
+        empty = np.array([[0, U]], np.uint8)  # with a field of view: fine where nobody can mistake it
+        assert same(a.draw(profiles.GOOD, empty).annotation, empty)
 
     def test_bad_seed(self):
         with pytest.raises(ValueError, match="seed must be >= 0, got -1"):
@@ -263,6 +275,8 @@ def test_labels_are_hidden_only_where_the_mask_is_unknown(dims):
 
 
 ITEMS = [{"label": label(seed=seed)} for seed in range(6)]
+SPACING = (0.5, 0.7, 2.0)
+VOLUMES = [{"label": meta(label(3, seed=seed), SPACING)} for seed in range(4)]
 
 
 class TestPipelines:
@@ -270,16 +284,19 @@ class TestPipelines:
         loader = DataLoader(dataset, batch_size=2, num_workers=workers, **kwargs)
         return [item for batch in loader for item in decollate_batch(batch)]
 
-    def test_cached_and_loaded_by_any_number_of_workers(self):
+    @pytest.mark.parametrize(("items", "spacing"), [(ITEMS, None), (VOLUMES, SPACING)], ids=["2D", "anisotropic 3D"])
+    def test_cached_and_loaded_by_any_number_of_workers(self, items, spacing):
         transform = Compose([SimulateCoarsed("label", POSITIVE, NEGATIVE, seed=1)])
         assert not isinstance(transform.transforms[0], RandomizableTrait)
-        plain = [transform(item) for item in ITEMS]
-        cached = CacheDataset(ITEMS, transform, num_workers=1, progress=False)
-        assert cached._cache[0]["positive"].shape == (3, 40, 45)  # the drawing itself is what is cached
+        plain = [transform(item) for item in items]
+        expected = SimulateCoarse(POSITIVE, seed=1, spacing=spacing)(np.asarray(items[0]["label"]))
+        assert same(plain[0]["positive"], expected)
+        cached = CacheDataset(items, transform, num_workers=1, progress=False)
+        assert same(cached._cache[0]["positive"], expected)  # the drawing itself is what is cached
         for found in (
             self.loaded(cached, 0),
             self.loaded(cached, 2),
-            self.loaded(Dataset(ITEMS[::-1], transform), 2)[::-1],
+            self.loaded(Dataset(items[::-1], transform), 2)[::-1],
         ):
             assert len(found) == len(plain)
             for one, other in zip(found, plain, strict=True):

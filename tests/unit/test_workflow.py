@@ -7,13 +7,23 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset, MetaTensor
+from monai.engines import SupervisedEvaluator
 from monai.transforms import RandGaussianNoised
 from torch import nn
 
 from medcoarse.confusion import Annotations, CoupledOutput, FullConfusion
 from medcoarse.files import plain, write_atomically, write_json
 from medcoarse.monitoring import AnnotatorMonitor, Progress, drawing_scores
-from medcoarse.workflow import SUPERVISION, PrepareBatchCoarse, Resume, SaveCheckpoint, SeedEpoch, WarmUp
+from medcoarse.workflow import (
+    SUPERVISION,
+    PolynomialDecay,
+    PrepareBatchCoarse,
+    Resume,
+    SaveCheckpoint,
+    SeedEpoch,
+    Validate,
+    WarmUp,
+)
 
 
 def batch():
@@ -32,10 +42,11 @@ def test_the_loss_sees_only_what_the_supervision_allows(supervision):
 def test_batches_and_supervision_that_do_not_fit():
     with pytest.raises(ValueError, match="one of coarse, positive, negative, dense, semi, got 'weak'"):
         PrepareBatchCoarse("weak")
-    incomplete = batch()
-    del incomplete["negative"]
-    with pytest.raises(ValueError, match="no negative; it has image, label, positive"):
-        PrepareBatchCoarse("coarse")(incomplete)
+    one_kind = batch()
+    del one_kind["negative"]
+    assert PrepareBatchCoarse("coarse")(one_kind)[1].negative is None
+    with pytest.raises(ValueError, match="must have image and negative, it has image, label, positive"):
+        PrepareBatchCoarse("negative")(one_kind)
 
 
 def engine_of(epochs: int, length: int, step) -> tuple[Engine, dict]:
@@ -98,6 +109,46 @@ def test_full_checkpoint_restores_objects_and_epoch(tmp_path):
     engine = run(other, 3, True)
     assert engine.state.iteration == 6
     assert torch.allclose(other.weight, network.weight + 2)
+
+
+def test_a_checkpoint_of_other_epochs_is_refused(tmp_path):
+    def run(length, resume):
+        engine, arguments = engine_of(2 if resume else 1, length, lambda item: None)
+        Resume({"model": nn.Linear(1, 1)}, tmp_path / "full.pt", resume).attach(engine)
+        SaveCheckpoint({"model": nn.Linear(1, 1)}, tmp_path / "full.pt").attach(engine)
+        engine.run(**arguments)
+
+    run(2, False)
+    with pytest.raises(ValueError, match="trained with 2 iterations an epoch, now there are 5; resume with the same"):
+        run(5, True)
+
+
+def test_learning_rate_depends_on_the_epoch_alone():
+    groups = [{"params": [nn.Parameter(torch.zeros(1))]}, {"params": [nn.Parameter(torch.zeros(1))], "lr": 0.1}]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+
+    def rates(epochs, start):
+        seen = []
+        engine, arguments = engine_of(epochs, 1, lambda item: seen.append([g["lr"] for g in optimizer.param_groups]))
+        PolynomialDecay(optimizer, power=1.0).attach(engine)
+        if start:
+            engine.load_state_dict({"epoch": start, "max_epochs": epochs, "epoch_length": 1})
+        engine.run(arguments["data"], max_epochs=epochs)
+        return seen
+
+    assert rates(4, 0) == [[1.0, 0.1], [0.75, pytest.approx(0.075)], [0.5, 0.05], [0.25, 0.025]]
+    assert rates(8, 4) == [[0.5, 0.05], [0.375, pytest.approx(0.0375)], [0.25, 0.025], [0.125, 0.0125]]
+
+
+@pytest.mark.parametrize(("interval", "expected"), [(2, [2, 4, 5]), (5, [5]), (7, [5]), (1, [1, 2, 3, 4, 5])])
+def test_the_last_epoch_is_validated_too(interval, expected):
+    seen = []
+    engine, arguments = engine_of(5, 1, lambda item: None)
+    validator = SupervisedEvaluator(torch.device("cpu"), [0], nn.Identity())
+    validator.run = lambda epoch: seen.append(epoch)
+    Validate(interval, validator).attach(engine)
+    engine.run(**arguments)
+    assert seen == expected
 
 
 def test_flat_checkpoint_holds_one_object_and_is_no_full_one(tmp_path):
