@@ -9,11 +9,11 @@ Afterwards the folder holds ``images/``, ``vessel-segmentations/``, ``masks/``, 
 missing. The archive also has separate drawings of arteries and veins; these are not unpacked.
 
 Checksums. Size and MD5 of the zip come from the publisher: figshare's public API states them, and an archive that this
-script fetches and that differs is discarded. If the API does not answer, a note says so and the run goes on: in any case
-the 66 image files are verified one by one with ``les_av.sha256.json``. These checksums were measured on one copy of the
-data set that was not fetched by this script: in that copy the 22 photographs may have been re-compressed. A file counts
-as official if its bytes match or its pixels do. If figshare should ever serve other pixels, ``--allow-modified`` accepts
-them after decoding all of them. The checksums of the zip you got are recorded in ``provenance.json``.
+script fetches and that differs is discarded. If the API does not answer, a note says so and the run goes on: in any
+case the 66 image files are verified one by one with ``les_av.sha256.json``. These checksums were measured on one copy
+of the data set not fetched by this script: in it the 22 photographs may have been re-compressed. So a file counts
+as official if its bytes match or its pixels do. If figshare should ever serve other pixels, ``--allow-modified``
+accepts them after decoding all of them. The checksums of the zip you got are recorded in ``provenance.json``.
 """
 
 from __future__ import annotations

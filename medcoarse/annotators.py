@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -32,11 +31,12 @@ _PLACES = 2**32  # a random place in a list of any length is recorded as an inte
 
 
 def _is_number(value: Any, largest: float = sys.float_info.max) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= largest
+    real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return real and bool(0 <= value <= largest)
 
 
 def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
 
 
 _Rule = tuple[str, Callable[[Any], bool]]

@@ -11,6 +11,7 @@ from medcoarse.confusion import Annotations, complement, identity, sample_annota
 from medcoarse.losses import CoupledLoss
 from medcoarse.metrics import confusion_counts, confusion_matrix_error, iou, mean_confusion
 from medcoarse.networks import AnnotatorNet, CoupledModel
+from medcoarse.transforms.dictionary import MergeStrokesd, SimulateCoarsed
 
 SIZE, NUM_TRAINING, NUM_TEST = 32, 48, 16
 
@@ -30,11 +31,11 @@ def negative_drawing(cm: torch.Tensor, truth: torch.Tensor, generator: torch.Gen
     return sample_annotation(table, truth, generator)
 
 
-def fit(image, target, structure, floor=0.0, trace_weight=0.1, steps=240, warmup=80) -> CoupledModel:
+def fit(image, target, structure, floor=0.0, trace_weight=0.1, steps=240, warmup=80, num_negative=1) -> CoupledModel:
     torch.manual_seed(0)
     segmenter = UNet(2, 1, 2, channels=(8, 16, 32), strides=(2, 2), num_res_units=1)
     backbone = UNet(2, 1, 8, channels=(4, 8, 16), strides=(2, 2), num_res_units=1)
-    annotator = AnnotatorNet(backbone, 2, 8, 2, structure=structure, diagonal_floor=floor)
+    annotator = AnnotatorNet(backbone, 2, 8, 2, num_negative=num_negative, structure=structure, diagonal_floor=floor)
     model = CoupledModel(segmenter, annotator)
     loss = CoupledLoss(2, trace_weight=trace_weight, warmup="identity")
     rate = 0.05 if structure == "global" else 0.002
@@ -88,3 +89,19 @@ def test_recovers_matrices_and_truth(missing_half, structure):
     assert object_iou(model, test_image, test_truth) > naive + 0.3
     for error, error_of_identity in cm_errors(model, test_image, test_truth, tables):
         assert error < 0.25 * error_of_identity
+
+
+def test_strokes_of_both_kinds_share_one_matrix():
+    """Most pixels are undrawn and say nothing. Counted as background, the same strokes are worth next to nothing."""
+    image, truth = blobs(NUM_TRAINING, seed=1)
+    test_image, test_truth = blobs(NUM_TEST, seed=9)
+    stroke = {"dense": False, "scribble_mm": 2.0, "ratio": 0.3, "num_parts": 2}
+    draw = SimulateCoarsed("label", positive=stroke, negative=stroke | {"ratio": 0.1})
+    items = [MergeStrokesd()(draw({"label": label})) for label in truth.numpy()]
+    strokes = torch.stack([torch.as_tensor(item["strokes"]) for item in items]).long()
+    assert 0.7 < (strokes == 255).float().mean() < 0.95
+    learned = fit(image, Annotations(strokes), "low_rank", floor=0.5, num_negative=0)
+    counted = fit(image, Annotations((strokes == 1).long()), "low_rank", floor=0.5, num_negative=0)
+    iou_of_strokes = object_iou(learned, test_image, test_truth)
+    assert iou_of_strokes > 0.55
+    assert iou_of_strokes > object_iou(counted, test_image, test_truth) + 0.3
