@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,16 +193,20 @@ def _write_photographs(draft: Path, provenance: dict[str, Any], progress: Callab
     for name in ("images", "vessel-segmentations", "masks"):
         (draft / name).mkdir(parents=True)
     seeds, parameters = provenance["photograph_seeds"], provenance["parameters"]
-    for done, (name, seed) in enumerate(seeds.items(), start=1):
-        photograph = fundus_photograph(seed, tuple(parameters["size"]))
+
+    def write(name: str) -> None:
+        photograph = fundus_photograph(seeds[name], tuple(parameters["size"]))
         paths = {key: draft / path for key, path in _item(name).items()}
         Image.fromarray(photograph.image).save(paths["image"])
         Image.fromarray(photograph.vessels.astype(np.uint8) * 255).save(paths["label"])
         mask = Image.fromarray(photograph.field_of_view.astype(np.uint8)).convert("P")
         mask.putpalette([0, 0, 0, 255, 255, 255])
         mask.save(paths["mask"], optimize=False)  # optimizing could renumber the palette
-        if progress:
-            progress(done, len(seeds))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy and Pillow let go of the interpreter while they work
+        for done, _ in enumerate(pool.map(write, seeds), start=1):
+            if progress:
+                progress(done, len(seeds))
     datalist = _datalist(list(seeds), parameters["num_test"])
     (draft / "README.txt").write_text(README, encoding="utf-8")
     (draft / "datalist.json").write_text(json.dumps(datalist, indent=2) + "\n", encoding="utf-8")
