@@ -345,6 +345,7 @@ class ValidationFigure:
         divisor: the sides are multiples of it, because most networks halve the image several times.
         loss: holds the fixed transition matrix.
         writer: a TensorBoard ``SummaryWriter`` that also gets the picture.
+        shown_key: the image to show where it is not the one that the networks get.
     """
 
     def __init__(
@@ -359,11 +360,12 @@ class ValidationFigure:
         size: int = 384,
         divisor: int = 32,
         writer: Any = None,
+        shown_key: str = "image",
     ) -> None:
         self.model, self.dataset, self.loss = model, dataset, loss
         self.directory, self.evaluator, self.writer = Path(directory), evaluator, writer
         self.class_names, self.case = tuple(class_names), case
-        self.size, self.divisor = size, divisor
+        self.size, self.divisor, self.shown_key = size, divisor, shown_key
 
     def attach(self, engine: Engine) -> None:
         """Draw after each validation of the trainer."""
@@ -372,7 +374,8 @@ class ValidationFigure:
 
     def _draw(self, engine: Engine) -> None:
         shown = self.dataset[self.case]
-        present = [key for key in ("image", "label", "positive", "negative") if key in shown]
+        keys = {"image", "label", "positive", "negative", self.shown_key}
+        present = [key for key in keys if key in shown]
         item = {key: middle(torch.as_tensor(shown[key]), self.size, self.divisor) for key in present}
         figure = self._figure(item, f"epoch {engine.state.epoch}")
         report.save_figure(figure, self.directory / f"epoch_{engine.state.epoch:04d}.png")
@@ -391,7 +394,7 @@ class ValidationFigure:
         learned = self.model.log_transition()
         log_transition = self.loss.log_transition if learned is None else learned.detach()
         return report.validation_figure(
-            image=item["image"],
+            image=item[self.shown_key],
             positive=item.get("positive"),
             negative=item.get("negative"),
             label=item["label"],
