@@ -7,7 +7,7 @@ Convention:
     complementary drawings ``transition @ cm @ probs``.
 
 Networks hand a *structured* matrix to the losses, one of the named tuples below, so that an ``L x L`` product is never
-formed where it is not needed. All of them work in log space and offer the same five methods (:class:`Confusion`).
+formed where it is not needed. All of them work in log space and offer the same four methods (:class:`Confusion`).
 """
 
 from __future__ import annotations
@@ -193,9 +193,6 @@ class Confusion(Protocol):
     def dense(self) -> Tensor:
         """The matrices written out, ``(B, R, L, L, *S)``."""
 
-    def select(self, start: int, stop: int) -> Confusion:
-        """The annotators ``start`` to ``stop - 1``."""
-
 
 def gather_class(values: Tensor, observed: Tensor) -> Tensor:
     """Pick ``values[b, r, observed[b, r, *S], *S]`` from ``(B, R, L, *S)``; result ``(B, R, *S)``.
@@ -233,10 +230,6 @@ class IdentityConfusion(NamedTuple):
     def dense(self) -> Tensor:
         """Not defined: the number of classes is not stored."""
         raise ValueError("IdentityConfusion has no dense form; use medcoarse.confusion.identity(num_classes)")
-
-    def select(self, start: int, stop: int) -> IdentityConfusion:
-        """See :meth:`Confusion.select`."""
-        return IdentityConfusion(stop - start)
 
 
 class FullConfusion(NamedTuple):
@@ -281,10 +274,6 @@ class FullConfusion(NamedTuple):
         free = (1 - self.floor) * (self.logits - self._column_sums()).exp()
         eye = torch.eye(self.logits.shape[TRUE], device=free.device, dtype=free.dtype)
         return free + self.floor * eye.view(*eye.shape, *(1,) * (free.ndim - 4))
-
-    def select(self, start: int, stop: int) -> FullConfusion:
-        """See :meth:`Confusion.select`."""
-        return FullConfusion(self.logits[:, start:stop], self.floor)
 
     def _column_sums(self) -> Tensor:
         return torch.logsumexp(self.logits, OBSERVED, keepdim=True)
@@ -345,12 +334,6 @@ class LowRankConfusion(NamedTuple):
         eye = eye.view(*eye.shape, *(1,) * (copied.ndim - 3))
         return eye * copied[:, :, None] + habit * (1 - copied)[:, :, None]
 
-    def select(self, start: int, stop: int) -> LowRankConfusion:
-        """See :meth:`Confusion.select`."""
-        part = slice(start, stop)
-        weights = None if self.weights is None else self.weights[:, part]
-        return LowRankConfusion(self.copy[:, part], self.habits[:, part], weights, self.floor)
-
     def _log_copy(self) -> Tensor:
         free = F.logsigmoid(self.copy)
         return free if self.floor == 0 else _mix_floor(free, torch.zeros_like(free), self.floor)
@@ -410,10 +393,6 @@ class GlobalConfusion(NamedTuple):
         """See :meth:`Confusion.dense`; ``(1, R, L, L)``, the same for all pixels."""
         eye = torch.eye(self.logits.shape[-1], device=self.logits.device)
         return (self.floor * eye + (1 - self.floor) * self._log_free().exp())[None]
-
-    def select(self, start: int, stop: int) -> GlobalConfusion:
-        """See :meth:`Confusion.select`."""
-        return GlobalConfusion(self.logits[start:stop], self.floor)
 
     def _log_free(self) -> Tensor:
         return self.logits - torch.logsumexp(self.logits, 1, keepdim=True)

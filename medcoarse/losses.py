@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,13 @@ from medcoarse.confusion import (
     Annotations,
     Confusion,
     CoupledOutput,
+    FullConfusion,
     IdentityConfusion,
+    LowRankConfusion,
     check_transition,
     swap_transition,
 )
+from medcoarse.fused import LogLikelihood, Terms, annotator_terms
 
 
 def coarse_nll(log_probs: Tensor, confusion: Confusion, annotation: Tensor) -> Tensor:
@@ -71,12 +75,19 @@ def complementary_nll(log_probs: Tensor, confusion: Confusion, log_transition: T
         >>> round(nll.exp().item(), 4)  # p("not 2") = (0.2 + 0.3) / 2
         4.0
     """
+    likelihood = _complementary_log_likelihood(log_transition, log_probs, confusion, annotation)
+    return -_mean_drawn(likelihood, annotation != UNLABELED).sum()
+
+
+def _complementary_log_likelihood(
+    log_transition: Tensor, log_probs: Tensor, confusion: Confusion, annotation: Tensor
+) -> Tensor:
+    """``log sum_i M[c, i] u_i`` at every pixel, ``(B, C, *S)``; anything where nothing was drawn."""
     drawn = annotation != UNLABELED
     observed = annotation.masked_fill(~drawn, 0).long()
     # A class that is never ruled out has a row of -inf, and 0 stands for undrawn: no NaN may flow back from there.
     rows = log_transition[observed].movedim(-1, 2).where(drawn[:, :, None], 0.0)  # (B, C, L, *S)
-    likelihood = torch.logsumexp(rows + confusion.log_annotate(log_probs), 2)
-    return -_mean_drawn(likelihood, drawn).sum()
+    return torch.logsumexp(rows + confusion.log_annotate(log_probs), 2)
 
 
 def ruled_out_nll(log_probs: Tensor, confusion: Confusion, annotation: Tensor) -> Tensor:
@@ -129,7 +140,8 @@ def mean_trace(confusion: Confusion, annotation: Tensor) -> Tensor:
         tensor(1.)
     """
     drawn = annotation != UNLABELED
-    traces = confusion.diagonal().to(drawn.device, torch.float32).sum(2)
+    diagonal = confusion.diagonal()
+    traces = diagonal.to(drawn.device, torch.promote_types(diagonal.dtype, torch.float32)).sum(2)
     traces = traces.view(*traces.shape[:2], *(1,) * (drawn.ndim - traces.ndim), *traces.shape[2:])
     return _mean_drawn(traces.expand(drawn.shape), drawn).sum()
 
@@ -246,6 +258,28 @@ def _mean_drawn(values: Tensor, drawn: Tensor) -> Tensor:
     return total / drawn.sum(axes).clamp_min(1)
 
 
+def _terms(
+    logits: Tensor,
+    confusion: Confusion,
+    annotation: Tensor,
+    trace_weight: float,
+    log_likelihood: LogLikelihood | None = None,
+) -> Terms:
+    """Likelihood and trace of a group of annotators: fused where every pixel has a matrix, else by the equations."""
+    if isinstance(confusion, FullConfusion | LowRankConfusion):
+        return annotator_terms(logits, confusion, annotation, trace_weight, log_likelihood)
+    log_probs = logits.log_softmax(1)
+    if log_likelihood is None:
+        nll = coarse_nll(log_probs, confusion, annotation)
+    else:
+        nll = -_mean_drawn(log_likelihood(log_probs, confusion, annotation), annotation != UNLABELED).sum()
+    return _joined(nll, mean_trace(confusion, annotation), trace_weight)
+
+
+def _joined(nll: Tensor, trace: Tensor, trace_weight: float) -> Terms:
+    return Terms(nll + trace_weight * trace, nll.detach(), trace.detach())
+
+
 class CoupledLoss(nn.Module):
     """The whole loss of the coupled model.
 
@@ -323,52 +357,56 @@ class CoupledLoss(nn.Module):
             raise TypeError(f"CoupledLoss takes the CoupledOutput of a CoupledModel in training, got {type(output)}")
         self._check(output, target)
         with _without_autocast(output.logits.device.type):
-            log_probs = output.logits.float().log_softmax(1)
-            terms = self._coarse_terms(log_probs, output, target)
+            logits = output.logits.float()
+            objectives, self.parts = self._coarse_terms(logits, output, target)
             if target.label is not None:
-                terms["dense"] = (self.dense_weight, dense_nll(log_probs, target.label))
+                self.parts["dense"] = dense_nll(logits.log_softmax(1), target.label)
+                objectives.append(self.dense_weight * self.parts["dense"])
             if self.region_weight > 0:
                 if target.image is None:
                     raise ValueError("region_weight > 0 needs Annotations.image; pass the image to the loss")
-                fit = region_fitting(log_probs.exp(), target.image.float(), self.region_sigma)
-                terms["region"] = (self.region_weight, fit)
-            self.parts = {name: value.detach() for name, (_, value) in terms.items()}
-            return torch.stack([weight * value for weight, value in terms.values()]).sum()
+                self.parts["region"] = region_fitting(logits.softmax(1), target.image.float(), self.region_sigma)
+                objectives.append(self.region_weight * self.parts["region"])
+            self.parts = {name: value.detach() for name, value in self.parts.items()}
+            return torch.stack(objectives).sum()
 
     def _coarse_terms(
-        self, log_probs: Tensor, output: CoupledOutput, target: Annotations
-    ) -> dict[str, tuple[float, Tensor]]:
+        self, logits: Tensor, output: CoupledOutput, target: Annotations
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """What the drawings add to the loss, and its unweighted parts."""
         positive, negative = target.positive, target.negative
         if positive is None and negative is None:
-            return {}
+            return [], {}
         warm = output.positive is None and output.negative is None
         if warm and self.warmup == "consensus":
-            return {"consensus": (1.0, dense_nll(log_probs, consensus(target, self.num_classes)))}
-        terms: dict[str, tuple[float, Tensor]] = {}
-        read: list[tuple[Confusion, Tensor]] = []
+            nll = dense_nll(logits.log_softmax(1), consensus(target, self.num_classes))
+            return [nll], {"consensus": nll}
+        trace_weight = 0.0 if warm else self.trace_weight
+        groups: dict[str, Terms] = {}
         if positive is not None:
             confusion = output.positive or IdentityConfusion(positive.shape[1])
-            terms["nll_positive"] = (1.0, coarse_nll(log_probs, confusion, positive))
-            read.append((confusion, positive))
+            groups["nll_positive"] = _terms(logits, confusion, positive, trace_weight)
         if negative is not None:
-            nll, confusion, drawn = self._negative_nll(log_probs, output, negative)
-            terms["nll_negative"] = (1.0, nll)
-            read.append((confusion, drawn))
+            groups["nll_negative"] = self._negative_terms(logits, output, negative, trace_weight)
+        parts = {name: terms.nll for name, terms in groups.items()}
         if not warm:
-            terms["trace"] = (self.trace_weight, torch.stack([mean_trace(*pair) for pair in read]).sum())
-        return terms
+            parts["trace"] = torch.stack([terms.trace for terms in groups.values()]).sum()
+        return [terms.objective for terms in groups.values()], parts
 
-    def _negative_nll(
-        self, log_probs: Tensor, output: CoupledOutput, negative: Tensor
-    ) -> tuple[Tensor, Confusion, Tensor]:
-        """The likelihood, the confusion it used, and where each annotator drew."""
+    def _negative_terms(self, logits: Tensor, output: CoupledOutput, negative: Tensor, trace_weight: float) -> Terms:
         if self.negative_sets:
             confusion = output.negative or IdentityConfusion(1)
-            return ruled_out_nll(log_probs, confusion, negative), confusion, negative.amin(1, keepdim=True)
+            nll = ruled_out_nll(logits.log_softmax(1), confusion, negative)
+            return _joined(nll, mean_trace(confusion, negative.amin(1, keepdim=True)), trace_weight)
         confusion = output.negative or IdentityConfusion(negative.shape[1])
-        log_transition = self.log_transition if output.log_transition is None else output.log_transition
-        nll = complementary_nll(log_probs, confusion, log_transition.to(log_probs.device), negative)
-        return nll, confusion, negative
+        if output.log_transition is not None:  # learned, so it needs a gradient of its own
+            nll = complementary_nll(logits.log_softmax(1), confusion, output.log_transition, negative)
+            return _joined(nll, mean_trace(confusion, negative), trace_weight)
+        if self.num_classes == 2:  # "not this one" names the other
+            other = torch.where(negative == UNLABELED, negative, 1 - negative)
+            return _terms(logits, confusion, other, trace_weight)
+        reading = partial(_complementary_log_likelihood, self.log_transition.to(logits.device))
+        return _terms(logits, confusion, negative, trace_weight, reading)
 
     def _check(self, output: CoupledOutput, target: Annotations) -> None:
         """Say what does not fit, before torch does; costs no pass over the pixels."""

@@ -387,10 +387,9 @@ class ValidationFigure:
         label = item["label"][None].long()
         image = item["image"][None].float().to(device)
         with torch.no_grad(), eval_mode(self.model):
-            logits = self.model.segmenter(image)
-            confusions = self.model.annotator(image)
-        prediction = logits.argmax(1)[0].cpu()
-        matrices = [self._pooled(confusion, label) for confusion in confusions]
+            output = self.model.couple(image)
+        prediction = output.logits.argmax(1)[0].cpu()
+        matrices = [self._pooled(confusion, label) for confusion in (output.positive, output.negative)]
         learned = self.model.log_transition()
         log_transition = self.loss.log_transition if learned is None else learned.detach()
         return report.validation_figure(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
+from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
 from medcoarse.confusion import (
@@ -27,11 +30,12 @@ class AnnotatorNet(nn.Module):
 
     A backbone computes features; a 1 x 1 convolution turns them into the parameters of the confusion matrices of all
     annotators. The convolution starts at zero with a bias for ``initial_diagonal``, so that training starts near the
-    identity everywhere. Backbones of lower resolution are interpolated (linearly, in the parameters).
+    identity everywhere. Parameters of lower resolution than the image are interpolated linearly.
 
     Args:
         backbone: any module ``(B, channels, *S) -> (B, feature_channels, *S')``; ``None`` with ``"global"`` and
-            ``"identity"``, which do not look at the image.
+            ``"identity"``, which do not look at the image. ``torch.nn.Identity()`` leaves only the convolution, for
+            features that the segmenter computes anyway (``shared_layer`` of :class:`CoupledModel`).
         spatial_dims: 2 or 3.
         feature_channels: channels that the backbone returns.
         num_classes: L.
@@ -42,11 +46,14 @@ class AnnotatorNet(nn.Module):
         rank: number of habits of ``"low_rank"``; 1 is "diagonal + rank-1".
         diagonal_floor: lower bound of the diagonal; 0.5 rules out a permutation of the classes.
         initial_diagonal: diagonal at the start, between the floor and 1.
+        reduction: the backbone sees the image averaged over blocks of this many voxels along every axis, or along each.
+            Annotators err on the scale of a pen's stroke, not of a voxel: a coarser look costs little accuracy and
+            saves nearly all of the annotators' cost.
 
     Raises:
         ValueError: an unknown structure or an argument out of range.
 
-    Source: CL Section 3.2; DHE Section 3.
+    Source: CL Section 3.2; DHE Section 3. The reduction is ours.
 
     Example:
         >>> net = AnnotatorNet(nn.Conv2d(3, 4, 3, padding=1), 2, 4, num_classes=2, num_positive=1, num_negative=1)
@@ -67,10 +74,14 @@ class AnnotatorNet(nn.Module):
         rank: int = 1,
         diagonal_floor: float = 0.5,
         initial_diagonal: float = 0.9,
+        reduction: int | Sequence[int] = 1,
     ) -> None:
         super().__init__()
         check_num_classes(num_classes)
         _check_annotator_arguments(structure, rank, diagonal_floor, initial_diagonal, num_positive, num_negative)
+        self.reduction = ensure_tuple_rep(reduction, spatial_dims)
+        if min(self.reduction) < 1:
+            raise ValueError(f"reduction must be at least 1, got {reduction}")
         self.num_classes, self.num_positive, self.num_negative = num_classes, num_positive, num_negative
         self.structure, self.rank, self.diagonal_floor = structure, rank, diagonal_floor
         self.backbone: nn.Module | None = None
@@ -91,28 +102,46 @@ class AnnotatorNet(nn.Module):
         """R + C."""
         return self.num_positive + self.num_negative
 
-    def forward(self, image: Tensor) -> tuple[Confusion | None, Confusion | None]:
-        """Confusion of the positive and of the negative annotators; ``None`` where there are none."""
-        confusion = self._confusion(image)
-        positive = confusion.select(0, self.num_positive) if self.num_positive else None
-        negative = confusion.select(self.num_positive, self.num_annotators) if self.num_negative else None
+    def forward(self, image: Tensor, size: Sequence[int] | None = None) -> tuple[Confusion | None, Confusion | None]:
+        """Confusion of the positive and of the negative annotators; ``None`` where there are none.
+
+        Args:
+            image: ``(B, channels, *S)``, or features of it.
+            size: image size of the matrices; ``None`` is that of ``image``.
+        """
+        if self.structure == "identity":
+            groups: list[Confusion] = [IdentityConfusion(number) for number in self._numbers]
+        elif self.structure == "global":
+            groups = [
+                GlobalConfusion(part, self.diagonal_floor) for part in torch.split(self.table.float(), self._numbers)
+            ]
+        else:
+            values = self._parameters_at(image, tuple(image.shape[2:] if size is None else size))
+            groups = [self._structured(part) for part in torch.split(values, self._numbers, 1)]
+        positive, negative = (group if number else None for group, number in zip(groups, self._numbers, strict=True))
         return positive, negative
 
-    def _confusion(self, image: Tensor) -> Confusion:
-        if self.structure == "identity":
-            return IdentityConfusion(self.num_annotators)
-        if self.structure == "global":
-            return GlobalConfusion(self.table.float(), self.diagonal_floor)
+    @property
+    def _numbers(self) -> list[int]:
+        return [self.num_positive, self.num_negative]
+
+    def _parameters_at(self, image: Tensor, size: tuple[int, ...]) -> Tensor:
+        """``(B, R + C, parameters, *size)``, float32."""
         assert self.backbone is not None
+        if max(self.reduction) > 1:
+            blocks = [-(-length // block) for length, block in zip(image.shape[2:], self.reduction, strict=True)]
+            image = F.interpolate(image, blocks, mode="area")
         values = self.head(self.backbone(image)).float()
-        if values.shape[2:] != image.shape[2:]:
+        if values.shape[2:] != size:
             mode = "bilinear" if image.ndim == 4 else "trilinear"
-            values = F.interpolate(values, image.shape[2:], mode=mode, align_corners=False)
-        values = values.unflatten(1, (self.num_annotators, -1))
+            values = F.interpolate(values, size, mode=mode, align_corners=False)
+        return torch.unflatten(values, 1, (self.num_annotators, -1))
+
+    def _structured(self, values: Tensor) -> Confusion:
         if self.structure == "full":
-            return FullConfusion(values.unflatten(2, (self.num_classes, self.num_classes)), self.diagonal_floor)
-        copy, rest = values.split([self.num_classes, values.shape[2] - self.num_classes], 2)
-        factors = rest.unflatten(2, (-1, self.rank, self.num_classes)).unbind(2)
+            return FullConfusion(torch.unflatten(values, 2, (self.num_classes, self.num_classes)), self.diagonal_floor)
+        copy, rest = torch.split(values, [self.num_classes, values.shape[2] - self.num_classes], 2)
+        factors = torch.unflatten(rest, 2, (-1, self.rank, self.num_classes)).unbind(2)
         return LowRankConfusion(copy, factors[0], factors[1] if self.rank > 1 else None, self.diagonal_floor)
 
     def _initial_parameters(self, diagonal: float) -> Tensor:
@@ -162,11 +191,14 @@ class CoupledModel(nn.Module):
         annotator: an :class:`AnnotatorNet`.
         learn_transition: learn the transition matrix ``M`` of the negative annotators, with zero diagonal and uniform
             start. Only the product ``M A`` is identifiable: the annotator must then have structure ``"identity"``.
+        shared_layer: name of a layer of the segmenter (as in ``segmenter.named_modules()``) whose output the annotators
+            see instead of the image; the encoder is then paid for once. ``None`` gives them the image.
 
     ``annotating`` is the one switch between warm-up (``False``: only the segmenter runs) and coupled training.
 
     Raises:
-        ValueError: ``learn_transition`` together with learned confusion matrices, or with no negative annotator.
+        ValueError: ``learn_transition`` together with learned confusion matrices, or with no negative annotator; a
+            ``shared_layer`` that the segmenter does not have.
 
     Source: CL Fig. 1; the transition matrix, CL Eq. 4.
 
@@ -179,11 +211,21 @@ class CoupledModel(nn.Module):
         torch.Size([1, 2, 8, 8])
     """
 
-    def __init__(self, segmenter: nn.Module, annotator: AnnotatorNet, learn_transition: bool = False) -> None:
+    def __init__(
+        self,
+        segmenter: nn.Module,
+        annotator: AnnotatorNet,
+        learn_transition: bool = False,
+        shared_layer: str | None = None,
+    ) -> None:
         super().__init__()
+        layers = [name for name, _ in segmenter.named_modules() if name]
+        if shared_layer is not None and shared_layer not in layers:
+            raise ValueError(f"the segmenter has no layer {shared_layer!r}; it has {', '.join(layers)}")
         self.segmenter = segmenter
         self.annotator = annotator
         self.annotating = True
+        self.shared_layer = shared_layer
         self.transition_logits: nn.Parameter | None = None
         if learn_transition:
             if annotator.structure != "identity" or annotator.num_negative == 0:
@@ -203,10 +245,26 @@ class CoupledModel(nn.Module):
 
     def forward(self, image: Tensor) -> CoupledOutput | Tensor:
         """``CoupledOutput`` in training, class scores ``(B, L, *S)`` in evaluation."""
-        logits: Tensor = self.segmenter(image)
         if not self.training:
-            return logits
-        if not self.annotating:
-            return CoupledOutput(logits)
-        positive, negative = self.annotator(image)
+            return cast(Tensor, self.segmenter(image))
+        return self.couple(image) if self.annotating else CoupledOutput(self.segmenter(image))
+
+    def couple(self, image: Tensor) -> CoupledOutput:
+        """Both networks, in training and in evaluation: class scores and how the annotators err."""
+        logits, seen = self._segment(image)
+        positive, negative = self.annotator(seen, logits.shape[2:])
         return CoupledOutput(logits, positive, negative, self.log_transition())
+
+    def _segment(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Class scores, and what the annotators see."""
+        if self.shared_layer is None:
+            return self.segmenter(image), image
+        seen: list[Tensor] = []
+        layer = self.segmenter.get_submodule(self.shared_layer)
+        # Hooked for one call only: a lasting hook would follow the segmenter into its exports and copies.
+        hook = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        try:
+            logits = self.segmenter(image)
+        finally:
+            hook.remove()
+        return logits, seen[-1]

@@ -1,0 +1,292 @@
+"""Likelihood and trace of a group of annotators, evaluated together with their gradients in cache-sized chunks.
+
+The same numbers as the plain equations of :mod:`medcoarse.losses`, which stay the reference that tests compare with.
+What differs is the cost: a chunk of pixels is read once, stays in the processor's cache while value *and* gradient are
+computed, and leaves nothing behind but its gradient. Beyond inputs and gradients the memory is that of one chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from medcoarse.confusion import UNLABELED, Confusion, FullConfusion, LowRankConfusion
+
+LogLikelihood = Callable[[Tensor, Confusion, Tensor], Tensor]
+"""``(log_probs (B, L, *S), confusion, annotation (B, R, *S)) -> (B, R, *S)``, anything where nothing was drawn."""
+
+SMALLEST = 1e-30  # likelihoods below it are computed in log space
+CHUNK_BYTES = 1 << 21  # of matrix parameters; larger leaves the cache, smaller spends its time between operations
+GPU_CHUNK_BYTES = 1 << 30
+
+
+class Terms(NamedTuple):
+    """Objective of one group of annotators.
+
+    Args:
+        objective: ``nll + trace_weight * trace``; the one that is differentiable.
+        nll: mean over the drawn pixels of each annotator, summed over the annotators, in nats.
+        trace: mean trace over the same pixels, summed over the annotators.
+    """
+
+    objective: Tensor
+    nll: Tensor
+    trace: Tensor
+
+
+def annotator_terms(
+    logits: Tensor,
+    confusion: Confusion,
+    annotation: Tensor,
+    trace_weight: float,
+    log_likelihood: LogLikelihood | None = None,
+) -> Terms:
+    """Negative log-likelihood and mean trace of annotators, fused with their gradients.
+
+    Args:
+        logits: class scores of the segmenter, ``(B, L, *S)``, float32.
+        confusion: of R annotators.
+        annotation: ``(B, R, *S)``, class drawn or 255; 255 costs nothing where little was drawn.
+        trace_weight: λ; 0 leaves the trace out of the objective.
+        log_likelihood: how a drawing is read; ``None`` reads the drawn class as what was observed, CL Eq. 3.
+
+    Returns:
+        :class:`Terms`, equal to :func:`medcoarse.losses.coarse_nll` and :func:`medcoarse.losses.mean_trace`.
+
+    Source: CL Eq. 3 and 6. Fusing value and gradient is ours; second derivatives are not available, take the plain
+        functions for them.
+
+    Example:
+        >>> logits = torch.tensor([0.2, 0.8]).log().view(1, 2, 1)
+        >>> confusion = FullConfusion(torch.zeros(1, 1, 2, 2, 1), floor=0.5)
+        >>> terms = annotator_terms(logits, confusion, torch.tensor([[[1]]]), trace_weight=0.1)
+        >>> [round(term.item(), 4) for term in terms]  # -log(0.25 * 0.2 + 0.75 * 0.8), 2 * 0.75
+        [0.5808, 0.4308, 1.5]
+    """
+    inputs = [logits, *_fields(confusion).values()]
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    return Terms(
+        *_Fused.apply(  # type: ignore[no-untyped-call]
+            _Plan(confusion, annotation, trace_weight, log_likelihood, wanted), *inputs
+        )
+    )
+
+
+class _Plan(NamedTuple):
+    """Everything about one evaluation that is not differentiated."""
+
+    confusion: Confusion
+    annotation: Tensor
+    trace_weight: float
+    log_likelihood: LogLikelihood | None
+    wanted: bool  # is a gradient wanted
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        grads = [torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in inputs]
+        grads[0].zero_()
+        terms = _evaluate(plan, list(inputs), grads if plan.wanted else None)
+        if plan.wanted:
+            ctx.save_for_backward(*grads)
+        nll, trace = terms.unbind()
+        ctx.mark_non_differentiable(nll, trace)
+        return nll + plan.trace_weight * trace, nll, trace
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        # The usual scale is 1; on the processor a look is free and saves a pass over all gradients.
+        same = scale.device.type == "cpu" and scale.item() == 1
+        needed = zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
+        return None, *(None if not wanted else grad if same else grad * scale for grad, wanted in needed)
+
+
+def _fields(confusion: Confusion) -> dict[str, Tensor]:
+    """The parameters of a structured matrix, which are named tuples of tensors, numbers and ``None``."""
+    fields: dict[str, Any] = confusion._asdict()  # type: ignore[attr-defined]
+    return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+
+
+def _evaluate(plan: _Plan, inputs: list[Tensor], grads: list[Tensor] | None) -> Tensor:
+    """``(nll, trace)``; the gradients of the objective are added to the first of ``grads`` and written to the rest."""
+    spatial_dims = inputs[0].ndim - 2
+    inputs = [tensor.flatten(-spatial_dims) for tensor in inputs]
+    targets = None if grads is None else [grad.flatten(-spatial_dims) for grad in grads]
+    annotation = plan.annotation.flatten(2)
+    counts = (annotation != UNLABELED).sum((0, 2))
+    weights = counts.clamp_min(1).to(inputs[0].dtype).reciprocal()
+    # Picking the drawn pixels out pays where they are few; on a GPU it would make the processor wait.
+    few = annotation.device.type == "cpu" and (2 * counts < annotation[:, 0].numel()).tolist()
+    evaluate = _evaluator(plan)
+    terms = inputs[0].new_zeros(2)
+    for annotator in range(annotation.shape[1]):
+        one = slice(annotator, annotator + 1)
+        for images, pixels in _chunks([field[:, one] for field in inputs[1:]]):
+            drawing = annotation[images, one, pixels]
+            some = _drawn_pixels(drawing) if few and few[annotator] else None
+            views = _cut(inputs, images, one, pixels)
+            slots = None if targets is None else _cut(targets, images, one, pixels)
+            if some is None:
+                terms += evaluate(plan, views, drawing, weights[annotator], slots)
+                continue
+            for slot in (slots or [])[1:]:
+                slot.zero_()
+            if len(some):
+                packed = [view[..., some] for view in views]
+                slopes = None if slots is None else [torch.zeros_like(view) for view in packed]
+                terms += evaluate(plan, packed, drawing[..., some], weights[annotator], slopes)
+                for slot, slope in zip(slots or (), slopes or (), strict=True):
+                    slot.index_add_(-1, some, slope)
+    return terms
+
+
+def _evaluator(plan: _Plan) -> Callable[..., Tensor]:
+    """Slopes written down for the two usual structures, autograd for the rest."""
+    if plan.log_likelihood is None and isinstance(plan.confusion, FullConfusion):
+        return _full_chunk
+    if plan.log_likelihood is None and isinstance(plan.confusion, LowRankConfusion) and plan.confusion.weights is None:
+        return _rank_one_chunk
+    return _any_chunk
+
+
+def _chunks(fields: list[Tensor]) -> Iterator[tuple[slice, slice]]:
+    """Slices of the batch and of the pixels that keep the parameters of one annotator below the limit."""
+    limit = CHUNK_BYTES if fields[0].device.type == "cpu" else GPU_CHUNK_BYTES
+    batch, pixels = fields[0].shape[0], fields[0].shape[-1]
+    size = max(256, limit // sum(field[0, ..., 0].numel() * field.element_size() for field in fields))
+    images = max(1, size // pixels)
+    for first in range(0, batch, images):
+        for start in range(0, pixels, size):
+            yield slice(first, first + images), slice(start, start + size)
+
+
+def _cut(tensors: list[Tensor], images: slice, annotator: slice, pixels: slice) -> list[Tensor]:
+    scores, *fields = tensors
+    return [scores[images, :, pixels], *(field[images, annotator, ..., pixels] for field in fields)]
+
+
+def _drawn_pixels(drawing: Tensor) -> Tensor:
+    return (drawing != UNLABELED).flatten(0, 1).any(0).nonzero().squeeze(1)
+
+
+def _any_chunk(plan: _Plan, views: list[Tensor], drawing: Tensor, weight: Tensor, slots: list[Tensor] | None) -> Tensor:
+    """Any structure and any reading, by the plain equations and autograd."""
+    with torch.set_grad_enabled(slots is not None):
+        views = [view.detach().requires_grad_(slots is not None) for view in views]
+        log_probs = views[0].log_softmax(1)
+        confusion = plan.confusion._replace(**dict(zip(_fields(plan.confusion), views[1:], strict=True)))  # type: ignore[attr-defined]
+        drawn = drawing != UNLABELED
+        if plan.log_likelihood is None:
+            likelihood = confusion.log_likelihood(log_probs, drawing.masked_fill(~drawn, 0).long())
+        else:
+            likelihood = plan.log_likelihood(log_probs, confusion, drawing)
+        nll = -likelihood.where(drawn, 0.0).sum() * weight
+        trace = confusion.diagonal().sum(2).where(drawn, 0.0).sum() * weight
+        if slots is not None:
+            slopes = torch.autograd.grad(nll + plan.trace_weight * trace, views)
+            slots[0].add_(slopes[0])
+            for slot, slope in zip(slots[1:], slopes[1:], strict=True):
+                slot.copy_(slope)
+    return torch.stack([nll, trace]).detach()
+
+
+def _read(drawing: Tensor, weight: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Weight of every pixel, 0 where nothing was drawn, and a class to look up, any where nothing was drawn."""
+    return (drawing != UNLABELED).to(weight.dtype).mul_(weight), drawing.clamp(max=num_classes - 1).long()
+
+
+def _underflows(likelihood: Tensor) -> bool:
+    """Whether the chunk has to be computed in log space. A GPU is not asked but clipped there: no value to wait for."""
+    if likelihood.device.type == "cpu":
+        return bool(likelihood.min() < SMALLEST)
+    likelihood.clamp_(min=SMALLEST)
+    return False
+
+
+def _full_chunk(
+    plan: _Plan, views: list[Tensor], drawing: Tensor, weight: Tensor, slots: list[Tensor] | None
+) -> Tensor:
+    """Full matrices with the drawn class as what was observed: the slopes are written down.
+
+    With ``p`` the segmentation, ``S`` the free matrix, ``q_j = (1 - floor) S[drawn, j] p_j / likelihood`` and ``w`` the
+    pixel's weight, the slope along ``logits[i, j]`` is ``w (S_ij - [i = drawn]) q_j`` from the likelihood and
+    ``w trace_weight (1 - floor) S_jj ([i = j] - S_ij)`` from the trace; along the segmenter's logit j it is
+    ``w (p_j - q_j - [j = drawn] floor p_j / likelihood)``.
+    """
+    scores, table = views[0], views[1].squeeze(1)  # (B, L, N), (B, observed, true, N)
+    floor: float = plan.confusion.floor  # type: ignore[attr-defined]
+    num_classes = table.shape[2]
+    pixel_weight, observed = _read(drawing, weight, num_classes)
+    entry = observed[:, :, None].expand(-1, -1, num_classes, -1)
+
+    probs = scores.softmax(1)
+    matrix = torch.empty_like(table) if slots is None else slots[1].squeeze(1)
+    torch.sub(table, table.amax(1, keepdim=True), out=matrix).exp_()
+    columns = matrix.sum(1).reciprocal_()  # the free matrix is matrix * columns; it is multiplied once, at the end
+    posterior = matrix.gather(1, entry).squeeze(1).mul_(columns).mul_(probs).mul_(1 - floor)
+    own = probs.gather(1, observed).mul_(floor)
+    likelihood = posterior.sum(1, keepdim=True).add_(own)
+    if _underflows(likelihood):
+        return _any_chunk(plan, views, drawing, weight, slots)
+    diagonal = matrix.diagonal(dim1=1, dim2=2).movedim(-1, 1) * columns
+    trace = diagonal.sum(1, keepdim=True).mul_(1 - floor).add_(floor * num_classes).mul_(pixel_weight).sum()
+    odds = pixel_weight / likelihood
+    terms = torch.stack([-likelihood.log_().mul_(pixel_weight).sum(), trace])
+    if slots is None:
+        return terms
+
+    posterior.mul_(odds)
+    slots[0].addcmul_(probs, pixel_weight).sub_(posterior)
+    slots[0].scatter_add_(1, observed, own.mul_(odds).neg_())
+    pull = diagonal.mul_(pixel_weight.mul_(plan.trace_weight * (1 - floor)))
+    matrix.mul_((posterior - pull).mul_(columns)[:, None])
+    matrix.scatter_add_(1, entry, posterior.neg_()[:, None])
+    matrix.diagonal(dim1=1, dim2=2).movedim(-1, 1).add_(pull)
+    return terms
+
+
+def _rank_one_chunk(
+    plan: _Plan, views: list[Tensor], drawing: Tensor, weight: Tensor, slots: list[Tensor] | None
+) -> Tensor:
+    """Diagonal + rank-1 with the drawn class ``y`` as what was observed; ``O(L)`` work and memory.
+
+    With ``p`` the segmentation, ``d`` the copied share, ``b`` the habit and ``m = sum_j (1 - d_j) p_j``, the likelihood
+    is ``d_y p_y + b_y m`` and the trace ``L - sum_j (1 - d_j) (1 - b_j)``.
+    """
+    scores, copy, habit = views[0], views[1].squeeze(1), views[2].squeeze(1).squeeze(1)  # (B, L, N) each
+    room: float = 1 - plan.confusion.floor  # type: ignore[attr-defined]
+    pixel_weight, observed = _read(drawing, weight, scores.shape[1])
+
+    probs, habit, free = scores.softmax(1), habit.softmax(1), copy.sigmoid()
+    slack = (free * -room).add_(room)  # 1 - d
+    wrong = slack * probs
+    mass = wrong.sum(1, keepdim=True)
+    own = probs.gather(1, observed)
+    right = own - wrong.gather(1, observed)
+    drawn_habit = habit.gather(1, observed)
+    likelihood = torch.addcmul(right, drawn_habit, mass)
+    if _underflows(likelihood):
+        return _any_chunk(plan, views, drawing, weight, slots)
+    moved = (slack * habit).sum(1, keepdim=True)
+    trace = (moved - slack.sum(1, keepdim=True)).add_(scores.shape[1]).mul_(pixel_weight).sum()
+    odds = pixel_weight / likelihood
+    terms = torch.stack([-likelihood.log_().mul_(pixel_weight).sum(), trace])
+    if slots is None:
+        return terms
+
+    pull = pixel_weight * plan.trace_weight
+    blame = drawn_habit.mul_(odds)
+    slots[0].addcmul_(probs, pixel_weight).addcmul_(wrong, blame, value=-1)
+    slots[0].scatter_add_(1, observed, right.mul_(odds).neg_())
+    slope = torch.mul(probs, blame, out=slots[1].squeeze(1)).add_(pull).addcmul_(habit, pull, value=-1)
+    slope.scatter_add_(1, observed, own.mul_(odds).neg_()).mul_(slack).mul_(free)
+    blame.mul_(mass)
+    slope = torch.mul(slack, pull, out=slots[2].squeeze(1).squeeze(1))
+    slope.add_(blame.addcmul(moved, pull, value=-1)).mul_(habit).scatter_add_(1, observed, blame.neg_())
+    return terms

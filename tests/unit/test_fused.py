@@ -1,0 +1,156 @@
+"""The fused terms against the plain equations, in float64: values, gradients, and wherever the fast path branches."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from medcoarse import fused
+from medcoarse.confusion import FullConfusion, LowRankConfusion, swap_transition
+from medcoarse.fused import annotator_terms
+from medcoarse.losses import coarse_nll, complementary_nll, mean_trace
+
+R = 2
+WEIGHT = 0.3
+
+
+def problem(structure, classes=3, image=(7, 9), batch=3, drawn=0.9, floor=0.5, scale=1.0):
+    generator = torch.Generator().manual_seed(classes)
+
+    def normal(*shape):
+        return (scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).requires_grad_()
+
+    logits = normal(batch, classes, *image)
+    drawing = torch.randint(0, classes, (batch, R, *image), generator=generator, dtype=torch.uint8)
+    drawing[torch.rand(drawing.shape, generator=generator) >= drawn] = 255
+    if structure == "full":
+        return logits, FullConfusion(normal(batch, R, classes, classes, *image), floor), drawing
+    rank = 1 if structure == "rank_one" else 2
+    factors = [normal(batch, R, rank, classes, *image) for _ in range(rank)]
+    return logits, LowRankConfusion(normal(batch, R, classes, *image), *factors, floor=floor), drawing
+
+
+def tensors(logits, confusion):
+    return [logits, *(field for field in confusion if isinstance(field, torch.Tensor))]
+
+
+def plain(logits, confusion, drawing):
+    log_probs = logits.log_softmax(1)
+    return coarse_nll(log_probs, confusion, drawing) + WEIGHT * mean_trace(confusion, drawing)
+
+
+def assert_same(logits, confusion, drawing, value, expected):
+    assert value.item() == pytest.approx(expected.item(), rel=1e-9)
+    slopes = torch.autograd.grad(value, tensors(logits, confusion))
+    expected_slopes = torch.autograd.grad(expected, tensors(logits, confusion))
+    for slope, wanted in zip(slopes, expected_slopes, strict=True):
+        assert torch.allclose(slope, wanted, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1 << 10, 1 << 21])
+@pytest.mark.parametrize("floor", [0.0, 0.5])
+@pytest.mark.parametrize("drawn", [1.0, 0.9, 0.2, 0.0])
+@pytest.mark.parametrize("classes", [2, 3, 7])
+@pytest.mark.parametrize("structure", ["full", "rank_one", "rank_two"])
+def test_equal_to_the_equations(structure, classes, drawn, floor, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(fused, "CHUNK_BYTES", chunk_bytes)
+    logits, confusion, drawing = problem(structure, classes, image=(19, 23), drawn=drawn, floor=floor)
+    terms = annotator_terms(logits, confusion, drawing, WEIGHT)
+    assert_same(logits, confusion, drawing, terms.objective, plain(logits, confusion, drawing))
+    assert terms.nll.item() == pytest.approx(coarse_nll(logits.log_softmax(1), confusion, drawing).item())
+    assert terms.trace.item() == pytest.approx(mean_trace(confusion, drawing).item())
+
+
+@pytest.mark.parametrize("image", [(1, 1), (5,), (3, 4, 5), (1, 300, 2)])
+@pytest.mark.parametrize("structure", ["full", "rank_one"])
+def test_any_image_size(structure, image):
+    logits, confusion, drawing = problem(structure, image=image, drawn=0.7)
+    value = annotator_terms(logits, confusion, drawing, WEIGHT).objective
+    assert_same(logits, confusion, drawing, value, plain(logits, confusion, drawing))
+
+
+@pytest.mark.parametrize("structure", ["full", "rank_one"])
+def test_only_one_annotator_drew_on_each_image(structure):
+    logits, confusion, drawing = problem(structure, batch=2, drawn=1.0)
+    drawing[0, 1] = drawing[1, 0] = 255
+    value = annotator_terms(logits, confusion, drawing, WEIGHT).objective
+    assert_same(logits, confusion, drawing, value, plain(logits, confusion, drawing))
+
+
+@pytest.mark.parametrize("structure", ["full", "rank_one"])
+def test_another_reading(structure):
+    """Complementary labels with a biased transition matrix go through the same chunks."""
+    transition = torch.tensor([[0, 0.2, 0.5], [0.4, 0, 0.5], [0.6, 0.8, 0]], dtype=torch.float64)
+    logits, confusion, drawing = problem(structure, drawn=0.6)
+
+    def reading(log_probs, confusion, annotation):
+        rows = transition.log()[annotation.clamp(max=2).long()].movedim(-1, 2)
+        return torch.logsumexp(rows + confusion.log_annotate(log_probs), 2)
+
+    value = annotator_terms(logits, confusion, drawing, WEIGHT, reading).objective
+    expected = complementary_nll(logits.log_softmax(1), confusion, transition.log(), drawing)
+    assert_same(logits, confusion, drawing, value, expected + WEIGHT * mean_trace(confusion, drawing))
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.5])
+@pytest.mark.parametrize("structure", ["full", "rank_one"])
+def test_certain_and_wrong_stays_finite_and_exact(structure, floor):
+    """Likelihoods far below the smallest number: the chunk is computed in log space."""
+    logits, confusion, drawing = problem(structure, image=(6, 5), drawn=1.0, floor=floor, scale=400.0)
+    value = annotator_terms(logits, confusion, drawing, WEIGHT).objective
+    assert value.item() > 20
+    assert_same(logits, confusion, drawing, value, plain(logits, confusion, drawing))
+
+
+def test_scaled_and_repeated_backward():
+    logits, confusion, drawing = problem("full")
+    value = annotator_terms(logits, confusion, drawing, WEIGHT).objective
+    once = torch.autograd.grad(value, tensors(logits, confusion), retain_graph=True)
+    thrice = torch.autograd.grad(3 * value, tensors(logits, confusion), retain_graph=True)
+    again = torch.autograd.grad(value, tensors(logits, confusion))
+    for a, b, c in zip(once, thrice, again, strict=True):
+        assert torch.allclose(3 * a, b)
+        assert torch.equal(a, c)
+
+
+def test_gradients_accumulate_in_leaves():
+    logits, confusion, drawing = problem("rank_one")
+    for _ in range(2):
+        annotator_terms(logits, confusion, drawing, WEIGHT).objective.backward()
+    expected = torch.autograd.grad(2 * plain(logits, confusion, drawing), tensors(logits, confusion))
+    for tensor, slope in zip(tensors(logits, confusion), expected, strict=True):
+        assert torch.allclose(tensor.grad, slope)
+
+
+def test_value_without_gradients():
+    logits, confusion, drawing = problem("full")
+    with torch.no_grad():
+        terms = annotator_terms(logits, confusion, drawing, WEIGHT)
+    assert not terms.objective.requires_grad
+    assert terms.objective.item() == pytest.approx(plain(logits, confusion, drawing).item())
+
+
+def test_gradient_of_the_segmenter_alone():
+    logits, confusion, drawing = problem("full")
+    frozen = confusion._replace(logits=confusion.logits.detach())
+    slope = torch.autograd.grad(annotator_terms(logits, frozen, drawing, WEIGHT).objective, logits)[0]
+    assert torch.allclose(slope, torch.autograd.grad(plain(logits, confusion, drawing), logits)[0])
+
+
+def test_parameters_with_gaps_in_memory():
+    """As they come from a split of the annotators' channels."""
+    logits, confusion, drawing = problem("full")
+    wide = torch.randn(3, R + 2, 3, 3, 7, 9, dtype=torch.float64, requires_grad=True)
+    confusion = FullConfusion(wide[:, 1:-1], 0.5)
+    value = annotator_terms(logits, confusion, drawing, WEIGHT).objective
+    slope = torch.autograd.grad(value, wide)[0]
+    assert torch.allclose(slope, torch.autograd.grad(plain(logits, confusion, drawing), wide)[0])
+
+
+def test_swap_reads_the_other_class():
+    logits, confusion, drawing = problem("full", classes=2)
+    other = torch.where(drawing == 255, drawing, 1 - drawing)
+    expected = partial(complementary_nll, logits.log_softmax(1), confusion, swap_transition(2).log())
+    assert annotator_terms(logits, confusion, other, 0).nll.item() == pytest.approx(expected(drawing).item())
