@@ -9,6 +9,7 @@ Convention:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -425,6 +426,7 @@ def _nearest_along(squared: NDArray[np.float32], axis: int, steps: int, size: fl
     return nearest
 
 
+@lru_cache(maxsize=512)  # the same few for all images of a data set; a handful of numbers for each row of voxels
 def _smoother(length: int, width: float) -> csr_array:
     """Matrix (length, nodes) that smooths white noise at the nodes to a field of unit variance at the voxels."""
     step = max(1.0, 1.5 * width)

@@ -100,6 +100,20 @@ def test_other_supervision(photographs, tmp_path, supervision):
     assert json.loads((tmp_path / "metrics.json").read_text())["facts"]["supervision"] == supervision
 
 
+def test_compiled_training_gives_the_same_weights(photographs, trained, tmp_path):
+    train(photographs, tmp_path, compile=True, compile_options={"backend": "eager"})
+    plain, compiled = (torch.load(folder / "models" / "model.pt", weights_only=True) for folder in (trained, tmp_path))
+    for name, weight in plain.items():
+        assert torch.allclose(compiled[name], weight, atol=1e-6), name
+
+
+def test_gradients_accumulate_over_batches(photographs, tmp_path):
+    trained = train(photographs, tmp_path, batch_size=1, accumulation_steps=2, max_epochs=1)
+    optimizer = trained.parser.get_parsed_content("optimizer")
+    steps = {int(state["step"]) for state in optimizer.state.values()}
+    assert steps == {2}, "4 photographs, one a batch, two batches a step"
+
+
 def test_evaluation_scores_at_native_size(photographs, trained):
     run("train.json", "evaluate.json", **SMALL, **places(photographs, trained))
     table = json.loads((trained / "evaluation.json").read_text())

@@ -1,0 +1,127 @@
+"""Drawing simulated annotations: a fundus mask, ten thousand digits, volumes."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import references
+from benchmarks.timing import take_turns
+from medcoarse import morphology, profiles
+from medcoarse.annotators import AnnotatorProfile, draw
+from medcoarse.synthetic import fundus_photograph
+
+MORPHO_MNIST = {"fundus": 0.2, "digit": 0.016}
+"""Seconds of one operation of Morpho-MNIST's own code: the quickest on a full LES-AV mask, and one 28 x 28 digit."""
+RADII = (2.0, 4.0, 8.0, 16.0)
+SIDES = (64, 96, 128, 192, 256)
+NUM_DIGITS = 10_000
+
+
+def fundus_mask() -> NDArray[np.uint8]:
+    """Vessels of a synthetic photograph of LES-AV's size."""
+    return fundus_photograph(seed=0, size=(1444, 1620)).vessels.astype(np.uint8)
+
+
+def ball(side: int) -> NDArray[np.uint8]:
+    """A ball that fills an eighth of the width of a cube to either side of its centre, and so its bounding box too."""
+    axes = np.ogrid[:side, :side, :side]
+    distance = sum((axis - side / 2) ** 2 for axis in axes)
+    return (distance < (side * 3 / 8) ** 2).astype(np.uint8)
+
+
+def both(label: NDArray[np.uint8], seed: int = 0, digit: bool = False) -> None:
+    """One positive and one negative annotation."""
+    positive = profiles.MNIST_MILD_POSITIVE if digit else profiles.COARSE_POSITIVE
+    negative = profiles.MNIST_MILD_NEGATIVE if digit else profiles.COARSE_NEGATIVE
+    draw(positive, label, seed=seed)
+    draw(negative, label, seed=seed + 1)
+
+
+def digits() -> NDArray[np.uint8] | None:
+    """MNIST's test digits from the folder in ``MEDCOARSE_DATA``, or nothing."""
+    root = os.environ.get("MEDCOARSE_DATA")
+    path = Path(root or ".") / "MNIST" / "t10k-images-idx3-ubyte.gz"
+    if root is None or not path.is_file():
+        return None
+    pixels = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28)
+    return (pixels > 127).astype(np.uint8)[:NUM_DIGITS]
+
+
+def draw_digits(masks: NDArray[np.uint8]) -> None:
+    """Both annotations of many digits, one after the other."""
+    for seed, mask in enumerate(masks):
+        both(mask, 2 * seed, digit=True)
+
+
+def run(seconds: float) -> dict[str, Any]:
+    """Times of whole drawings and of single operations."""
+    mask = fundus_mask()
+    vessels = mask.astype(bool)
+    operations: dict[str, Callable[[], Any]] = {
+        "both annotations": lambda: both(mask),
+        "thicken": lambda: morphology.thicken(vessels, 3.0),
+        "thicken, scikit-image": lambda: references.thicken_2d(vessels, 3),
+        "thin": lambda: morphology.thin(vessels, 2.0),
+        "thin, scikit-image": lambda: references.thin_2d(vessels, 2),
+    }
+    wide = AnnotatorProfile
+    results: dict[str, Any] = {
+        "fundus": _plain(take_turns(operations, seconds)),
+        "radius": _plain(take_turns({str(r): lambda r=r: draw(wide(thicken_mm=r), mask) for r in RADII}, seconds)),
+        "volume": _plain(take_turns({str(side): _volume(side) for side in SIDES}, seconds, warmup=1)),
+        "digits": None,
+    }
+    masks = digits()
+    if masks is not None:
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            parts = np.array_split(masks, 4 * (os.cpu_count() or 1))
+            ways = {"one process": lambda: draw_digits(masks), "all cores": lambda: list(pool.map(draw_digits, parts))}
+            results["digits"] = _plain(take_turns(ways, seconds, warmup=1))
+    slope = np.polyfit(*np.log([[s**3 for s in SIDES], [results["volume"][str(s)]["low"] for s in SIDES]]), 1)[0]
+    return results | {"volume_slope": float(slope)}
+
+
+def _volume(side: int) -> Callable[[], None]:
+    label = ball(side)
+    return lambda: both(label)
+
+
+def _plain(times: dict[str, Any]) -> dict[str, Any]:
+    return {name: timing._asdict() for name, timing in times.items()}
+
+
+def rows(results: dict[str, Any]) -> list[list[str]]:
+    """The table of the README."""
+    lines = [["what", "ms (median, range)", "against"]]
+
+    def add(what: str, timing: dict[str, Any], against: str = "") -> None:
+        spread = f"{timing['median'] * 1e3:.0f} ({timing['low'] * 1e3:.0f}-{timing['high'] * 1e3:.0f})"
+        lines.append([what, spread, against])
+
+    fundus = results["fundus"]
+    both_ms = fundus["both annotations"]["median"]
+    operations = 4  # swelling and fractures, for each of the two
+    add(
+        "fundus mask 1444 x 1620, both annotations", fundus["both annotations"],
+        f"{operations * MORPHO_MNIST['fundus'] / both_ms:.0f}x faster than {operations} operations of Morpho-MNIST",
+    )  # fmt: skip
+    for name in ("thicken", "thin"):
+        ratio = fundus[f"{name}, scikit-image"]["median"] / fundus[name]["median"]
+        add(f"fundus mask, {name}", fundus[name], f"{ratio:.1f}x faster than scikit-image's operations")
+    for side in SIDES:
+        add(f"volume {side}^3, both annotations", results["volume"][str(side)])
+    for radius, timing in results["radius"].items():
+        add(f"fundus mask, thicken by {radius} pixels, with its random choices", timing)
+    if results["digits"] is not None:
+        for way, timing in results["digits"].items():
+            ratio = 4 * NUM_DIGITS * MORPHO_MNIST["digit"] / timing["median"]
+            add(f"{NUM_DIGITS} digits, both annotations, {way}", timing, f"{ratio:.0f}x faster than Morpho-MNIST")
+    return lines
