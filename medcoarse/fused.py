@@ -147,9 +147,9 @@ def _evaluate(plan: _Plan, inputs: list[Tensor], grads: list[Tensor] | None) -> 
 
 
 def _evaluator(plan: _Plan) -> Callable[..., Tensor]:
-    """Slopes written down for the two usual structures, autograd for the rest."""
+    """Slopes written down for the usual structures, autograd for the rest."""
     if plan.log_likelihood is None and isinstance(plan.confusion, FullConfusion):
-        return _full_chunk
+        return _two_class_chunk if plan.confusion.logits.shape[2] == 2 else _full_chunk
     if plan.log_likelihood is None and isinstance(plan.confusion, LowRankConfusion) and plan.confusion.weights is None:
         return _rank_one_chunk
     return _any_chunk
@@ -248,6 +248,50 @@ def _full_chunk(
     matrix.mul_((posterior - pull).mul_(columns)[:, None])
     matrix.scatter_add_(1, entry, posterior.neg_()[:, None])
     matrix.diagonal(dim1=1, dim2=2).movedim(-1, 1).add_(pull)
+    return terms
+
+
+def _two_class_chunk(
+    plan: _Plan, views: list[Tensor], drawing: Tensor, weight: Tensor, slots: list[Tensor] | None
+) -> Tensor:
+    """:func:`_full_chunk` for two classes, where a softmax is a sigmoid of a difference and slopes come in pairs.
+
+    With ``t_j = logits[1, j] - logits[0, j]`` and ``s = 1`` where class 1 was drawn, else -1, ``S[drawn, j]`` is
+    ``sigmoid(s t_j)``.
+    """
+    scores, table = views[0], views[1].squeeze(1)  # (B, 2, N), (B, 2, 2, N)
+    room: float = 1 - plan.confusion.floor  # type: ignore[attr-defined]
+    pixel_weight = (drawing != UNLABELED).to(scores.dtype).mul_(weight)
+    upper = (drawing == 1).to(scores.dtype)
+    sign = (upper * 2).sub_(1)
+
+    row = (table[:, 1] - table[:, 0]).mul_(sign).sigmoid_()  # S[drawn, j]
+    probs = torch.empty_like(scores)
+    torch.sub(scores[:, 1:], scores[:, :1], out=probs[:, 1:]).sigmoid_()
+    torch.sub(1, probs[:, 1:], out=probs[:, :1])
+    posterior = (row * probs).mul_(room)
+    own = (probs[:, 1:] * sign).sub_(upper).add_(1).mul_(1 - room)  # floor times the probability of the drawn class
+    likelihood = posterior[:, 1:] + own
+    likelihood.add_(posterior[:, :1])
+    if _underflows(likelihood):
+        return _any_chunk(plan, views, drawing, weight, slots)
+    trace = (row[:, 1:] - row[:, :1]).mul_(sign).mul_(room).add_(2 - room).mul_(pixel_weight).sum()
+    odds = pixel_weight / likelihood
+    terms = torch.stack([-likelihood.log_().mul_(pixel_weight).sum(), trace])
+    if slots is None:
+        return terms
+
+    posterior.mul_(odds)
+    slope = (probs[:, 1:] * pixel_weight).sub_(posterior[:, 1:]).sub_(own.mul_(odds).mul_(upper))
+    slots[0][:, 1:].add_(slope)
+    slots[0][:, :1].sub_(slope)
+    pull = pixel_weight.mul_(plan.trace_weight * room)
+    slope = posterior.mul_(sign.neg_())
+    slope[:, 1:].addcmul_(row[:, 1:], pull)
+    slope[:, :1].addcmul_(row[:, :1], pull, value=-1)
+    target = slots[1].squeeze(1)
+    torch.mul(slope, row.neg_().add_(1), out=target[:, 1])
+    torch.neg(target[:, 1], out=target[:, 0])
     return terms
 
 

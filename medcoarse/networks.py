@@ -194,7 +194,8 @@ class CoupledModel(nn.Module):
         shared_layer: name of a layer of the segmenter (as in ``segmenter.named_modules()``) whose output the annotators
             see instead of the image; the encoder is then paid for once. ``None`` gives them the image.
 
-    ``annotating`` is the one switch between warm-up (``False``: only the segmenter runs) and coupled training.
+    ``annotating`` is the one switch between warm-up (``False``: only the segmenter runs) and coupled training;
+    ``annotator_learns = False`` uses the annotators as they are, without gradients.
 
     Raises:
         ValueError: ``learn_transition`` together with learned confusion matrices, or with no negative annotator; a
@@ -225,6 +226,7 @@ class CoupledModel(nn.Module):
         self.segmenter = segmenter
         self.annotator = annotator
         self.annotating = True
+        self.annotator_learns = True
         self.shared_layer = shared_layer
         self.transition_logits: nn.Parameter | None = None
         if learn_transition:
@@ -252,7 +254,8 @@ class CoupledModel(nn.Module):
     def couple(self, image: Tensor) -> CoupledOutput:
         """Both networks, in training and in evaluation: class scores and how the annotators err."""
         logits, seen = self._segment(image)
-        positive, negative = self.annotator(seen, logits.shape[2:])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.annotator_learns):
+            positive, negative = self.annotator(seen, logits.shape[2:])
         return CoupledOutput(logits, positive, negative, self.log_transition())
 
     def _segment(self, image: Tensor) -> tuple[Tensor, Tensor]:

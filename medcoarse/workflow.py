@@ -85,25 +85,43 @@ class PrepareBatchCoarse(PrepareBatch):
         return image, Annotations(**{key: move(key) for key in seen}, image=image)
 
 
-class WarmUp:
-    """Train the segmenter alone for the first ``num_epochs`` epochs, then both networks.
+class AnnotatorSchedule:
+    """Train the segmenter alone for the first epochs, then both networks.
+
+    It depends on the epoch and the iteration alone, so a resumed run is in the right phase.
 
     Args:
         model: the coupled model (not its DDP wrapper).
-        num_epochs: length of the warm-up; 0 starts coupled at once.
+        warmup_epochs: length of the warm-up; 0 starts coupled at once.
+        interval: the annotators learn at every ``interval``-th iteration only. In between their matrices are used as
+            they are, without the cost of a backward pass.
+        last_epoch: the annotators are frozen after this epoch; ``None`` lets them learn to the end.
+
+    Raises:
+        ValueError: an interval below 1.
     """
 
-    def __init__(self, model: CoupledModel, num_epochs: int) -> None:
+    def __init__(
+        self, model: CoupledModel, warmup_epochs: int, interval: int = 1, last_epoch: int | None = None
+    ) -> None:
+        if interval < 1:
+            raise ValueError(f"interval must be at least 1, got {interval}")
         self.model = model
-        self.num_epochs = num_epochs
+        self.warmup_epochs = warmup_epochs
+        self.interval = interval
+        self.last_epoch = last_epoch
 
     def attach(self, engine: Engine) -> None:
-        """Run at the start of every epoch, so that a resumed run is in the right phase."""
+        """Run before every iteration, and at the start of every epoch, before other handlers look at the phase."""
         engine.add_event_handler(Events.EPOCH_STARTED, self)
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
         """See the class."""
-        self.model.annotating = engine.state.epoch > self.num_epochs
+        state = engine.state
+        frozen = self.last_epoch is not None and state.epoch > self.last_epoch
+        self.model.annotating = state.epoch > self.warmup_epochs
+        self.model.annotator_learns = not frozen and state.iteration % self.interval == 0
 
 
 class SeedEpoch:

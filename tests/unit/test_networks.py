@@ -78,6 +78,48 @@ def test_warm_up_runs_no_annotator():
     assert output.negative is None
 
 
+def test_annotators_that_do_not_learn_get_no_gradient():
+    model = coupled()
+    model.annotator_learns = False
+    image, drawing = torch.rand(1, 1, 8, 8), torch.randint(0, 3, (1, 1, 8, 8))
+    output = model(image)
+    assert output.positive.diagonal().shape == (1, 1, 3, 8, 8)
+    CoupledLoss(3)(output, Annotations(drawing, (drawing + 1) % 3)).backward()
+    assert all(p.grad is None for p in model.annotator.parameters())
+    assert all(p.grad is not None for p in model.segmenter.parameters())
+
+
+@pytest.mark.parametrize(
+    ("image", "reduction", "seen"), [((8, 12), 4, (2, 3)), ((9, 7), 2, (5, 4)), ((6, 5), (1, 3), (6, 2))]
+)
+def test_reduced_annotators_see_the_mean_of_blocks(image, reduction, seen):
+    backbone = nn.Conv2d(1, 4, 1)
+    shapes = []
+    backbone.register_forward_hook(lambda module, inputs, output: shapes.append(inputs[0].shape[2:]))
+    net = AnnotatorNet(backbone, 2, 4, num_classes=2, reduction=reduction)
+    positive, _ = net(torch.rand(1, 1, *image))
+    assert tuple(shapes[0]) == seen
+    assert positive.dense().shape == (1, 1, 2, 2, *image)
+
+
+def test_reduction_is_checked():
+    with pytest.raises(ValueError, match="reduction must be at least 1, got 0"):
+        AnnotatorNet(nn.Identity(), 2, 1, num_classes=2, reduction=0)
+
+
+def test_shared_layer_feeds_the_annotators_and_leaves_no_hook():
+    segmenter = nn.Sequential(nn.Conv2d(1, 6, 3, stride=2, padding=1), nn.ConvTranspose2d(6, 2, 2, stride=2))
+    annotator = AnnotatorNet(nn.Identity(), 2, 6, num_classes=2, structure="low_rank")
+    model = CoupledModel(segmenter, annotator, shared_layer="0")
+    nn.init.normal_(annotator.head.weight)
+    image = torch.rand(1, 1, 8, 8)
+    positive = model(image).positive
+    assert torch.equal(positive.copy, annotator(segmenter[0](image), (8, 8))[0].copy)
+    assert not segmenter[0]._forward_hooks
+    with pytest.raises(ValueError, match="the segmenter has no layer 'top'; it has 0, 1"):
+        CoupledModel(segmenter, annotator, shared_layer="top")
+
+
 def test_low_resolution_backbone_is_interpolated():
     net = AnnotatorNet(nn.Conv3d(1, 4, 2, stride=2), 3, 4, num_classes=2)
     positive, _ = net(torch.rand(1, 1, 6, 8, 4))

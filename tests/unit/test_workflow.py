@@ -16,13 +16,13 @@ from medcoarse.files import plain, write_atomically, write_json
 from medcoarse.monitoring import AnnotatorMonitor, Progress, drawing_scores
 from medcoarse.workflow import (
     SUPERVISION,
+    AnnotatorSchedule,
     PolynomialDecay,
     PrepareBatchCoarse,
     Resume,
     SaveCheckpoint,
     SeedEpoch,
     Validate,
-    WarmUp,
 )
 
 
@@ -54,13 +54,25 @@ def engine_of(epochs: int, length: int, step) -> tuple[Engine, dict]:
     return engine, {"data": list(range(length)), "max_epochs": epochs}
 
 
-def test_warm_up_ends_after_its_epochs():
-    model = SimpleNamespace(annotating=None)
+def phases(epochs: int, length: int, **arguments) -> list[tuple[bool, bool]]:
+    """(annotating, annotator_learns) at every iteration."""
+    model = SimpleNamespace(annotating=None, annotator_learns=None)
     seen = []
-    engine, arguments = engine_of(4, 1, lambda item: seen.append(model.annotating))
-    WarmUp(model, 2).attach(engine)
-    engine.run(**arguments)
-    assert seen == [False, False, True, True]
+    engine, run = engine_of(epochs, length, lambda item: seen.append((model.annotating, model.annotator_learns)))
+    AnnotatorSchedule(model, **arguments).attach(engine)
+    engine.run(**run)
+    return seen
+
+
+def test_warm_up_ends_after_its_epochs():
+    assert phases(4, 1, warmup_epochs=2) == [(False, True), (False, True), (True, True), (True, True)]
+
+
+def test_annotators_learn_now_and_then_and_freeze():
+    learns = [learns for _, learns in phases(3, 4, warmup_epochs=0, interval=3, last_epoch=2)]
+    assert learns == [False, False, True, False, False, True, False, False, False, False, False, False]
+    with pytest.raises(ValueError, match="interval must be at least 1, got 0"):
+        AnnotatorSchedule(SimpleNamespace(), 0, interval=0)
 
 
 def test_each_epoch_depends_on_seed_and_epoch_only():
