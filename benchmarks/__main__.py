@@ -44,6 +44,11 @@ def _markdown(name: str, measured: dict[str, Any]) -> str:
     return "\n".join([f"## {name}", "", *("| " + " | ".join(line) + " |" for line in table), "", source, ""])
 
 
+def as_page(stored: dict[str, dict[str, Any]]) -> str:
+    """All tables as Markdown."""
+    return "\n".join(["# Measurements\n", *(_markdown(name, measured) for name, measured in stored.items())])
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
@@ -59,8 +64,7 @@ def main() -> None:
         write_json(arguments.output / f"{name}.json", measured)
         print(_markdown(name, measured), flush=True)
     stored = {n: json.loads(p.read_text()) for n in NAMES if (p := arguments.output / f"{n}.json").is_file()}
-    pages = "\n".join(["# Measurements\n", *(_markdown(name, measured) for name, measured in stored.items())])
-    write_atomically(arguments.output / "RESULTS.md", lambda file: file.write(pages.encode()))
+    write_atomically(arguments.output / "RESULTS.md", lambda file: file.write(as_page(stored).encode()))
     if "loss" in stored:
         draw_curves(stored["loss"]["results"], arguments.output / "curves.png")
 

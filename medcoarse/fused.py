@@ -307,30 +307,33 @@ def _rank_one_chunk(
     room: float = 1 - plan.confusion.floor  # type: ignore[attr-defined]
     pixel_weight, observed = _read(drawing, weight, scores.shape[1])
 
-    probs, habit, free = scores.softmax(1), habit.softmax(1), copy.sigmoid()
-    slack = (free * -room).add_(room)  # 1 - d
-    wrong = slack * probs
-    mass = wrong.sum(1, keepdim=True)
-    own = probs.gather(1, observed)
-    right = own - wrong.gather(1, observed)
-    drawn_habit = habit.gather(1, observed)
+    # Softmaxes stay unnormalized, p = P / P_sum and b = H / H_sum: one division a pixel in place of one a class.
+    probs, habit = (torch.sub(x, x.amax(1, keepdim=True)).exp_() for x in (scores, habit))
+    per_prob, per_habit = probs.sum(1, keepdim=True).reciprocal_(), habit.sum(1, keepdim=True).reciprocal_()
+    free = copy.sigmoid()
+    slack = 1 - free  # (1 - d) / room
+    mass = (slack * probs).sum(1, keepdim=True).mul_(per_prob).mul_(room)
+    own = probs.gather(1, observed).mul_(per_prob)
+    right = (1 - room * slack.gather(1, observed)).mul_(own)
+    drawn_habit = habit.gather(1, observed).mul_(per_habit)
     likelihood = torch.addcmul(right, drawn_habit, mass)
     if _underflows(likelihood):
         return _any_chunk(plan, views, drawing, weight, slots)
-    moved = (slack * habit).sum(1, keepdim=True)
-    trace = (moved - slack.sum(1, keepdim=True)).add_(scores.shape[1]).mul_(pixel_weight).sum()
+    moved = (slack * habit).sum(1, keepdim=True).mul_(per_habit)
+    trace = (moved - slack.sum(1, keepdim=True)).mul_(room).add_(scores.shape[1]).mul_(pixel_weight).sum()
     odds = pixel_weight / likelihood
     terms = torch.stack([-likelihood.log_().mul_(pixel_weight).sum(), trace])
     if slots is None:
         return terms
 
-    pull = pixel_weight * plan.trace_weight
+    pull = pixel_weight * (plan.trace_weight * room)
     blame = drawn_habit.mul_(odds)
-    slots[0].addcmul_(probs, pixel_weight).addcmul_(wrong, blame, value=-1)
-    slots[0].scatter_add_(1, observed, right.mul_(odds).neg_())
-    slope = torch.mul(probs, blame, out=slots[1].squeeze(1)).add_(pull).addcmul_(habit, pull, value=-1)
-    slope.scatter_add_(1, observed, own.mul_(odds).neg_()).mul_(slack).mul_(free)
+    factor = torch.addcmul(pixel_weight * per_prob, slack, blame * per_prob, value=-room)
+    slots[0].addcmul_(factor, probs).scatter_add_(1, observed, right.mul_(odds).neg_())
+    slope = torch.addcmul(pull, probs, blame * per_prob * room, out=slots[1].squeeze(1))
+    slope.addcmul_(habit, pull * per_habit, value=-1).scatter_add_(1, observed, own.mul_(odds).mul_(-room))
+    slope.mul_(slack).mul_(free)
     blame.mul_(mass)
-    slope = torch.mul(slack, pull, out=slots[2].squeeze(1).squeeze(1))
-    slope.add_(blame.addcmul(moved, pull, value=-1)).mul_(habit).scatter_add_(1, observed, blame.neg_())
+    slope = torch.addcmul(blame - pull * moved, slack, pull, out=slots[2].squeeze(1).squeeze(1))
+    slope.mul_(habit.mul_(per_habit)).scatter_add_(1, observed, blame.neg_())
     return terms

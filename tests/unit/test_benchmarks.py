@@ -1,0 +1,73 @@
+"""The yardsticks themselves: a benchmark against a wrong reference proves nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import distance_transform_edt
+
+from benchmarks import references
+from benchmarks.__main__ import NAMES, RESULTS, as_page
+from benchmarks.loss import WAYS, case
+from benchmarks.timing import peak_bytes, take_turns
+
+
+def test_released_loss_is_its_equation():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 3, 2, 2, generator=generator)
+    matrices = torch.randn(1, 9, 2, 2, generator=generator)
+    annotation = torch.tensor([[[0, 1], [2, 1]]])
+    nll = trace = 0.0
+    for row in range(2):
+        for column in range(2):
+            p = logits[0, :, row, column].softmax(0).tolist()
+            cm = [
+                [math.log1p(math.exp(matrices[0, 3 * i + j, row, column].item())) for j in range(3)] for i in range(3)
+            ]
+            sums = [sum(cm[i][j] for i in range(3)) for j in range(3)]
+            said = [sum(cm[i][j] / sums[j] * p[j] for j in range(3)) for i in range(3)]
+            again = [math.exp(value) for value in said]  # the second softmax
+            nll -= math.log(again[annotation[0, row, column]] / sum(again)) / 4
+            trace += sum(cm[i][i] / sums[i] for i in range(3)) / 4
+    value = references.released_dhe_loss(logits, matrices, annotation, 0.3)
+    assert value.item() == pytest.approx(nll + 0.3 * trace, rel=1e-5)
+
+
+def test_scikit_image_operations_do_the_same_work():
+    mask = np.zeros((40, 50), bool)
+    mask[10:30, 15:35] = True
+    assert (references.thicken_2d(mask, 3) == (distance_transform_edt(~mask) <= 3)).all()
+    thinned = references.thin_2d(mask, 2)
+    assert (thinned <= mask).all()
+    assert (thinned >= (distance_transform_edt(mask) > 2)).all()
+
+
+def test_functions_take_turns():
+    calls: list[str] = []
+    timings = take_turns({name: lambda name=name: calls.append(name) for name in "ab"}, seconds=0, warmup=1)
+    assert calls == ["a", "b"] * 6
+    assert timings["a"].runs == 5
+    assert timings["a"].low <= timings["a"].median <= timings["a"].high
+
+
+def allocate(tiny: bool, mebibytes: int):
+    return lambda: np.ones(1 if tiny else mebibytes << 17)
+
+
+def test_peak_memory_sees_what_is_allocated():
+    assert peak_bytes(allocate, 64) / 2**20 == pytest.approx(64, abs=6)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_gives_gradients(way):
+    assert all(torch.isfinite(slope).all() for slope in case(True, way, 3, (1, 8, 8))())
+
+
+def test_committed_tables_come_from_committed_figures():
+    stored = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in NAMES}
+    assert (RESULTS / "RESULTS.md").read_text() == as_page(stored)
+    assert all(measured["commit"] != "unknown" for measured in stored.values())
