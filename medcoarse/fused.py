@@ -57,6 +57,9 @@ def annotator_terms(
     Returns:
         :class:`Terms`, equal to :func:`medcoarse.losses.coarse_nll` and :func:`medcoarse.losses.mean_trace`.
 
+    Raises:
+        ValueError: a drawing holds a value that is neither a class nor 255.
+
     Source: CL Eq. 3 and 6. Fusing value and gradient is ours; second derivatives are not available, take the plain
         functions for them.
 
@@ -89,10 +92,12 @@ class _Plan(NamedTuple):
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: _Plan, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        grads = [torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in inputs]
-        grads[0].zero_()
-        terms = _evaluate(plan, list(inputs), grads if plan.wanted else None)
+        grads = None
         if plan.wanted:
+            grads = [torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in inputs]
+            grads[0].zero_()
+        terms = _evaluate(plan, list(inputs), grads)
+        if grads is not None:
             ctx.save_for_backward(*grads)
         nll, trace = terms.unbind()
         ctx.mark_non_differentiable(nll, trace)
@@ -119,7 +124,7 @@ def _evaluate(plan: _Plan, inputs: list[Tensor], grads: list[Tensor] | None) -> 
     inputs = [tensor.flatten(-spatial_dims) for tensor in inputs]
     targets = None if grads is None else [grad.flatten(-spatial_dims) for grad in grads]
     annotation = plan.annotation.flatten(2)
-    counts = (annotation != UNLABELED).sum((0, 2))
+    counts = _drawn_counts(annotation, inputs[0].shape[1])
     weights = counts.clamp_min(1).to(inputs[0].dtype).reciprocal()
     # Picking the drawn pixels out pays where they are few; on a GPU it would make the processor wait.
     few = annotation.device.type == "cpu" and (2 * counts < annotation[:, 0].numel()).tolist()
@@ -146,13 +151,30 @@ def _evaluate(plan: _Plan, inputs: list[Tensor], grads: list[Tensor] | None) -> 
     return terms
 
 
+def _drawn_counts(annotation: Tensor, num_classes: int) -> Tensor:
+    """How many pixels each annotator drew, ``(R,)``."""
+    counts = (annotation != UNLABELED).sum((0, 2))
+    if annotation.device.type != "cpu":  # there, looking classes up checks them without a wait
+        return counts
+    classes = (annotation < num_classes).sum() - (annotation < 0).sum() * annotation.dtype.is_signed
+    if counts.sum() != classes:
+        raise ValueError(
+            f"drawings must hold classes below {num_classes}, or {UNLABELED} where nothing was drawn; "
+            f"{int(counts.sum() - classes)} pixels hold something else"
+        )
+    return counts
+
+
 def _evaluator(plan: _Plan) -> Callable[..., Tensor]:
     """Slopes written down for the usual structures, autograd for the rest."""
-    if plan.log_likelihood is None and isinstance(plan.confusion, FullConfusion):
-        return _two_class_chunk if plan.confusion.logits.shape[2] == 2 else _full_chunk
-    if plan.log_likelihood is None and isinstance(plan.confusion, LowRankConfusion) and plan.confusion.weights is None:
-        return _rank_one_chunk
-    return _any_chunk
+    confusion = plan.confusion
+    if plan.log_likelihood is not None:
+        return _any_chunk
+    if isinstance(confusion, FullConfusion):
+        two = confusion.logits.shape[2] == 2 and confusion.logits.device.type == "cpu"  # it looks no class up
+        return _two_class_chunk if two else _full_chunk
+    rank_one = isinstance(confusion, LowRankConfusion) and confusion.weights is None
+    return _rank_one_chunk if rank_one else _any_chunk
 
 
 def _chunks(fields: list[Tensor]) -> Iterator[tuple[slice, slice]]:
@@ -196,9 +218,10 @@ def _any_chunk(plan: _Plan, views: list[Tensor], drawing: Tensor, weight: Tensor
     return torch.stack([nll, trace]).detach()
 
 
-def _read(drawing: Tensor, weight: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def _read(drawing: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Weight of every pixel, 0 where nothing was drawn, and a class to look up, any where nothing was drawn."""
-    return (drawing != UNLABELED).to(weight.dtype).mul_(weight), drawing.clamp(max=num_classes - 1).long()
+    drawn = drawing != UNLABELED
+    return drawn.to(weight.dtype).mul_(weight), drawing.masked_fill(~drawn, 0).long()
 
 
 def _underflows(likelihood: Tensor) -> bool:
@@ -222,7 +245,7 @@ def _full_chunk(
     scores, table = views[0], views[1].squeeze(1)  # (B, L, N), (B, observed, true, N)
     floor: float = plan.confusion.floor  # type: ignore[attr-defined]
     num_classes = table.shape[2]
-    pixel_weight, observed = _read(drawing, weight, num_classes)
+    pixel_weight, observed = _read(drawing, weight)
     entry = observed[:, :, None].expand(-1, -1, num_classes, -1)
 
     probs = scores.softmax(1)
@@ -305,7 +328,7 @@ def _rank_one_chunk(
     """
     scores, copy, habit = views[0], views[1].squeeze(1), views[2].squeeze(1).squeeze(1)  # (B, L, N) each
     room: float = 1 - plan.confusion.floor  # type: ignore[attr-defined]
-    pixel_weight, observed = _read(drawing, weight, scores.shape[1])
+    pixel_weight, observed = _read(drawing, weight)
 
     # Softmaxes stay unnormalized, p = P / P_sum and b = H / H_sum: one division a pixel in place of one a class.
     probs, habit = (torch.sub(x, x.amax(1, keepdim=True)).exp_() for x in (scores, habit))

@@ -154,3 +154,13 @@ def test_swap_reads_the_other_class():
     other = torch.where(drawing == 255, drawing, 1 - drawing)
     expected = partial(complementary_nll, logits.log_softmax(1), confusion, swap_transition(2).log())
     assert annotator_terms(logits, confusion, other, 0).nll.item() == pytest.approx(expected(drawing).item())
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(3, torch.uint8), (254, torch.uint8), (-1, torch.int64)])
+@pytest.mark.parametrize("structure", ["full", "rank_one"])
+def test_values_that_are_no_class_are_refused(structure, value, dtype):
+    logits, confusion, drawing = problem(structure)
+    drawing = drawing.to(dtype)
+    drawing[0, 0, 0, :2] = value
+    with pytest.raises(ValueError, match="classes below 3, or 255 where nothing was drawn; 2 pixels hold"):
+        annotator_terms(logits, confusion, drawing, WEIGHT)
