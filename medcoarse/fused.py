@@ -2,7 +2,8 @@
 
 The same numbers as the plain equations of :mod:`medcoarse.losses`, which stay the reference that tests compare with.
 What differs is the cost: a chunk of pixels is read once, stays in the processor's cache while value *and* gradient are
-computed, and leaves nothing behind but its gradient. Beyond inputs and gradients the memory is that of one chunk.
+computed, and leaves nothing behind but its gradient. Beyond inputs and gradients the memory is that of one chunk; a
+loss that is scaled afterwards (accumulation, a GradScaler) needs the gradients twice.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from torch.autograd.function import once_differentiable
 from medcoarse.confusion import UNLABELED, Confusion, FullConfusion, LowRankConfusion
 
 LogLikelihood = Callable[[Tensor, Confusion, Tensor], Tensor]
-"""``(log_probs (B, L, *S), confusion, annotation (B, R, *S)) -> (B, R, *S)``, anything where nothing was drawn."""
+"""``(log_probs (B, L, N), confusion, annotation (B, R, N)) -> (B, R, N)``, anything where nothing was drawn.
+
+It is given some pixels in a row, not the image: what it says of a pixel may depend on that pixel only.
+"""
 
 SMALLEST = 1e-30  # likelihoods below it are computed in log space
 CHUNK_BYTES = 1 << 21  # of matrix parameters; larger leaves the cache, smaller spends its time between operations
-GPU_CHUNK_BYTES = 1 << 30
+GPU_CHUNK_BYTES = 1 << 26  # there, launching an operation costs more than leaving the cache
 
 
 class Terms(NamedTuple):
@@ -58,10 +62,11 @@ def annotator_terms(
         :class:`Terms`, equal to :func:`medcoarse.losses.coarse_nll` and :func:`medcoarse.losses.mean_trace`.
 
     Raises:
-        ValueError: a drawing holds a value that is neither a class nor 255.
+        ValueError: shapes that do not fit each other, or a drawing with a value that is neither a class nor 255.
 
-    Source: CL Eq. 3 and 6. Fusing value and gradient is ours; second derivatives are not available, take the plain
-        functions for them.
+    Source: CL Eq. 3 and 6. Fusing value and gradient is ours.
+    Deviates: second derivatives are not available, take the plain functions for them. On a GPU a likelihood counts as
+        1e-30 at least.
 
     Example:
         >>> logits = torch.tensor([0.2, 0.8]).log().view(1, 2, 1)
@@ -70,13 +75,11 @@ def annotator_terms(
         >>> [round(term.item(), 4) for term in terms]  # -log(0.25 * 0.2 + 0.75 * 0.8), 2 * 0.75
         [0.5808, 0.4308, 1.5]
     """
-    inputs = [logits, *_fields(confusion).values()]
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    return Terms(
-        *_Fused.apply(  # type: ignore[no-untyped-call]
-            _Plan(confusion, annotation, trace_weight, log_likelihood, wanted), *inputs
-        )
-    )
+    fields = [field.to(logits.dtype) for field in _fields(confusion).values()]
+    _check(logits, fields, annotation)
+    num_wanted = 1 + len(fields) if any(field.requires_grad for field in fields) else int(logits.requires_grad)
+    plan = _Plan(confusion, annotation, trace_weight, log_likelihood, num_wanted * torch.is_grad_enabled())
+    return Terms(*_Fused.apply(plan, logits, *fields))  # type: ignore[no-untyped-call]
 
 
 class _Plan(NamedTuple):
@@ -86,19 +89,18 @@ class _Plan(NamedTuple):
     annotation: Tensor
     trace_weight: float
     log_likelihood: LogLikelihood | None
-    wanted: bool  # is a gradient wanted
+    num_wanted: int  # gradients: none, of the logits, or of the confusion's parameters too
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: _Plan, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        grads = None
-        if plan.wanted:
-            grads = [torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in inputs]
+        wanted = inputs[: plan.num_wanted]
+        grads = [torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in wanted]
+        if grads:
             grads[0].zero_()
-        terms = _evaluate(plan, list(inputs), grads)
-        if grads is not None:
-            ctx.save_for_backward(*grads)
+        terms = _evaluate(plan, list(inputs), grads or None)
+        ctx.save_for_backward(*grads)
         nll, trace = terms.unbind()
         ctx.mark_non_differentiable(nll, trace)
         return nll + plan.trace_weight * trace, nll, trace
@@ -108,14 +110,26 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         # The usual scale is 1; on the processor a look is free and saves a pass over all gradients.
         same = scale.device.type == "cpu" and scale.item() == 1
-        needed = zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
-        return None, *(None if not wanted else grad if same else grad * scale for grad, wanted in needed)
+        grads = [grad if same else grad * scale for grad in ctx.saved_tensors]
+        return None, *grads, *[None] * (len(ctx.needs_input_grad) - 1 - len(grads))
 
 
 def _fields(confusion: Confusion) -> dict[str, Tensor]:
     """The parameters of a structured matrix, which are named tuples of tensors, numbers and ``None``."""
     fields: dict[str, Any] = confusion._asdict()  # type: ignore[attr-defined]
     return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+
+
+def _check(logits: Tensor, fields: list[Tensor], annotation: Tensor) -> None:
+    """Say what does not fit; costs no pass over the pixels."""
+    batch, image = logits.shape[0], logits.shape[2:]
+    expected = (batch, annotation.shape[1])
+    fits = all(field.shape[:2] == expected and field.shape[-len(image) :] == image for field in fields)
+    if not fits or annotation.shape != (*expected, *image) or not annotation.numel():
+        raise ValueError(
+            "logits (B, L, *S), confusion parameters (B, R, ..., *S) and drawings (B, R, *S) must fit and hold pixels, "
+            f"got {', '.join(str(tuple(tensor.shape)) for tensor in (logits, *fields, annotation))}"
+        )
 
 
 def _evaluate(plan: _Plan, inputs: list[Tensor], grads: list[Tensor] | None) -> Tensor:
@@ -136,7 +150,7 @@ def _evaluate(plan: _Plan, inputs: list[Tensor], grads: list[Tensor] | None) -> 
             drawing = annotation[images, one, pixels]
             some = _drawn_pixels(drawing) if few and few[annotator] else None
             views = _cut(inputs, images, one, pixels)
-            slots = None if targets is None else _cut(targets, images, one, pixels)
+            slots = None if targets is None else _cut(targets, images, one, pixels)  # as many as there are gradients
             if some is None:
                 terms += evaluate(plan, views, drawing, weights[annotator], slots)
                 continue
@@ -144,7 +158,7 @@ def _evaluate(plan: _Plan, inputs: list[Tensor], grads: list[Tensor] | None) -> 
                 slot.zero_()
             if len(some):
                 packed = [view[..., some] for view in views]
-                slopes = None if slots is None else [torch.zeros_like(view) for view in packed]
+                slopes = None if slots is None else [torch.zeros_like(view) for view in packed[: len(slots)]]
                 terms += evaluate(plan, packed, drawing[..., some], weights[annotator], slopes)
                 for slot, slope in zip(slots or (), slopes or (), strict=True):
                     slot.index_add_(-1, some, slope)
@@ -211,7 +225,7 @@ def _any_chunk(plan: _Plan, views: list[Tensor], drawing: Tensor, weight: Tensor
         nll = -likelihood.where(drawn, 0.0).sum() * weight
         trace = confusion.diagonal().sum(2).where(drawn, 0.0).sum() * weight
         if slots is not None:
-            slopes = torch.autograd.grad(nll + plan.trace_weight * trace, views)
+            slopes = torch.autograd.grad(nll + plan.trace_weight * trace, views[: len(slots)])
             slots[0].add_(slopes[0])
             for slot, slope in zip(slots[1:], slopes[1:], strict=True):
                 slot.copy_(slope)
@@ -224,11 +238,17 @@ def _read(drawing: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return drawn.to(weight.dtype).mul_(weight), drawing.masked_fill(~drawn, 0).long()
 
 
-def _underflows(likelihood: Tensor) -> bool:
-    """Whether the chunk has to be computed in log space. A GPU is not asked but clipped there: no value to wait for."""
+def _underflows(likelihood: Tensor, right: Tensor) -> bool:
+    """Whether the chunk has to be computed in log space.
+
+    A GPU would have to wait for the answer. There a likelihood below ``SMALLEST`` is raised to it, as if the drawn
+    class had that much more probability: 69 nats at most, with the gradient of a drawing that is right.
+    """
     if likelihood.device.type == "cpu":
         return bool(likelihood.min() < SMALLEST)
-    likelihood.clamp_(min=SMALLEST)
+    missing = (SMALLEST - likelihood).clamp_(min=0)
+    right.add_(missing)
+    likelihood.add_(missing)
     return False
 
 
@@ -249,13 +269,14 @@ def _full_chunk(
     entry = observed[:, :, None].expand(-1, -1, num_classes, -1)
 
     probs = scores.softmax(1)
-    matrix = torch.empty_like(table) if slots is None else slots[1].squeeze(1)
+    learns = slots is not None and len(slots) > 1
+    matrix = slots[1].squeeze(1) if slots is not None and learns else torch.empty_like(table)
     torch.sub(table, table.amax(1, keepdim=True), out=matrix).exp_()
     columns = matrix.sum(1).reciprocal_()  # the free matrix is matrix * columns; it is multiplied once, at the end
     posterior = matrix.gather(1, entry).squeeze(1).mul_(columns).mul_(probs).mul_(1 - floor)
     own = probs.gather(1, observed).mul_(floor)
     likelihood = posterior.sum(1, keepdim=True).add_(own)
-    if _underflows(likelihood):
+    if _underflows(likelihood, own):
         return _any_chunk(plan, views, drawing, weight, slots)
     diagonal = matrix.diagonal(dim1=1, dim2=2).movedim(-1, 1) * columns
     trace = diagonal.sum(1, keepdim=True).mul_(1 - floor).add_(floor * num_classes).mul_(pixel_weight).sum()
@@ -267,6 +288,8 @@ def _full_chunk(
     posterior.mul_(odds)
     slots[0].addcmul_(probs, pixel_weight).sub_(posterior)
     slots[0].scatter_add_(1, observed, own.mul_(odds).neg_())
+    if not learns:
+        return terms
     pull = diagonal.mul_(pixel_weight.mul_(plan.trace_weight * (1 - floor)))
     matrix.mul_((posterior - pull).mul_(columns)[:, None])
     matrix.scatter_add_(1, entry, posterior.neg_()[:, None])
@@ -290,13 +313,14 @@ def _two_class_chunk(
 
     row = (table[:, 1] - table[:, 0]).mul_(sign).sigmoid_()  # S[drawn, j]
     probs = torch.empty_like(scores)
-    torch.sub(scores[:, 1:], scores[:, :1], out=probs[:, 1:]).sigmoid_()
-    torch.sub(1, probs[:, 1:], out=probs[:, :1])
+    torch.sub(scores[:, 1:], scores[:, :1], out=probs[:, 1:])
+    torch.neg(probs[:, 1:], out=probs[:, :1])
+    probs.sigmoid_()  # both, because 1 - sigmoid loses small probabilities
     posterior = (row * probs).mul_(room)
-    own = (probs[:, 1:] * sign).sub_(upper).add_(1).mul_(1 - room)  # floor times the probability of the drawn class
+    own = torch.where(drawing == 1, probs[:, 1:], probs[:, :1]).mul_(1 - room)
     likelihood = posterior[:, 1:] + own
     likelihood.add_(posterior[:, :1])
-    if _underflows(likelihood):
+    if _underflows(likelihood, own):
         return _any_chunk(plan, views, drawing, weight, slots)
     trace = (row[:, 1:] - row[:, :1]).mul_(sign).mul_(room).add_(2 - room).mul_(pixel_weight).sum()
     odds = pixel_weight / likelihood
@@ -308,6 +332,8 @@ def _two_class_chunk(
     slope = (probs[:, 1:] * pixel_weight).sub_(posterior[:, 1:]).sub_(own.mul_(odds).mul_(upper))
     slots[0][:, 1:].add_(slope)
     slots[0][:, :1].sub_(slope)
+    if len(slots) == 1:
+        return terms
     pull = pixel_weight.mul_(plan.trace_weight * room)
     slope = posterior.mul_(sign.neg_())
     slope[:, 1:].addcmul_(row[:, 1:], pull)
@@ -333,14 +359,13 @@ def _rank_one_chunk(
     # Softmaxes stay unnormalized, p = P / P_sum and b = H / H_sum: one division a pixel in place of one a class.
     probs, habit = (torch.sub(x, x.amax(1, keepdim=True)).exp_() for x in (scores, habit))
     per_prob, per_habit = probs.sum(1, keepdim=True).reciprocal_(), habit.sum(1, keepdim=True).reciprocal_()
-    free = copy.sigmoid()
-    slack = 1 - free  # (1 - d) / room
+    free, slack = copy.sigmoid(), copy.neg().sigmoid_()  # d = 1 - room slack; 1 - sigmoid would lose small ones
     mass = (slack * probs).sum(1, keepdim=True).mul_(per_prob).mul_(room)
     own = probs.gather(1, observed).mul_(per_prob)
-    right = (1 - room * slack.gather(1, observed)).mul_(own)
+    right = free.gather(1, observed).mul_(room).add_(1 - room).mul_(own)
     drawn_habit = habit.gather(1, observed).mul_(per_habit)
     likelihood = torch.addcmul(right, drawn_habit, mass)
-    if _underflows(likelihood):
+    if _underflows(likelihood, right):
         return _any_chunk(plan, views, drawing, weight, slots)
     moved = (slack * habit).sum(1, keepdim=True).mul_(per_habit)
     trace = (moved - slack.sum(1, keepdim=True)).mul_(room).add_(scores.shape[1]).mul_(pixel_weight).sum()
@@ -353,6 +378,8 @@ def _rank_one_chunk(
     blame = drawn_habit.mul_(odds)
     factor = torch.addcmul(pixel_weight * per_prob, slack, blame * per_prob, value=-room)
     slots[0].addcmul_(factor, probs).scatter_add_(1, observed, right.mul_(odds).neg_())
+    if len(slots) == 1:
+        return terms
     slope = torch.addcmul(pull, probs, blame * per_prob * room, out=slots[1].squeeze(1))
     slope.addcmul_(habit, pull * per_habit, value=-1).scatter_add_(1, observed, own.mul_(odds).mul_(-room))
     slope.mul_(slack).mul_(free)

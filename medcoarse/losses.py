@@ -403,7 +403,7 @@ class CoupledLoss(nn.Module):
             nll = complementary_nll(logits.log_softmax(1), confusion, output.log_transition, negative)
             return _joined(nll, mean_trace(confusion, negative), trace_weight)
         if self.num_classes == 2:  # "not this one" names the other
-            other = torch.where(negative == UNLABELED, negative, 1 - negative)
+            other = torch.where(negative < 2, 1 - negative, negative)
             return _terms(logits, confusion, other, trace_weight)
         reading = partial(_complementary_log_likelihood, self.log_transition.to(logits.device))
         return _terms(logits, confusion, negative, trace_weight, reading)

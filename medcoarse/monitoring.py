@@ -297,13 +297,21 @@ def machine() -> dict[str, Any]:
     """Hardware and versions that a run was made with, as plain data."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("medcoarse", "monai", "torch", "numpy")},
     }
+
+
+def _cpu_name() -> str:
+    """Python itself does not know it on Linux."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def score_views(source: SegmentationScores, class_index: int, class_name: str) -> dict[str, Any]:

@@ -192,14 +192,15 @@ class CoupledModel(nn.Module):
         learn_transition: learn the transition matrix ``M`` of the negative annotators, with zero diagonal and uniform
             start. Only the product ``M A`` is identifiable: the annotator must then have structure ``"identity"``.
         shared_layer: name of a layer of the segmenter (as in ``segmenter.named_modules()``) whose output the annotators
-            see instead of the image; the encoder is then paid for once. ``None`` gives them the image.
+            see instead of the image, as the layers after it leave it; the encoder is then paid for once. The gradients
+            of the annotators reach the segmenter through it. ``None`` gives them the image.
 
     ``annotating`` is the one switch between warm-up (``False``: only the segmenter runs) and coupled training;
     ``annotator_learns = False`` uses the annotators as they are, without gradients.
 
     Raises:
         ValueError: ``learn_transition`` together with learned confusion matrices, or with no negative annotator; a
-            ``shared_layer`` that the segmenter does not have.
+            ``shared_layer`` that the segmenter does not have or does not use.
 
     Source: CL Fig. 1; the transition matrix, CL Eq. 4.
 
@@ -270,4 +271,6 @@ class CoupledModel(nn.Module):
             logits = self.segmenter(image)
         finally:
             hook.remove()
+        if not seen:
+            raise ValueError(f"the segmenter has a layer {self.shared_layer!r} but did not use it")
         return logits, seen[-1]

@@ -94,7 +94,7 @@ class AnnotatorSchedule:
         model: the coupled model (not its DDP wrapper).
         warmup_epochs: length of the warm-up; 0 starts coupled at once.
         interval: the annotators learn at every ``interval``-th iteration only. In between their matrices are used as
-            they are, without the cost of a backward pass.
+            they are, without the cost of a backward pass. With gradient accumulation, leave it at 1.
         last_epoch: the annotators are frozen after this epoch; ``None`` lets them learn to the end.
 
     Raises:

@@ -94,20 +94,38 @@ def test_another_reading(structure):
     assert_same(logits, confusion, drawing, value, expected + WEIGHT * mean_trace(confusion, drawing))
 
 
+@pytest.mark.parametrize("scale", [8.0, 25.0, 40.0, 400.0])
+@pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("floor", [0.0, 0.5])
 @pytest.mark.parametrize("structure", ["full", "rank_one"])
-def test_certain_and_wrong_stays_finite_and_exact(structure, floor):
-    """Likelihoods far below the smallest number: the chunk is computed in log space."""
-    logits, confusion, drawing = problem(structure, image=(6, 5), drawn=1.0, floor=floor, scale=400.0)
+def test_certain_and_wrong_stays_finite_and_exact(structure, floor, classes, scale):
+    """Where probabilities lose their digits, and where they are too small for any number (log space takes over)."""
+    logits, confusion, drawing = problem(structure, classes, (6, 5), drawn=1.0, floor=floor, scale=scale)
     value = annotator_terms(logits, confusion, drawing, WEIGHT).objective
-    assert value.item() > 20
     assert_same(logits, confusion, drawing, value, plain(logits, confusion, drawing))
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0, 8.0, 15.0, 40.0])
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("floor", [0.0, 0.5])
+@pytest.mark.parametrize("structure", ["full", "rank_one"])
+def test_single_precision_is_enough(structure, floor, classes, scale):
+    logits, confusion, drawing = problem(structure, classes, (20, 20), drawn=1.0, floor=floor, scale=scale)
+    exact = tensors(logits, confusion)
+    single = [tensor.detach().float().requires_grad_() for tensor in exact]
+    rounded = confusion._replace(**dict(zip(fused._fields(confusion), single[1:], strict=True)))
+    value = annotator_terms(single[0], rounded, drawing, WEIGHT).objective
+    expected = plain(logits, confusion, drawing)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    weight = drawing[:, 0].numel()
+    for slope, wanted in zip(torch.autograd.grad(value, single), torch.autograd.grad(expected, exact), strict=True):
+        assert (weight * (slope - wanted)).abs().max() < 1e-3
 
 
 def test_scaled_and_repeated_backward():
     logits, confusion, drawing = problem("full")
     value = annotator_terms(logits, confusion, drawing, WEIGHT).objective
-    once = torch.autograd.grad(value, tensors(logits, confusion), retain_graph=True)
+    once = [slope.clone() for slope in torch.autograd.grad(value, tensors(logits, confusion), retain_graph=True)]
     thrice = torch.autograd.grad(3 * value, tensors(logits, confusion), retain_graph=True)
     again = torch.autograd.grad(value, tensors(logits, confusion))
     for a, b, c in zip(once, thrice, again, strict=True):
@@ -132,9 +150,14 @@ def test_value_without_gradients():
     assert terms.objective.item() == pytest.approx(plain(logits, confusion, drawing).item())
 
 
-def test_gradient_of_the_segmenter_alone():
-    logits, confusion, drawing = problem("full")
-    frozen = confusion._replace(logits=confusion.logits.detach())
+@pytest.mark.parametrize(("structure", "classes"), [("full", 2), ("full", 3), ("rank_one", 3), ("rank_two", 3)])
+@pytest.mark.parametrize("drawn", [1.0, 0.2])
+def test_gradient_of_the_segmenter_alone(structure, classes, drawn):
+    """Annotators that do not learn: nothing is kept for them."""
+    logits, confusion, drawing = problem(structure, classes, drawn=drawn)
+    names = fused._fields(confusion)
+    frozen = confusion._replace(**{name: field.detach() for name, field in names.items()})
+    assert len(annotator_terms(logits, frozen, drawing, WEIGHT).objective.grad_fn.saved_tensors) == 1
     slope = torch.autograd.grad(annotator_terms(logits, frozen, drawing, WEIGHT).objective, logits)[0]
     assert torch.allclose(slope, torch.autograd.grad(plain(logits, confusion, drawing), logits)[0])
 
@@ -164,3 +187,36 @@ def test_values_that_are_no_class_are_refused(structure, value, dtype):
     drawing[0, 0, 0, :2] = value
     with pytest.raises(ValueError, match="classes below 3, or 255 where nothing was drawn; 2 pixels hold"):
         annotator_terms(logits, confusion, drawing, WEIGHT)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    logits, confusion, drawing = problem("full")
+    for arguments in (
+        (logits, confusion._replace(logits=confusion.logits[:1]), drawing),
+        (logits, confusion, drawing[:, :1]),
+        (logits, confusion, drawing[..., :-1]),
+        (logits[:0], confusion._replace(logits=confusion.logits[:0]), drawing[:0]),
+    ):
+        with pytest.raises(ValueError, match="must fit and hold pixels, got"):
+            annotator_terms(*arguments, WEIGHT)
+
+
+def test_the_quick_kernels_are_used():
+    chosen = {
+        (structure, classes): fused._evaluator(fused._Plan(problem(structure, classes)[1], None, 0, None, 0))
+        for structure, classes in (("full", 2), ("full", 3), ("rank_one", 2), ("rank_two", 3))
+    }
+    assert [kernel.__name__ for kernel in chosen.values()] == [
+        "_two_class_chunk", "_full_chunk", "_rank_one_chunk", "_any_chunk",
+    ]  # fmt: skip
+
+
+def test_chunks_cover_everything_once():
+    field = torch.zeros(5, 1, 3, 3, 700)
+    seen = torch.zeros(5, 700)
+    sizes = []
+    for images, pixels in fused._chunks([field]):
+        seen[images, pixels] += 1
+        sizes.append(seen[images, pixels].numel())
+    assert (seen == 1).all()
+    assert max(sizes) * 9 * 4 <= fused.CHUNK_BYTES

@@ -94,11 +94,13 @@ def test_annotators_that_do_not_learn_get_no_gradient():
 )
 def test_reduced_annotators_see_the_mean_of_blocks(image, reduction, seen):
     backbone = nn.Conv2d(1, 4, 1)
-    shapes = []
-    backbone.register_forward_hook(lambda module, inputs, output: shapes.append(inputs[0].shape[2:]))
+    inputs_seen = []
+    backbone.register_forward_hook(lambda module, inputs, output: inputs_seen.append(inputs[0]))
     net = AnnotatorNet(backbone, 2, 4, num_classes=2, reduction=reduction)
-    positive, _ = net(torch.rand(1, 1, *image))
-    assert tuple(shapes[0]) == seen
+    pixels = torch.rand(1, 1, *image)
+    positive, _ = net(pixels)
+    assert tuple(inputs_seen[0].shape[2:]) == seen
+    assert torch.allclose(inputs_seen[0], nn.functional.adaptive_avg_pool2d(pixels, seen))
     assert positive.dense().shape == (1, 1, 2, 2, *image)
 
 
