@@ -1,4 +1,4 @@
-"""The bundle's training loop on its real data path against the same loop on one batch that never changes."""
+"""The bundle's training step on batches from its data path against the same step on one batch that never changes."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def run(seconds: float) -> dict[str, Any]:
                 "output_dir": folder,
                 "synthetic": {"num_images": 6, "num_test": 1, "size": [1444, 1620]},
                 "device": "$torch.device('cpu')",
+                "num_workers": 0,  # a worker would load while the other loop has its turn
             }
         )
         step, loader = _loop(parser)

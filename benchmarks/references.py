@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from skimage import morphology, util
+from skimage import morphology
 from torch import Tensor
 
 
@@ -47,9 +47,3 @@ def thin_2d(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     eroded = morphology.erosion(mask, morphology.disk(radius))
     kept: NDArray[np.bool_] = eroded | morphology.skeletonize(mask)
     return kept
-
-
-def thicken_3d(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """Over-segmentation with a ball, as one writes it with scikit-image."""
-    grown: NDArray[np.bool_] = morphology.dilation(util.img_as_bool(mask), morphology.ball(radius))
-    return grown

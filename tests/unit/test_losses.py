@@ -346,3 +346,46 @@ def test_bad_outputs():
     loss = CoupledLoss(2, region_weight=1.0)
     with pytest.raises(ValueError, match=r"needs Annotations\.image"):
         loss(CoupledOutput(torch.zeros(1, 2, 4, 4)), Annotations(torch.zeros(1, 1, 4, 4, dtype=torch.long)))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_whole_loss_is_the_sum_of_its_equations(structure, classes):
+    """Each group of drawings with its own matrices, its own trace, and the transition matrix that was given."""
+    generator = torch.Generator().manual_seed(5)
+    transition = torch.rand(classes, classes, generator=generator) * (1 - torch.eye(classes))
+    transition /= transition.sum(0)
+    positive, negative = (confusion_of(structure, (5, 3), 0.5, seed, classes) for seed in (0, 7))
+    log_probs, drawn = batch((5, 3), classes)
+    _, ruled_out = batch((5, 3), classes, seed=8)
+    loss = CoupledLoss(classes, trace_weight=0.4, transition=transition)
+    value = loss(CoupledOutput(log_probs, positive, negative), Annotations(drawn, ruled_out))
+    nll = coarse_nll(log_probs, positive, drawn), complementary_nll(log_probs, negative, transition.log(), ruled_out)
+    traces = mean_trace(positive, drawn), mean_trace(negative, ruled_out)
+    assert value.item() == pytest.approx((sum(nll) + 0.4 * sum(traces)).item(), rel=1e-5)
+    parts = {name: part.item() for name, part in loss.parts.items()}
+    assert parts == pytest.approx(
+        {"nll_positive": nll[0].item(), "nll_negative": nll[1].item(), "trace": sum(traces).item()}
+    )
+
+
+def test_the_trace_of_negative_sets_and_of_learned_transitions_counts():
+    log_probs, drawing = batch((5, 3))
+    confusion = one_annotator(confusion_of("full", (5, 3), 0.5), 0)
+    loss = CoupledLoss(L, trace_weight=0.4, negative_sets=True)
+    value = loss(CoupledOutput(log_probs, None, confusion), Annotations(negative=drawing))
+    anything = drawing.amin(1, keepdim=True)
+    expected = ruled_out_nll(log_probs, confusion, drawing) + 0.4 * mean_trace(confusion, anything)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    learned = CoupledOutput(log_probs, None, confusion, swap_transition(L).log())
+    value = CoupledLoss(L, trace_weight=0.4)(learned, Annotations(negative=drawing[:, :1]))
+    expected = complementary_nll(log_probs, confusion, swap_transition(L).log(), drawing[:, :1])
+    assert value.item() == pytest.approx((expected + 0.4 * mean_trace(confusion, drawing[:, :1])).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_a_negative_drawing_of_no_class_is_refused(dtype):
+    confusion = FullConfusion(torch.zeros(1, 1, 2, 2, 4), 0.5)
+    drawing = torch.tensor([[[0, 1, 2, 2]]], dtype=dtype)
+    with pytest.raises(ValueError, match="classes below 2, or 255 where nothing was drawn; 2 pixels"):
+        CoupledLoss(2)(CoupledOutput(torch.zeros(1, 2, 4), None, confusion), Annotations(negative=drawing))
