@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "examples" / "annotations.md", ROOT / "bundles" / "les_av" / "docs" / "README.md"]
+PAGES = [
+    ROOT / name
+    for name in ("README.md", "examples/annotations.md", "bundles/les_av/docs/README.md", "benchmarks/README.md")
+]
 
 
 def fenced(page: Path, language: str) -> list[str]:
