@@ -24,7 +24,9 @@ It is given some pixels in a row, not the image: what it says of a pixel may dep
 """
 
 SMALLEST = 1e-30  # likelihoods below it are computed in log space
-CHUNK_BYTES = 1 << 21  # of matrix parameters; larger leaves the cache, smaller spends its time between operations
+CHUNK_BYTES = (
+    1 << 21
+)  # of matrix parameters, for each thread; larger leaves the cache, smaller spends its time between operations
 GPU_CHUNK_BYTES = 1 << 26  # there, launching an operation costs more than leaving the cache
 
 
@@ -193,10 +195,11 @@ def _evaluator(plan: _Plan) -> Callable[..., Tensor]:
 
 def _chunks(fields: list[Tensor]) -> Iterator[tuple[slice, slice]]:
     """Slices of the batch and of the pixels that keep the parameters of one annotator below the limit."""
-    limit = CHUNK_BYTES if fields[0].device.type == "cpu" else GPU_CHUNK_BYTES
+    limit = CHUNK_BYTES * torch.get_num_threads() if fields[0].device.type == "cpu" else GPU_CHUNK_BYTES
     batch, pixels = fields[0].shape[0], fields[0].shape[-1]
     size = max(256, limit // sum(field[0, ..., 0].numel() * field.element_size() for field in fields))
     images = max(1, size // pixels)
+    size = -(-pixels // -(-pixels // size))  # all of about one size: a small rest costs as many operations
     for first in range(0, batch, images):
         for start in range(0, pixels, size):
             yield slice(first, first + images), slice(start, start + size)

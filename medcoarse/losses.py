@@ -153,7 +153,9 @@ def dense_nll(log_probs: Tensor, label: Tensor) -> Tensor:
         >>> dense_nll(torch.tensor([0.2, 0.8]).log().view(1, 2, 1), torch.tensor([[[1]]]))
         tensor(0.2231)
     """
-    return coarse_nll(log_probs, IdentityConfusion(1), label)
+    drawn = label != UNLABELED
+    total = F.nll_loss(log_probs, label[:, 0].long(), ignore_index=UNLABELED, reduction="sum")
+    return total / drawn.sum().clamp_min(1)
 
 
 def consensus(annotations: Annotations, num_classes: int) -> Tensor:
@@ -178,16 +180,17 @@ def consensus(annotations: Annotations, num_classes: int) -> Tensor:
     drawings = [drawing for drawing in annotations[:2] if drawing is not None]
     if not drawings:
         raise ValueError("consensus needs positive or negative drawings, got neither")
-    classes = torch.arange(num_classes, device=drawings[0].device).view(1, 1, -1, *(1,) * (drawings[0].ndim - 2))
-    allowed = torch.ones((), dtype=torch.bool, device=classes.device)
-    if annotations.positive is not None:
-        drawn = annotations.positive[:, :, None]
-        allowed = allowed & ((drawn == classes) | (drawn == UNLABELED)).all(1)
-    if annotations.negative is not None:
-        allowed = allowed & (annotations.negative[:, :, None] != classes).all(1)
-    single = allowed.sum(1, keepdim=True) == 1
-    label = allowed.to(torch.uint8).argmax(1, keepdim=True).to(drawings[0].dtype)
-    return label.masked_fill(~single, UNLABELED)
+    label = torch.full_like(drawings[0][:, :1], UNLABELED)
+    number = torch.zeros_like(label, dtype=torch.uint8)  # of classes that are left
+    for k in range(num_classes):
+        allowed = torch.ones_like(label, dtype=torch.bool)
+        if annotations.positive is not None:
+            allowed &= ((annotations.positive == k) | (annotations.positive == UNLABELED)).all(1, keepdim=True)
+        if annotations.negative is not None:
+            allowed &= (annotations.negative != k).all(1, keepdim=True)
+        label.masked_fill_(allowed, k)
+        number += allowed
+    return label.masked_fill_(number != 1, UNLABELED)
 
 
 def region_fitting(probs: Tensor, image: Tensor, sigma: float | None = None, mask: Tensor | None = None) -> Tensor:

@@ -219,4 +219,4 @@ def test_chunks_cover_everything_once():
         seen[images, pixels] += 1
         sizes.append(seen[images, pixels].numel())
     assert (seen == 1).all()
-    assert max(sizes) * 9 * 4 <= fused.CHUNK_BYTES
+    assert max(sizes) * 9 * 4 <= fused.CHUNK_BYTES * torch.get_num_threads()
