@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.step import PATCHES, _networks
+from benchmarks.step import PATCHES, networks
 from medcoarse.confusion import Annotations
 from medcoarse.losses import CoupledLoss
 from medcoarse.networks import CoupledModel
@@ -24,7 +24,7 @@ def _worker(rank: int, world: int, port: int, seconds: float, queue: Any) -> Non
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     torch.manual_seed(rank)
-    model = DistributedDataParallel(CoupledModel(*_networks(NAME, None)))
+    model = DistributedDataParallel(CoupledModel(*networks(NAME, None)))
     optimizer, loss = torch.optim.AdamW(model.parameters()), CoupledLoss(num_classes=2)
     image = torch.randn(PATCHES[NAME])
     label = torch.randint(0, 2, (len(image), 1, *image.shape[2:]), dtype=torch.uint8)
@@ -58,7 +58,6 @@ def run(seconds: float) -> dict[str, Any]:
 
 
 def _free_port() -> int:
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -21,7 +21,8 @@ PATCHES = {"2D, LES-AV bundle": (4, 3, 256, 256), "3D, U-Net of the same widths"
 WAYS = ("supervised", "coupled", "coupled, annotators at full resolution", "warm-up")
 
 
-def _networks(name: str, reduction: int | None) -> tuple[nn.Module, AnnotatorNet]:
+def networks(name: str, reduction: int | None) -> tuple[nn.Module, AnnotatorNet]:
+    """Segmenter and annotators of the bundle, in 2D or 3D."""
     parser = ConfigParser()
     parser.read_config(CONFIG)
     if reduction is not None:
@@ -40,7 +41,7 @@ def training(tiny: bool, name: str, way: str) -> Callable[[], Any]:
     shape = PATCHES[name]
     if tiny:
         shape = (1, shape[1], *[32] * (len(shape) - 2))
-    segmenter, annotator = _networks(name, 1 if "full resolution" in way else None)
+    segmenter, annotator = networks(name, 1 if "full resolution" in way else None)
     image = torch.randn(shape)
     label = torch.randint(0, 2, (shape[0], 1, *shape[2:]), dtype=torch.uint8)
     model: nn.Module = segmenter if way == "supervised" else CoupledModel(segmenter, annotator)
@@ -62,7 +63,7 @@ def training(tiny: bool, name: str, way: str) -> Callable[[], Any]:
 def inference(tiny: bool, name: str, way: str) -> Callable[[], Any]:
     """A function that segments one batch."""
     torch.manual_seed(0)
-    segmenter, annotator = _networks(name, None)
+    segmenter, annotator = networks(name, None)
     model = (segmenter if way == "segmenter" else CoupledModel(segmenter, annotator)).eval()
     image = torch.randn(PATCHES[name])
     return torch.inference_mode()(lambda: model(image))

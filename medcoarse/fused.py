@@ -23,6 +23,9 @@ LogLikelihood = Callable[[Tensor, Confusion, Tensor], Tensor]
 It is given some pixels in a row, not the image: what it says of a pixel may depend on that pixel only.
 """
 
+PixelConfusion = FullConfusion | LowRankConfusion
+"""The structures with a matrix at every pixel."""
+
 SMALLEST = 1e-30  # likelihoods below it are computed in log space
 CHUNK_BYTES = (
     1 << 21
@@ -46,7 +49,7 @@ class Terms(NamedTuple):
 
 def annotator_terms(
     logits: Tensor,
-    confusion: Confusion,
+    confusion: PixelConfusion,
     annotation: Tensor,
     trace_weight: float,
     log_likelihood: LogLikelihood | None = None,
@@ -87,7 +90,7 @@ def annotator_terms(
 class _Plan(NamedTuple):
     """Everything about one evaluation that is not differentiated."""
 
-    confusion: Confusion
+    confusion: PixelConfusion
     annotation: Tensor
     trace_weight: float
     log_likelihood: LogLikelihood | None
@@ -116,9 +119,9 @@ class _Fused(torch.autograd.Function):
         return None, *grads, *[None] * (len(ctx.needs_input_grad) - 1 - len(grads))
 
 
-def _fields(confusion: Confusion) -> dict[str, Tensor]:
+def _fields(confusion: PixelConfusion) -> dict[str, Tensor]:
     """The parameters of a structured matrix, which are named tuples of tensors, numbers and ``None``."""
-    fields: dict[str, Any] = confusion._asdict()  # type: ignore[attr-defined]
+    fields: dict[str, Any] = confusion._asdict()
     return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
 
 
@@ -219,7 +222,8 @@ def _any_chunk(plan: _Plan, views: list[Tensor], drawing: Tensor, weight: Tensor
     with torch.set_grad_enabled(slots is not None):
         views = [view.detach().requires_grad_(slots is not None) for view in views]
         log_probs = views[0].log_softmax(1)
-        confusion = plan.confusion._replace(**dict(zip(_fields(plan.confusion), views[1:], strict=True)))  # type: ignore[attr-defined]
+        fields: dict[str, Any] = dict(zip(_fields(plan.confusion), views[1:], strict=True))
+        confusion = plan.confusion._replace(**fields)
         drawn = drawing != UNLABELED
         if plan.log_likelihood is None:
             likelihood = confusion.log_likelihood(log_probs, drawing.masked_fill(~drawn, 0).long())
@@ -266,7 +270,7 @@ def _full_chunk(
     ``w (p_j - q_j - [j = drawn] floor p_j / likelihood)``.
     """
     scores, table = views[0], views[1].squeeze(1)  # (B, L, N), (B, observed, true, N)
-    floor: float = plan.confusion.floor  # type: ignore[attr-defined]
+    floor = plan.confusion.floor
     num_classes = table.shape[2]
     pixel_weight, observed = _read(drawing, weight)
     entry = observed[:, :, None].expand(-1, -1, num_classes, -1)
@@ -309,7 +313,7 @@ def _two_class_chunk(
     ``sigmoid(s t_j)``.
     """
     scores, table = views[0], views[1].squeeze(1)  # (B, 2, N), (B, 2, 2, N)
-    room: float = 1 - plan.confusion.floor  # type: ignore[attr-defined]
+    room = 1 - plan.confusion.floor
     pixel_weight = (drawing != UNLABELED).to(scores.dtype).mul_(weight)
     upper = (drawing == 1).to(scores.dtype)
     sign = (upper * 2).sub_(1)
@@ -356,7 +360,7 @@ def _rank_one_chunk(
     is ``d_y p_y + b_y m`` and the trace ``L - sum_j (1 - d_j) (1 - b_j)``.
     """
     scores, copy, habit = views[0], views[1].squeeze(1), views[2].squeeze(1).squeeze(1)  # (B, L, N) each
-    room: float = 1 - plan.confusion.floor  # type: ignore[attr-defined]
+    room = 1 - plan.confusion.floor
     pixel_weight, observed = _read(drawing, weight)
 
     # Softmaxes stay unnormalized, p = P / P_sum and b = H / H_sum: one division a pixel in place of one a class.
