@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import random
 import resource
 import statistics
 import sys
@@ -22,7 +23,10 @@ class Timing(NamedTuple):
 
 
 def take_turns(functions: Mapping[str, Callable[[], Any]], seconds: float = 10.0, warmup: int = 2) -> dict[str, Timing]:
-    """Time functions in turn, A B C A B C ..., so that a drift of the machine's speed meets all of them alike.
+    """Time functions in turn, so that a drift of the machine's speed meets all of them alike.
+
+    Every round has an order of its own: what a call leaves behind (memory to be given back, threads that still wait)
+    must not always meet the same one.
 
     Args:
         functions: name -> what to time.
@@ -35,8 +39,10 @@ def take_turns(functions: Mapping[str, Callable[[], Any]], seconds: float = 10.0
             function()
     end = time.perf_counter() + seconds
     rounds = 0
+    order, rng = list(functions.items()), random.Random(0)
     while rounds < 5 or (time.perf_counter() < end and rounds < 200):
-        for name, function in functions.items():
+        rng.shuffle(order)
+        for name, function in order:
             start = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - start)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -353,6 +353,57 @@ class LowRankConfusion(NamedTuple):
             return torch.logsumexp(mass, 2, keepdim=True)
         log_share = self.weights - torch.logsumexp(self.weights, 2, keepdim=True)
         return torch.logsumexp(log_share + mass[:, :, None], 3)
+
+
+class UpsampledConfusion(NamedTuple):
+    """Matrices whose parameters are known on a coarser grid and interpolated linearly to the image.
+
+    The loss interpolates them piece by piece (:mod:`medcoarse.fused`), so that they never exist at every pixel.
+
+    Args:
+        coarse: parameters ``(B, R, ..., *S')``.
+        size: ``S``, size of the image.
+
+    Source: ours.
+
+    Example:
+        >>> coarse = FullConfusion(torch.zeros(1, 1, 2, 2, 4, 4), floor=0.5)
+        >>> UpsampledConfusion(coarse, (8, 8)).dense().shape
+        torch.Size([1, 1, 2, 2, 8, 8])
+    """
+
+    coarse: FullConfusion | LowRankConfusion
+    size: tuple[int, ...]
+
+    def full(self) -> FullConfusion | LowRankConfusion:
+        """The matrices with parameters at every pixel."""
+        fields: dict[str, Any] = {name: self._interpolated(value) for name, value in self.coarse._asdict().items()}
+        return self.coarse._replace(**fields)
+
+    def log_annotate(self, log_probs: Tensor) -> Tensor:
+        """See :meth:`Confusion.log_annotate`."""
+        return self.full().log_annotate(log_probs)
+
+    def log_likelihood(self, log_probs: Tensor, observed: Tensor) -> Tensor:
+        """See :meth:`Confusion.log_likelihood`."""
+        return self.full().log_likelihood(log_probs, observed)
+
+    def diagonal(self) -> Tensor:
+        """See :meth:`Confusion.diagonal`."""
+        return self.full().diagonal()
+
+    def dense(self) -> Tensor:
+        """See :meth:`Confusion.dense`."""
+        return self.full().dense()
+
+    def _interpolated(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        spatial_dims = len(self.size)
+        channels = value.flatten(1, -spatial_dims - 1)
+        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[spatial_dims]
+        values = F.interpolate(channels, self.size, mode=mode, align_corners=False)
+        return torch.unflatten(values, 1, value.shape[1:-spatial_dims])
 
 
 class GlobalConfusion(NamedTuple):

@@ -20,13 +20,11 @@ from medcoarse.confusion import (
     Annotations,
     Confusion,
     CoupledOutput,
-    FullConfusion,
     IdentityConfusion,
-    LowRankConfusion,
     check_transition,
     swap_transition,
 )
-from medcoarse.fused import LogLikelihood, Terms, annotator_terms
+from medcoarse.fused import LogLikelihood, PixelConfusion, Terms, annotator_terms
 
 
 def coarse_nll(log_probs: Tensor, confusion: Confusion, annotation: Tensor) -> Tensor:
@@ -269,7 +267,7 @@ def _terms(
     log_likelihood: LogLikelihood | None = None,
 ) -> Terms:
     """Likelihood and trace of a group of annotators: fused where every pixel has a matrix, else by the equations."""
-    if isinstance(confusion, FullConfusion | LowRankConfusion):
+    if isinstance(confusion, PixelConfusion):
         return annotator_terms(logits, confusion, annotation, trace_weight, log_likelihood)
     log_probs = logits.log_softmax(1)
     if log_likelihood is None:

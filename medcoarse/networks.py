@@ -19,6 +19,7 @@ from medcoarse.confusion import (
     GlobalConfusion,
     IdentityConfusion,
     LowRankConfusion,
+    UpsampledConfusion,
     check_num_classes,
 )
 
@@ -116,8 +117,8 @@ class AnnotatorNet(nn.Module):
                 GlobalConfusion(part, self.diagonal_floor) for part in torch.split(self.table.float(), self._numbers)
             ]
         else:
-            values = self._parameters_at(image, tuple(image.shape[2:] if size is None else size))
-            groups = [self._structured(part) for part in torch.split(values, self._numbers, 1)]
+            wanted = tuple(image.shape[2:] if size is None else size)
+            groups = [self._structured(part, wanted) for part in self._group_parameters(image)]
         positive, negative = (group if number else None for group, number in zip(groups, self._numbers, strict=True))
         return positive, negative
 
@@ -125,24 +126,26 @@ class AnnotatorNet(nn.Module):
     def _numbers(self) -> list[int]:
         return [self.num_positive, self.num_negative]
 
-    def _parameters_at(self, image: Tensor, size: tuple[int, ...]) -> Tensor:
-        """``(B, R + C, parameters, *size)``, float32."""
+    def _group_parameters(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Of the positive and of the negative annotators, ``(B, R, parameters, *S')``, float32."""
         assert self.backbone is not None
         if max(self.reduction) > 1:
             blocks = [-(-length // block) for length, block in zip(image.shape[2:], self.reduction, strict=True)]
             image = F.interpolate(image, blocks, mode="area")
         values = self.head(self.backbone(image)).float()
-        if values.shape[2:] != size:
-            mode = "bilinear" if image.ndim == 4 else "trilinear"
-            values = F.interpolate(values, size, mode=mode, align_corners=False)
-        return torch.unflatten(values, 1, (self.num_annotators, -1))
+        return torch.split(torch.unflatten(values, 1, (self.num_annotators, -1)), self._numbers, 1)
 
-    def _structured(self, values: Tensor) -> Confusion:
+    def _structured(self, values: Tensor, size: tuple[int, ...]) -> Confusion:
+        """Matrices ``(B, R, ..., *size)`` from parameters ``(B, R, parameters, *S')``."""
+        confusion: FullConfusion | LowRankConfusion
         if self.structure == "full":
-            return FullConfusion(torch.unflatten(values, 2, (self.num_classes, self.num_classes)), self.diagonal_floor)
-        copy, rest = torch.split(values, [self.num_classes, values.shape[2] - self.num_classes], 2)
-        factors = torch.unflatten(rest, 2, (-1, self.rank, self.num_classes)).unbind(2)
-        return LowRankConfusion(copy, factors[0], factors[1] if self.rank > 1 else None, self.diagonal_floor)
+            table = torch.unflatten(values, 2, (self.num_classes, self.num_classes))
+            confusion = FullConfusion(table, self.diagonal_floor)
+        else:
+            copy, rest = torch.split(values, [self.num_classes, values.shape[2] - self.num_classes], 2)
+            factors = torch.unflatten(rest, 2, (-1, self.rank, self.num_classes)).unbind(2)
+            confusion = LowRankConfusion(copy, factors[0], factors[1] if self.rank > 1 else None, self.diagonal_floor)
+        return confusion if values.shape[3:] == size else UpsampledConfusion(confusion, size)
 
     def _initial_parameters(self, diagonal: float) -> Tensor:
         """Logits that give every class the same diagonal, ``(R + C, ...)``."""

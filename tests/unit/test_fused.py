@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 import torch
 
-from medcoarse import fused
-from medcoarse.confusion import FullConfusion, LowRankConfusion, swap_transition
+from medcoarse import fused, kernels
+from medcoarse.confusion import FullConfusion, LowRankConfusion, UpsampledConfusion, swap_transition
 from medcoarse.fused import annotator_terms
 from medcoarse.losses import coarse_nll, complementary_nll, mean_trace
 
@@ -201,14 +201,63 @@ def test_shapes_that_do_not_fit_are_refused():
             annotator_terms(*arguments, WEIGHT)
 
 
-def test_the_quick_kernels_are_used():
-    chosen = {
-        (structure, classes): fused._evaluator(fused._Plan(problem(structure, classes)[1], None, 0, None, 0))
-        for structure, classes in (("full", 2), ("full", 3), ("rank_one", 2), ("rank_two", 3))
-    }
-    assert [kernel.__name__ for kernel in chosen.values()] == [
-        "_two_class_chunk", "_full_chunk", "_rank_one_chunk", "_any_chunk",
-    ]  # fmt: skip
+def test_compiled_loops_are_used_where_there_are_some():
+    logits = torch.zeros(1, 3, 2)
+    chosen = [fused._kernel(logits, problem(structure)[1]) for structure in ("full", "rank_one", "rank_two")]
+    assert chosen == [kernels.full_terms, kernels.rank_one_terms, None]
+    assert fused._kernel(logits, UpsampledConfusion(problem("full")[1], (4, 4))) is kernels.full_terms
+    assert fused._kernel(logits.to("meta"), problem("full")[1]) is None
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("coarse", "image"), [
+    ((4, 5), (16, 20)), ((3, 1), (7, 9)), ((5,), (11,)), ((2, 3, 4), (5, 6, 7)), ((6, 7), (3, 4)), ((1, 2), (40, 3)),
+])  # fmt: skip
+@pytest.mark.parametrize("structure", ["full", "rank_one", "rank_two"])
+def test_parameters_of_a_coarser_grid(structure, coarse, image, threads, monkeypatch):
+    """Interpolated piece by piece they give what they give when they are interpolated at once."""
+    monkeypatch.setattr(fused, "SLAB_PIXELS", 30)
+    monkeypatch.setattr(fused, "THREAD_PIXELS", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    _, confusion, _ = problem(structure, image=coarse)
+    logits, _, drawing = problem(structure, image=image, drawn=0.8)
+    upsampled = UpsampledConfusion(confusion, image)
+    value = annotator_terms(logits, upsampled, drawing, WEIGHT).objective
+    assert_same(logits, confusion, drawing, value, plain(logits, upsampled, drawing))
+
+
+def test_interpolation_is_that_of_torch():
+    _, confusion, _ = problem("full", image=(4, 5))
+    full = UpsampledConfusion(confusion, (9, 11)).full().logits
+    expected = torch.nn.functional.interpolate(confusion.logits[:, 1, 2], (9, 11), mode="bilinear")
+    assert torch.allclose(full[:, 1, 2], expected)
+
+
+@pytest.mark.parametrize(("pixels", "unit", "threads"), [(12, 1, 5), (12, 4, 5), (7, 7, 2), (1, 1, 4), (30, 3, 4)])
+def test_threads_share_every_pixel_once(pixels, unit, threads, monkeypatch):
+    monkeypatch.setattr(fused, "THREAD_PIXELS", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    seen = torch.zeros(3, pixels)
+    parts = fused._shares(3, pixels, unit)
+    for image, start, stop in [piece for part in parts for piece in part]:
+        assert start % unit == stop % unit == 0
+        seen[image, start:stop] += 1
+    assert (seen == 1).all()
+    assert len(parts) == min(threads, 3 * pixels // unit)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exponential_and_logarithm(dtype):
+    """The polynomials of the compiled loops, by way of a likelihood that is one exponential and one logarithm."""
+    scores = torch.zeros(1, 2, 1001, dtype=dtype)
+    scores[0, 1] = torch.linspace(-60, 60, 1001)
+    drawing = torch.ones(1, 1, 1001, dtype=torch.uint8)
+    sure = torch.full((1, 1, 2, 2, 1001), -60.0, dtype=dtype)
+    sure[0, 0, [0, 1], [0, 1]] = 60
+    slope = torch.zeros(1, 2, 1001, dtype=dtype, requires_grad=True)
+    value = annotator_terms(slope + scores, FullConfusion(sure), drawing, 0).nll
+    exact = -torch.nn.functional.logsigmoid(scores[0, 1].double()).mean()
+    assert value.item() == pytest.approx(exact.item(), rel=1e-6)
 
 
 def test_chunks_cover_everything_once():
@@ -219,4 +268,4 @@ def test_chunks_cover_everything_once():
         seen[images, pixels] += 1
         sizes.append(seen[images, pixels].numel())
     assert (seen == 1).all()
-    assert max(sizes) * 9 * 4 <= fused.CHUNK_BYTES * torch.get_num_threads()
+    assert max(sizes) * 9 * 4 <= fused.CHUNK_BYTES

@@ -116,7 +116,7 @@ def test_shared_layer_feeds_the_annotators_and_leaves_no_hook():
     nn.init.normal_(annotator.head.weight)
     image = torch.rand(1, 1, 8, 8)
     positive = model(image).positive
-    assert torch.equal(positive.copy, annotator(segmenter[0](image), (8, 8))[0].copy)
+    assert torch.equal(positive.dense(), annotator(segmenter[0](image), (8, 8))[0].dense())
     assert not segmenter[0]._forward_hooks
     with pytest.raises(ValueError, match="the segmenter has no layer 'top'; it has 0, 1"):
         CoupledModel(segmenter, annotator, shared_layer="top")

@@ -1,0 +1,552 @@
+"""Compiled loops behind :mod:`medcoarse.fused`: likelihood and trace of a group of annotators, with their slopes.
+
+One pass reads every number once and writes every slope once. Pixels go through in blocks that fit the innermost cache;
+inner loops run along the pixels of a block, one row of memory after the other, which lets the compiler use the
+processor's vector units. Compiled by Numba at first use and kept on disk from then on.
+
+Convention: a function works on ``scores[:, start:stop]`` of one image. Arrays are C-contiguous with the image axes
+flattened: scores ``(L, N)``, matrices ``(R, observed, true, N)``, copies ``(R, L, N)``, habits ``(R, 1, L, N)``,
+drawings ``(R, N)`` uint8. It writes the slopes of the objective, unless their arrays have length 0, and returns
+``(nll, trace)``. ``weights (R,)`` are what one drawn pixel of an annotator counts, ``floor`` is the least share of the
+truth that is copied, ``trace_weight`` is λ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Sums may be reordered; NaN and infinity keep their meaning, so that a training that diverges is seen.
+_REORDER = {"reassoc", "contract", "arcp", "nsz"}
+_BLOCK_NUMBERS = 1 << 16
+_SMALLEST = 1e-30  # likelihoods below it are computed in log space
+_UNLABELED = 255
+
+
+def compiled(function: Function) -> Function:
+    """Compile at the first call, for the types it is called with; it runs beside other Python threads."""
+    return cast(Function, njit(nogil=True, cache=True, fastmath=_REORDER, error_model="numpy")(function))
+
+
+def _exp(x: Any) -> Any:
+    """``exp(x)`` between 1e-38 and 1e38, to 2e-7 of its value in single precision; for compiled code only."""
+    raise NotImplementedError
+
+
+def _log(x: Any) -> Any:
+    """``log(x)`` of a normal number above 0, to 2e-7 in single precision; for compiled code only."""
+    raise NotImplementedError
+
+
+@overload(_exp, inline="always")
+def _exp_of_type(x: Any) -> Callable[[Any], Any]:
+    return _exp_single if x is types.float32 else _exp_double
+
+
+@overload(_log, inline="always")
+def _log_of_type(x: Any) -> Callable[[Any], Any]:
+    return _log_single if x is types.float32 else _log_double
+
+
+def _exp_double(x: Any) -> Any:
+    return math.exp(min(max(x, -700.0), 700.0))
+
+
+def _exp_single(x: Any) -> Any:
+    # exp(x) = 2^k exp(rest) with |rest| <= ln(2) / 2, and a polynomial for the rest: unlike a call of the C library it
+    # runs in the vector units. Coefficients here and below: S. L. Moshier, Cephes Mathematical Library, expf and logf.
+    x = min(max(x, np.float32(-87.0)), np.float32(88.0))
+    k = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
+    rest = x - k * np.float32(0.693359375) - k * np.float32(-2.12194440e-4)
+    y = np.float32(1.9875691500e-4) * rest + np.float32(1.3981999507e-3)
+    y = y * rest + np.float32(8.3334519073e-3)
+    y = y * rest + np.float32(4.1665795894e-2)
+    y = y * rest + np.float32(1.6666665459e-1)
+    y = y * rest + np.float32(5.0000001201e-1)
+    y = y * rest * rest + rest + np.float32(1.0)
+    power = np.int32((np.int32(k) + np.int32(127)) << np.int32(23))
+    return y * power.view(np.float32)
+
+
+def _log_double(x: Any) -> Any:
+    return math.log(x)
+
+
+def _log_single(x: Any) -> Any:
+    # x = 2^k (1 + rest) with 1 + rest between sqrt(1/2) and sqrt(2)
+    bits = np.float32(x).view(np.int32) - np.int32(0x3F3504F3)
+    k = np.float32(bits >> np.int32(23))
+    rest = np.int32((bits & np.int32(0x7FFFFF)) + np.int32(0x3F3504F3)).view(np.float32) - np.float32(1.0)
+    y = np.float32(7.0376836292e-2) * rest + np.float32(-1.1514610310e-1)
+    y = y * rest + np.float32(1.1676998740e-1)
+    y = y * rest + np.float32(-1.2420140846e-1)
+    y = y * rest + np.float32(1.4249322787e-1)
+    y = y * rest + np.float32(-1.6668057665e-1)
+    y = y * rest + np.float32(2.0000714765e-1)
+    y = y * rest + np.float32(-2.4999993993e-1)
+    y = y * rest + np.float32(3.3333331174e-1)
+    y = y * rest * rest * rest + k * np.float32(-2.12194440e-4) - np.float32(0.5) * rest * rest
+    return rest + y + k * np.float32(0.693359375)
+
+
+# Below, a value is loaded before it is chosen, and constants have the type of the arrays: a load behind a condition or
+# a constant in double precision would keep a loop out of the vector units.
+
+
+@compiled
+def count_drawn(drawing: Array, num_classes: int) -> tuple[int, int]:
+    """How many pixels ``(N,)`` were drawn, and how many hold neither a class nor 255."""
+    drawn = wrong = 0
+    for p in range(len(drawing)):
+        here = drawing[p] != _UNLABELED
+        drawn += here
+        wrong += here & ((drawing[p] < 0) | (drawing[p] >= num_classes))
+    return drawn, wrong
+
+
+@compiled
+def _softmax(rows: Array, j: int, first: int, n: int, observed: Array, out: Array, chosen: Array, scale: Array) -> None:
+    """``out = exp(rows[:, j] - max)`` and ``scale = 1 / sum``, of the pixels from ``first`` on.
+
+    ``chosen`` is the observed one of ``out``, 0 where nothing was drawn.
+    """
+    zero, one = scale.dtype.type(0), scale.dtype.type(1)
+    row = rows[0, j, first : first + n]
+    for p in range(n):
+        chosen[p] = row[p]
+    for k in range(1, len(rows)):
+        row = rows[k, j, first : first + n]
+        for p in range(n):
+            chosen[p] = max(chosen[p], row[p])
+    for k in range(len(rows)):
+        row, target = rows[k, j, first : first + n], out[k]
+        for p in range(n):
+            target[p] = _exp(row[p] - chosen[p])
+    for p in range(n):
+        scale[p] = zero
+    for p in range(n):
+        chosen[p] = zero
+    for k in range(len(rows)):
+        target = out[k]
+        for p in range(n):
+            value = target[p]
+            scale[p] += value
+            chosen[p] += value if observed[p] == k else zero
+    for p in range(n):
+        scale[p] = one / scale[p]
+
+
+@compiled
+def _probabilities(rows: Array, first: int, n: int, observed: Array, out: Array, chosen: Array, scale: Array) -> None:
+    """``out = softmax(rows)`` over the first axis and its observed one; ``scale`` is overwritten."""
+    _softmax(rows.reshape(len(rows), 1, -1), 0, first, n, observed, out, chosen, scale)
+    for k in range(len(rows)):
+        target = out[k]
+        for p in range(n):
+            target[p] *= scale[p]
+    for p in range(n):
+        chosen[p] *= scale[p]
+
+
+@compiled
+def _sum(rows: Array, n: int, out: Array) -> None:
+    """``out = sum_k rows[k]``."""
+    zero = out.dtype.type(0)
+    for p in range(n):
+        out[p] = zero
+    for k in range(len(rows)):
+        row = rows[k]
+        for p in range(n):
+            out[p] += row[p]
+
+
+@compiled
+def _dot(a: Array, b: Array, n: int, out: Array) -> None:
+    """``out = sum_k a[k] b[k]``."""
+    zero = out.dtype.type(0)
+    for p in range(n):
+        out[p] = zero
+    for k in range(len(a)):
+        left, right = a[k], b[k]
+        for p in range(n):
+            out[p] += left[p] * right[p]
+
+
+@compiled
+def _pick(rows: Array, observed: Array, n: int, out: Array) -> None:
+    """``out[p] = rows[observed[p], p]``, 0 where nothing was drawn."""
+    zero = out.dtype.type(0)
+    for p in range(n):
+        out[p] = zero
+    for k in range(len(rows)):
+        row = rows[k]
+        for p in range(n):
+            new, old = row[p], out[p]
+            out[p] = new if observed[p] == k else old
+
+
+@compiled
+def _take(slope: Array, k: int, observed: Array, values: Array) -> None:
+    """``slope[p] -= values[p]`` where class k was drawn."""
+    zero = values.dtype.type(0)
+    for p in range(len(slope)):
+        value = values[p]
+        slope[p] -= value if observed[p] == k else zero
+
+
+@compiled
+def _read(drawing: Array, pixel_weight: float, observed: Array, weight: Array) -> bool:
+    """Class and weight of every pixel, 255 and 0 where nothing was drawn; whether anything was."""
+    number = 0
+    for p in range(len(drawing)):
+        drawn = drawing[p] != _UNLABELED
+        observed[p] = drawing[p]
+        weight[p] = pixel_weight if drawn else 0.0
+        number += drawn
+    return number > 0
+
+
+@compiled
+def _weigh(likelihood: Array, weight: Array, odds: Array, n: int) -> tuple[float, int]:
+    """``odds = weight / likelihood``; returns the sum of ``-weight log(likelihood)``.
+
+    A pixel that needs log space loses its weight here and is marked by a likelihood of -1; they are counted.
+    """
+    number = likelihood.dtype.type
+    smallest, zero, one, nll = number(_SMALLEST), number(0), number(1), number(0)
+    num_small = 0
+    for p in range(n):
+        chance, share = likelihood[p], weight[p]
+        small = chance < smallest
+        rescued = small & (share > zero)
+        share = zero if small else share
+        chance = one if small else chance
+        weight[p] = share
+        odds[p] = share / chance
+        nll -= share * _log(chance)
+        likelihood[p] = -one if rescued else one
+        num_small += rescued
+    return nll, num_small
+
+
+@compiled
+def _log_softmax(values: Array) -> Array:
+    """Of a few numbers, in double precision."""
+    exact = values.astype(np.float64)
+    return exact - _log_sum(exact)
+
+
+@compiled
+def _log_sum(values: Array) -> float:
+    top = values.max()
+    return float(top + math.log(np.exp(values - top).sum()))
+
+
+@compiled
+def full_terms(
+    scores: Array,
+    table: Array,
+    drawing: Array,
+    weights: Array,
+    floor: float,
+    trace_weight: float,
+    start: int,
+    stop: int,
+    score_slopes: Array,
+    table_slopes: Array,
+) -> tuple[float, float]:
+    """Full matrices; the drawn class is what was observed.
+
+    With ``p`` the segmentation, ``S`` the free matrix, ``q_j = (1 - floor) S[drawn, j] p_j / likelihood`` and ``w`` the
+    pixel's weight, the slope along ``table[i, j]`` is ``w (S_ij - [i = drawn]) q_j`` from the likelihood and
+    ``w trace_weight (1 - floor) S_jj ([i = j] - S_ij)`` from the trace; along score j it is
+    ``w (p_j - q_j - [j = drawn] floor p_j / likelihood)``.
+    """
+    num_classes = len(scores)
+    number = scores.dtype.type
+    zero, low, room, pull = number(0), number(floor), number(1 - floor), number(trace_weight * (1 - floor))
+    size = max(32, min(512, _BLOCK_NUMBERS // num_classes**2))
+    matrix = np.empty((num_classes, num_classes, size), scores.dtype)  # [true, observed], S / scale
+    scale = np.empty((num_classes, size), scores.dtype)
+    probs = np.empty((num_classes, size), scores.dtype)
+    posterior = np.empty((num_classes, size), scores.dtype)
+    vectors = np.empty((4, size), scores.dtype)
+    weight, likelihood, odds, own = vectors[0], vectors[1], vectors[2], vectors[3]
+    observed = np.zeros(size, np.int32)
+    nll = trace = 0.0
+    for first in range(start, stop, size):
+        n = min(size, stop - first)
+        _probabilities(scores, first, n, observed, probs, own, odds)
+        for j in range(len(score_slopes)):
+            score_slopes[j, first : first + n] = 0
+        for r in range(len(table)):
+            if not _read(drawing[r, first : first + n], weights[r], observed, weight):
+                if len(table_slopes):
+                    table_slopes[r, :, :, first : first + n] = 0
+                continue
+            _pick(probs, observed, n, own)
+            for p in range(n):
+                own[p] *= low
+            for j in range(num_classes):
+                column, share, prob, part = matrix[j], scale[j], probs[j], posterior[j]
+                _softmax(table[r], j, first, n, observed, column, part, share)
+                for p in range(n):
+                    part[p] *= room * share[p] * prob[p]
+            _sum(posterior, n, likelihood)
+            for p in range(n):
+                likelihood[p] += own[p]
+            value, num_small = _weigh(likelihood, weight, odds, n)
+            nll += value
+            for j in range(num_classes):
+                diagonal, share, total = matrix[j, j], scale[j], number(0)
+                for p in range(n):
+                    total += weight[p] * (low + room * diagonal[p] * share[p])
+                trace += total
+            if len(score_slopes):
+                for p in range(n):
+                    own[p] *= odds[p]
+                for j in range(num_classes):
+                    slope, prob, part = score_slopes[j, first : first + n], probs[j], posterior[j]
+                    for p in range(n):
+                        part[p] *= odds[p]
+                    for p in range(n):
+                        copied = own[p]
+                        slope[p] += weight[p] * prob[p] - part[p] - (copied if observed[p] == j else zero)
+            if len(table_slopes):
+                for j in range(num_classes):
+                    part, share, diagonal = posterior[j], scale[j], matrix[j, j]
+                    for p in range(n):
+                        own[p] = pull * weight[p] * diagonal[p] * share[p]
+                    for p in range(n):
+                        share[p] *= part[p] - own[p]
+                    for i in range(num_classes):
+                        slope, entry = table_slopes[r, i, j, first : first + n], matrix[j, i]
+                        for p in range(n):
+                            drawn = part[p]
+                            slope[p] = entry[p] * share[p] - (drawn if observed[p] == i else zero)
+                    slope = table_slopes[r, j, j, first : first + n]
+                    for p in range(n):
+                        slope[p] += own[p]
+            for p in range(n if num_small else 0):
+                if likelihood[p] < 0:
+                    terms = _full_pixel(
+                        scores,
+                        table[r],
+                        first + p,
+                        observed[p],
+                        weights[r],
+                        floor,
+                        trace_weight,
+                        score_slopes,
+                        table_slopes[r] if len(table_slopes) else table[r, :0],
+                    )
+                    nll, trace = nll + terms[0], trace + terms[1]
+    return nll, trace
+
+
+@compiled
+def _full_pixel(
+    scores: Array,
+    table: Array,
+    p: int,
+    drawn: int,
+    weight: float,
+    floor: float,
+    trace_weight: float,
+    score_slopes: Array,
+    table_slopes: Array,
+) -> tuple[float, float]:
+    """The same for one pixel of one annotator in log space."""
+    num_classes = len(scores)
+    log_probs = _log_softmax(scores[:, p])
+    free = np.empty((num_classes, num_classes))
+    for j in range(num_classes):
+        free[:, j] = _log_softmax(table[:, j, p])
+    log_own = math.log(floor) + log_probs[drawn] if floor > 0 else -np.inf
+    parts = np.append(free[drawn] + log_probs + math.log(1 - floor), log_own)
+    log_likelihood = _log_sum(parts)
+    parts = weight * np.exp(parts - log_likelihood)
+    free = np.exp(free)
+    trace = 0.0
+    for j in range(num_classes):
+        trace += weight * (floor + (1 - floor) * free[j, j])
+        pull = weight * trace_weight * (1 - floor) * free[j, j]
+        if len(score_slopes):
+            own = parts[num_classes] if j == drawn else 0.0
+            score_slopes[j, p] += weight * math.exp(log_probs[j]) - parts[j] - own
+        if len(table_slopes):
+            for i in range(num_classes):
+                table_slopes[i, j, p] = free[i, j] * (parts[j] - pull)
+            table_slopes[drawn, j, p] -= parts[j]
+            table_slopes[j, j, p] += pull
+    return -weight * log_likelihood, trace
+
+
+@compiled
+def rank_one_terms(
+    scores: Array,
+    copy: Array,
+    habit: Array,
+    drawing: Array,
+    weights: Array,
+    floor: float,
+    trace_weight: float,
+    start: int,
+    stop: int,
+    score_slopes: Array,
+    copy_slopes: Array,
+    habit_slopes: Array,
+) -> tuple[float, float]:
+    """Diagonal + rank-1; the drawn class ``y`` is what was observed. ``O(L)`` work and memory.
+
+    With ``p`` the segmentation, ``d`` the copied share, ``b`` the habit and ``m = sum_j (1 - d_j) p_j``, the likelihood
+    is ``d_y p_y + b_y m`` and the trace ``L - sum_j (1 - d_j) (1 - b_j)``.
+    """
+    num_classes = len(scores)
+    number = scores.dtype.type
+    one, most = number(1), number(num_classes)
+    low, room, pull = number(floor), number(1 - floor), number(trace_weight * (1 - floor))
+    size = max(16, min(512, _BLOCK_NUMBERS // num_classes))
+    probs = np.empty((num_classes, size), scores.dtype)
+    habits = np.empty((num_classes, size), scores.dtype)
+    slack = np.empty((num_classes, size), scores.dtype)  # d = 1 - room slack; 1 - d would lose small ones
+    free = np.empty((num_classes, size), scores.dtype)  # 1 - slack
+    vectors = np.empty((9, size), scores.dtype)
+    weight, likelihood, odds, own, right = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4]
+    said, mass, moved, missing = vectors[5], vectors[6], vectors[7], vectors[8]
+    observed = np.zeros(size, np.int32)
+    nll = trace = 0.0
+    for first in range(start, stop, size):
+        n = min(size, stop - first)
+        _probabilities(scores, first, n, observed, probs, own, odds)
+        for j in range(len(score_slopes)):
+            score_slopes[j, first : first + n] = 0
+        for r in range(len(copy)):
+            if not _read(drawing[r, first : first + n], weights[r], observed, weight):
+                if len(copy_slopes):
+                    copy_slopes[r, :, first : first + n] = 0
+                    habit_slopes[r, 0, :, first : first + n] = 0
+                continue
+            _probabilities(habit[r, 0], first, n, observed, habits, said, odds)
+            for j in range(num_classes):
+                row, gap, rest = copy[r, j, first : first + n], slack[j], free[j]
+                for p in range(n):
+                    gap[p] = _exp(-row[p])
+                for p in range(n):
+                    rest[p] = one / (one + gap[p])
+                for p in range(n):
+                    gap[p] *= rest[p]
+            _sum(slack, n, missing)
+            _dot(slack, probs, n, mass)
+            _dot(slack, habits, n, moved)
+            _pick(probs, observed, n, own)
+            _pick(free, observed, n, right)
+            for p in range(n):
+                mass[p] *= room
+            for p in range(n):
+                right[p] = (low + room * right[p]) * own[p]
+            for p in range(n):
+                likelihood[p] = right[p] + said[p] * mass[p]
+            value, num_small = _weigh(likelihood, weight, odds, n)
+            nll += value
+            total = number(0)
+            for p in range(n):
+                total += weight[p] * (most + room * (moved[p] - missing[p]))
+            trace += total
+            for p in range(n):
+                said[p] *= odds[p]
+            if len(score_slopes):
+                for p in range(n):
+                    right[p] *= odds[p]
+                for j in range(num_classes):
+                    slope, prob, gap = score_slopes[j, first : first + n], probs[j], slack[j]
+                    for p in range(n):
+                        slope[p] += prob[p] * (weight[p] - room * said[p] * gap[p])
+                    _take(slope, j, observed, right)
+            if len(copy_slopes):
+                for p in range(n):
+                    own[p] *= room * odds[p]
+                for p in range(n):
+                    mass[p] *= said[p]
+                for p in range(n):
+                    weight[p] *= pull
+                for j in range(num_classes):
+                    share, gap, rest, prob = habits[j], slack[j], free[j], probs[j]
+                    slope = copy_slopes[r, j, first : first + n]
+                    for p in range(n):
+                        slope[p] = weight[p] * (one - share[p]) + room * said[p] * prob[p]
+                    _take(slope, j, observed, own)
+                    for p in range(n):
+                        slope[p] *= gap[p] * rest[p]
+                    slope = habit_slopes[r, 0, j, first : first + n]
+                    for p in range(n):
+                        slope[p] = share[p] * (mass[p] + weight[p] * (gap[p] - moved[p]))
+                    _take(slope, j, observed, mass)
+            for p in range(n if num_small else 0):
+                if likelihood[p] < 0:
+                    terms = _rank_one_pixel(
+                        scores,
+                        copy[r],
+                        habit[r, 0],
+                        first + p,
+                        observed[p],
+                        weights[r],
+                        floor,
+                        trace_weight,
+                        score_slopes,
+                        copy_slopes[r] if len(copy_slopes) else copy[r, :0],
+                        habit_slopes[r, 0] if len(habit_slopes) else habit[r, 0, :0],
+                    )
+                    nll, trace = nll + terms[0], trace + terms[1]
+    return nll, trace
+
+
+@compiled
+def _rank_one_pixel(
+    scores: Array,
+    copy: Array,
+    habit: Array,
+    p: int,
+    drawn: int,
+    weight: float,
+    floor: float,
+    trace_weight: float,
+    score_slopes: Array,
+    copy_slopes: Array,
+    habit_slopes: Array,
+) -> tuple[float, float]:
+    """The same for one pixel of one annotator in log space."""
+    num_classes = len(scores)
+    log_probs = _log_softmax(scores[:, p])
+    log_habit = _log_softmax(habit[:, p])
+    exact = copy[:, p].astype(np.float64)
+    log_free = -np.log1p(np.exp(-np.abs(exact))) + np.minimum(exact, 0.0)
+    log_slack = log_free - exact
+    room = 1 - floor
+    right = math.log(floor + room * math.exp(log_free[drawn])) if floor > 0 else log_free[drawn]
+    parts = np.append(log_habit[drawn] + log_slack + log_probs + math.log(room), right + log_probs[drawn])
+    log_likelihood = _log_sum(parts)
+    parts = weight * np.exp(parts - log_likelihood)
+    copied = weight * room * np.exp(log_free[drawn] + log_probs[drawn] - log_likelihood)
+    habits, slack, free = np.exp(log_habit), np.exp(log_slack), np.exp(log_free)
+    pull = weight * trace_weight * room
+    blame, moved = parts[:num_classes].sum(), (slack * habits).sum()
+    for j in range(num_classes):
+        here = j == drawn
+        if len(score_slopes):
+            score_slopes[j, p] += weight * math.exp(log_probs[j]) - parts[j] - (parts[num_classes] if here else 0.0)
+        if len(copy_slopes):
+            slope = free[j] * (parts[j] + slack[j] * pull * (1 - habits[j]))
+            copy_slopes[j, p] = slope - (slack[j] * copied if here else 0.0)
+            slope = habits[j] * (blame + pull * (slack[j] - moved))
+            habit_slopes[j, p] = slope - (blame if here else 0.0)
+    return -weight * log_likelihood, weight * (num_classes + room * (moved - slack.sum()))
