@@ -46,6 +46,7 @@ def load_datalist(
     section: str = "training",
     base_dir: PathLike | None = None,
     path_keys: Sequence[str] | None = None,
+    num_items: int | None = None,
 ) -> list[Item]:
     """Read one section of a datalist and make its file names absolute.
 
@@ -59,12 +60,14 @@ def load_datalist(
         section: key of the section, e.g. ``"training"``.
         base_dir: folder the names are relative to; ``None`` for the folder of ``path``.
         path_keys: keys whose text is a file name; ``None`` for every key whose value is text or a list of texts.
+        num_items: the first so many entries; ``None`` for all of them.
 
     Returns:
         The entries in file order.
 
     Raises:
-        DataError: no such file, not JSON, no such section, empty section, or an entry that is no object.
+        DataError: no such file, not JSON, no such section, empty section, an entry that is no object, or more entries
+            wanted than there are.
 
     Example:
         >>> import tempfile
@@ -77,7 +80,11 @@ def load_datalist(
     path = Path(path)
     folder = Path(base_dir if base_dir is not None else path.parent).resolve()
     entries = _section(_read_json(path), section, path)
-    return [_absolute(entry, folder, path_keys) for entry in entries]
+    if num_items is not None and not 1 <= num_items <= len(entries):
+        raise DataError(
+            f"{path}: section {section!r} lists {len(entries)} items, {num_items} are wanted; ask for fewer"
+        )
+    return [_absolute(entry, folder, path_keys) for entry in entries[:num_items]]
 
 
 def _read_json(path: Path) -> Any:
@@ -245,6 +252,29 @@ def _recorded(name: Path) -> bool:
     """Is a file part of the data, rather than hidden, half fetched or the record itself?"""
     hidden = any(part.startswith(".") for part in name.parts)
     return not hidden and name.suffix != ".part" and name.name != "provenance.json"
+
+
+def verify_prepared(dataset_dir: PathLike, script: str, num_training: int | None = None, **rules: Any) -> int:
+    """Verify the training, validation and test items of a folder that a script of ``data_prep/`` made.
+
+    Args:
+        dataset_dir: the folder with ``datalist.json``.
+        script: the script, for the error.
+        num_training: training items that are wanted; ``None`` takes what there is.
+        rules: what the files must be like, see `verify_datalist`.
+
+    Returns:
+        The number of files decoded.
+
+    Raises:
+        DataError: no datalist, too few training items, or any problem of the files.
+    """
+    path = Path(dataset_dir) / "datalist.json"
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; run `python {script}` and pass the folder it makes as dataset_dir")
+    load_datalist(path, "training", num_items=num_training)
+    sections = {name: load_datalist(path, name) for name in ("training", "validation", "test")}
+    return verify_datalist(sections, **rules)
 
 
 # --- LES-AV ------------------------------------------------------------------------------------------------------

@@ -1,11 +1,14 @@
-"""Plain data and atomic files: a kill at any time leaves the old file or the new one, never half of one."""
+"""Plain data, atomic files and folders: a kill at any time leaves the old one or the new one, never half of one."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +49,87 @@ def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def holds_dataset(folder: Path, provenance: Mapping[str, Any], paths: Iterable[str], kind: str) -> bool:
+    """Is a folder this very data set, whole? Anything else in it is an error: never mix, never overwrite.
+
+    Args:
+        folder: absent or empty means no.
+        provenance: what its ``provenance.json`` must hold, with ``generator_version`` and ``parameters``.
+        paths: the files that must be there, relative to the folder.
+        kind: what the data set is, for the error.
+
+    Raises:
+        FileExistsError: something else, another version of it, or a part of it.
+
+    Example:
+        >>> holds_dataset(Path("/nowhere"), {"generator_version": 1, "parameters": {}}, [], "drawn data set")
+        False
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    remedy = "choose another folder, or delete this one to have the data set drawn again"
+    try:
+        found = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        version, parameters = found["generator_version"], found["parameters"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise FileExistsError(f"{folder} exists but is not a {kind}; {remedy}") from None
+    if found != provenance:
+        raise FileExistsError(
+            f"{folder} holds a data set drawn by generator version {version} with {parameters}, wanted is version "
+            f"{provenance['generator_version']} with {provenance['parameters']}; {remedy}"
+        )
+    missing = [path for path in paths if not (folder / path).is_file()]
+    if missing:
+        raise FileExistsError(f"{folder} is incomplete: {len(missing)} files are missing, first {missing[0]}; {remedy}")
+    return True
+
+
+def write_dataset(
+    folder: Path, provenance: Mapping[str, Any], paths: Iterable[str], kind: str, write: Callable[[Path], Any]
+) -> Path:
+    """Let ``write`` fill a draft beside the folder, then rename it into place; keep the folder if it is whole already.
+
+    Several processes may ask for the same data set at the same time: the first to finish wins.
+
+    Args:
+        folder: where the data set goes; made with its parents.
+        provenance: becomes ``provenance.json``, see `holds_dataset`.
+        paths: the files that ``write`` makes, relative to the folder.
+        kind: what the data set is, for errors.
+        write: called with the draft, an empty folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: the folder holds anything but this very data set, whole.
+
+    Example:
+        >>> import tempfile
+        >>> facts = {"generator_version": 1, "parameters": {}}
+        >>> folder = Path(tempfile.mkdtemp()) / "new"
+        >>> _ = write_dataset(folder, facts, ["a"], "data set", lambda draft: (draft / "a").write_text("a"))
+        >>> sorted(entry.name for entry in folder.iterdir())
+        ['a', 'provenance.json']
+    """
+    paths = list(paths)
+    if holds_dataset(folder, provenance, paths, kind):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    try:
+        draft.mkdir()
+        write(draft)
+        write_json(draft / "provenance.json", provenance)
+        with contextlib.suppress(OSError):  # an empty folder may be in the way of a rename; any other is left alone
+            folder.rmdir()
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not holds_dataset(folder, provenance, paths, kind):  # another process was first with the same data set
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder

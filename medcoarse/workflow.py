@@ -7,7 +7,7 @@ Everything here is a plain ignite handler or a MONAI ``PrepareBatch``, for a sto
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from medcoarse import synthetic
 from medcoarse.confusion import Annotations
-from medcoarse.datalist import DataError, verify_les_av
+from medcoarse.datalist import DataError, verify_les_av, verify_prepared
 from medcoarse.files import write_atomically
 from medcoarse.networks import CoupledModel
+from medcoarse.synthetic import digits
 
 logger = logging.getLogger(__name__)
 
@@ -299,15 +300,56 @@ def prepare_fundus(
         SystemExit: files that cannot be trained on, with one line for each. It is no ``Exception`` because MONAI would
             bury the message under the traceback of its configuration parser.
     """
+
+    def draw() -> Path:
+        _say_what_is_drawn("fundus photographs", synthetic_dir, "LES-AV folder", "les_av")
+        return _synthetic_fundus(Path(synthetic_dir), synthetic_options)
+
+    return _prepare(dataset_dir, draw, lambda folder: verify_les_av(folder, datalist))
+
+
+def prepare_digits(
+    dataset_dir: str | Path | None,
+    synthetic_dir: str | Path,
+    synthetic_options: Mapping[str, Any],
+    num_training: int | None = None,
+) -> str:
+    """The verified folder to train on: noisy MNIST digits where one is given, else digits that are drawn.
+
+    Args:
+        dataset_dir: folder that ``data_prep/mnist.py`` made; empty or ``None`` draws digits.
+        synthetic_dir: where digits are drawn, or were drawn before.
+        synthetic_options: how many, see :func:`medcoarse.synthetic.digits.write_digit_dataset`.
+        num_training: training images that are wanted; ``None`` takes what there is.
+
+    Raises:
+        SystemExit: files that cannot be trained on, see :func:`prepare_fundus`.
+    """
+
+    def draw() -> Path:
+        _say_what_is_drawn("digits", synthetic_dir, "folder", "mnist")
+        return digits.write_digit_dataset(synthetic_dir, **synthetic_options)
+
+    def verify(folder: Path) -> int:
+        rules: dict[str, Any] = {"label_values": (0, 255), "required_keys": ("label",)}
+        return verify_prepared(folder, "data_prep/mnist.py", num_training, **rules)
+
+    return _prepare(dataset_dir, draw, verify)
+
+
+def _say_what_is_drawn(what: str, folder: str | Path, argument: str, script: str) -> None:
+    logger.info(
+        "No dataset_dir: training on synthetic %s in %s. For real ones pass --dataset_dir <%s>; "
+        "python data_prep/%s.py fetches it.",
+        what, folder, argument, script,
+    )  # fmt: skip
+
+
+def _prepare(dataset_dir: str | Path | None, draw: Callable[[], Path], verify: Callable[[Path], int]) -> str:
+    """The folder that is given, else the one that is drawn, verified; what stands against it ends the program."""
     try:
-        if not dataset_dir:
-            logger.info(
-                "No dataset_dir: training on synthetic fundus photographs in %s. For real ones pass --dataset_dir "
-                "<LES-AV folder>; python data_prep/les_av.py fetches it.",
-                synthetic_dir,
-            )
-        folder = Path(dataset_dir) if dataset_dir else _synthetic_fundus(Path(synthetic_dir), synthetic_options)
-        verify_les_av(folder, datalist)
+        folder = Path(dataset_dir) if dataset_dir else draw()
+        verify(folder)
     except (DataError, FileExistsError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     return str(folder)

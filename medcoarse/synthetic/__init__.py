@@ -1,12 +1,8 @@
-"""Data that needs no download: synthetic colour fundus photographs with pixel-exact vessel masks."""
+"""Data that needs no download: fundus photographs with pixel-exact vessel masks here, digits in `digits`."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medcoarse.files import write_dataset, write_json
 from medcoarse.synthetic.retina import blood_density, expose, pixel_positions, rasterize, tissue, transmission
 from medcoarse.synthetic.vessel_tree import draw_eye, grow_tree
 
@@ -133,16 +130,12 @@ def write_fundus_dataset(
     if not 0 <= num_test < num_images:
         raise ValueError(f"num_test must be at least 0 and below num_images, got {num_test} of {num_images}")
     provenance = _provenance(num_images, size, seed, num_test)
-    if _holds_dataset(folder, provenance):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    try:
+    paths = ["datalist.json", *(path for name in provenance["photograph_seeds"] for path in _item(name).values())]
+
+    def write(draft: Path) -> None:
         _write_photographs(draft, provenance, progress)
-        _publish(draft, folder, provenance)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return folder
+
+    return write_dataset(folder, provenance, paths, "synthetic fundus data set", write)
 
 
 def _provenance(num_images: int, size: tuple[int, int], seed: int, num_test: int) -> dict[str, Any]:
@@ -167,31 +160,9 @@ def _item(name: str) -> dict[str, str]:
     }
 
 
-def _holds_dataset(folder: Path, provenance: dict[str, Any]) -> bool:
-    """Whether the folder is this data set, whole. Anything else in it is an error: never mix, never overwrite."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    remedy = "choose another folder, or delete this one to have the data set drawn again"
-    try:
-        found = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        version, parameters = found["generator_version"], found["parameters"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise FileExistsError(f"{folder} exists but is not a synthetic fundus data set; {remedy}") from None
-    if found != provenance:
-        raise FileExistsError(
-            f"{folder} holds a data set drawn by generator version {version} with {parameters}, wanted is version "
-            f"{provenance['generator_version']} with {provenance['parameters']}; {remedy}"
-        )
-    paths = ["datalist.json", *(path for name in provenance["photograph_seeds"] for path in _item(name).values())]
-    missing = [path for path in paths if not (folder / path).is_file()]
-    if missing:
-        raise FileExistsError(f"{folder} is incomplete: {len(missing)} files are missing, first {missing[0]}; {remedy}")
-    return True
-
-
 def _write_photographs(draft: Path, provenance: dict[str, Any], progress: Callable[[int, int], None] | None) -> None:
     for name in ("images", "vessel-segmentations", "masks"):
-        (draft / name).mkdir(parents=True)
+        (draft / name).mkdir()
     seeds, parameters = provenance["photograph_seeds"], provenance["parameters"]
 
     def write(name: str) -> None:
@@ -209,8 +180,7 @@ def _write_photographs(draft: Path, provenance: dict[str, Any], progress: Callab
                 progress(done, len(seeds))
     datalist = _datalist(list(seeds), parameters["num_test"])
     (draft / "README.txt").write_text(README, encoding="utf-8")
-    (draft / "datalist.json").write_text(json.dumps(datalist, indent=2) + "\n", encoding="utf-8")
-    (draft / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+    write_json(draft / "datalist.json", datalist)
 
 
 def _datalist(names: list[str], num_test: int) -> dict[str, Any]:
@@ -222,14 +192,3 @@ def _datalist(names: list[str], num_test: int) -> dict[str, Any]:
         "training": items[: len(items) - num_test],
         "test": items[len(items) - num_test :],
     }
-
-
-def _publish(draft: Path, folder: Path, provenance: dict[str, Any]) -> None:
-    """Rename the finished draft; where another process was first, keep its data set, which is the same."""
-    with contextlib.suppress(OSError):  # an empty folder may be in the way of a rename; any other is left alone
-        folder.rmdir()
-    try:
-        draft.rename(folder)
-    except OSError:
-        if not _holds_dataset(folder, provenance):
-            raise

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [
-    ROOT / name
-    for name in ("README.md", "examples/annotations.md", "bundles/les_av/docs/README.md", "benchmarks/README.md")
-]
+PAGES = [ROOT / name for name in ("README.md", "examples/annotations.md", "benchmarks/README.md")]
+PAGES += sorted(ROOT.glob("bundles/*/docs/README.md"))
 
 
 def fenced(page: Path, language: str) -> list[str]:
@@ -46,9 +44,10 @@ def test_commands_name_files_that_exist():
 
 
 def test_every_key_that_a_documented_command_overrides_is_in_the_configuration():
-    configs = "".join(path.read_text() for path in (ROOT / "bundles" / "les_av" / "configs").glob("*.json"))
     for page in PAGES:
         for command in fenced(page, "bash"):
             for run in re.findall(r"monai\.bundle run (?:.*\\\n)*.*", command):
+                bundle = re.search(r"bundles/\w+", run)[0]
+                configs = "".join(path.read_text() for path in (ROOT / bundle / "configs").glob("*.json"))
                 for key in re.findall(r"--(\w+)[ =]", run):
                     assert key in {"config_file"} or f'"{key}"' in configs, key

@@ -24,6 +24,7 @@ from medcoarse.datalist import (
     provenance,
     verify_datalist,
     verify_les_av,
+    verify_prepared,
 )
 
 COMMITTED = Path(__file__).resolve().parents[2] / "bundles" / "les_av" / "configs" / "datalist.json"
@@ -101,6 +102,14 @@ class TestLoad:
     def test_bad_content(self, tmp_path: Path, content: Any, text: str) -> None:
         with pytest.raises(DataError, match=text):
             load_datalist(self.write(tmp_path, content))
+
+    def test_the_first_entries(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, {"training": ["a.png", "b.png", "c.png"]})
+        assert [Path(item["image"]).name for item in load_datalist(path, num_items=2)] == ["a.png", "b.png"]
+        assert len(load_datalist(path, num_items=3)) == 3
+        for number in (0, -1, 4):
+            with pytest.raises(DataError, match=f"'training' lists 3 items, {number} are wanted; ask for fewer"):
+                load_datalist(path, num_items=number)
 
     def test_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"nothing.json: no such datalist; pass the path"):
@@ -345,6 +354,38 @@ class TestProvenance:
     def test_nothing(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="no files to record"):
             provenance(tmp_path)
+
+
+class TestPrepared:
+    def make(self, root: Path, label: int = 255) -> Path:
+        sections = {}
+        for value, name in enumerate(("training", "validation", "test")):
+            save(root / f"{name}.png", np.full((4, 4), value, np.uint8))
+            save(root / f"{name}_label.png", np.full((4, 4), label, np.uint8))
+            sections[name] = [{"image": f"{name}.png", "label": f"{name}_label.png"}]
+        (root / "datalist.json").write_text(json.dumps(sections))
+        return root
+
+    def verify(self, root: Path, **rules: Any) -> int:
+        return verify_prepared(root, "data_prep/x.py", label_values=(0, 255), required_keys=("label",), **rules)
+
+    def test_all_sections_are_decoded(self, tmp_path: Path) -> None:
+        assert self.verify(self.make(tmp_path)) == 6
+        for name in ("training", "validation", "test"):
+            (tmp_path / f"{name}.png").rename(tmp_path / "away.png")
+            with pytest.raises(DataError, match=f"{name}.png: no such file"):
+                self.verify(tmp_path)
+            (tmp_path / "away.png").rename(tmp_path / f"{name}.png")
+        with pytest.raises(DataError, match=r"holds the values \{7\}, expected only \{0, 255\}"):
+            self.verify(self.make(tmp_path, label=7))
+
+    def test_too_few_to_train_on(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="'training' lists 1 items, 2 are wanted"):
+            self.verify(self.make(tmp_path), num_training=2)
+
+    def test_another_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"datalist.json: no such file; run `python data_prep/x.py` and pass"):
+            self.verify(tmp_path)
 
 
 class TestLesAv:

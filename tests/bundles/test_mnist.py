@@ -1,0 +1,93 @@
+"""What is particular to the MNIST bundle: its protocol, and the appearance term."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medcoarse.profiles import PROFILES
+
+pytestmark = pytest.mark.parametrize("bundle", ["mnist"], indirect=True)
+
+
+def parsed(bundle, output, key, **overrides):
+    built = bundle.workflow("train.json", **(bundle.small | bundle.places(output) | overrides))
+    built.initialize()
+    return built.parser.get_parsed_content(key)
+
+
+def test_networks_see_whole_digits_as_they_are(bundle, tmp_path):
+    """Intensities from 0 to 1, no crops, no flips: digits have a handedness."""
+    data = parsed(bundle, tmp_path, "train#dataset")
+    items = bundle.items("training")[:4]
+    assert len(data) == 4
+    for seen, item in zip(data, items, strict=True):
+        assert set(seen) == {"image", "positive", "negative"}, "the truth stays out of reach"
+        stored = np.array(Image.open(bundle.data / item["image"]))
+        assert np.array_equal(seen["image"][0].numpy().T, (stored / 255).astype(np.float32))
+        assert seen["positive"].shape == seen["negative"].shape == (1, 28, 28)
+
+
+@pytest.mark.parametrize("noise", ["mild", "heavy"])
+def test_noise_names_the_annotators(bundle, tmp_path, noise):
+    *_, simulate, _ = parsed(bundle, tmp_path, "preprocessing", noise=noise)
+    drawn = [list(kind.profiles) for kind in (simulate.positive, simulate.negative)]
+    assert drawn == [[PROFILES[f"mnist_{noise}_{kind}"]] for kind in ("positive", "negative")]
+
+
+def test_appearance_counts_beside_drawings_only(bundle, tmp_path):
+    loss = parsed(bundle, tmp_path, "loss")
+    assert (loss.region_weight, loss.region_sigma) == (10, None)
+    assert parsed(bundle, tmp_path, "loss", supervision="dense").region_weight == 0
+
+
+@pytest.mark.parametrize("supervision", ["dense", "semi"])
+def test_other_supervision(bundle, tmp_path, supervision):
+    bundle.train(tmp_path, supervision=supervision, num_dense=2, max_epochs=1)
+    assert bundle.metrics(tmp_path)["facts"]["supervision"] == supervision
+
+
+def test_masks_of_the_first_images_only_are_seen(bundle, tmp_path):
+    data = parsed(bundle, tmp_path, "train#dataset", supervision="semi", num_dense=1)
+    assert [bool((item["label"] != 255).any()) for item in data] == [True, False, False, False]
+
+
+def test_validation_while_training_and_test_afterwards(bundle, tmp_path):
+    images = [item["image"] for item in parsed(bundle, tmp_path, "validate#dataset").data]
+    assert images == [str(bundle.data / item["image"]) for item in bundle.items("validation")]
+    built = bundle.workflow("train.json", "evaluate.json", **bundle.small, **bundle.places(tmp_path))
+    built.parser.parse()
+    images = [item["image"] for item in built.parser.get_parsed_content("validate#dataset#data")]
+    assert images == [str(bundle.data / item["image"]) for item in bundle.items("test")]
+
+
+def test_too_many_images_are_refused_in_one_line(bundle, tmp_path):
+    with pytest.raises(SystemExit, match=r"DataError: .*'training' lists 5 items, 6 are wanted; ask for fewer"):
+        bundle.train(tmp_path, num_training=6)
+    with pytest.raises(SystemExit, match=r"datalist.json: no such file; run `python data_prep/mnist.py`"):
+        bundle.train(tmp_path, dataset_dir=str(tmp_path))
+
+
+def test_without_a_dataset_digits_are_drawn(bundle, tmp_path, capsys):
+    numbers = {"num_training": 4, "num_validation": 2, "num_test": 2}
+    bundle.train(tmp_path, dataset_dir="", synthetic=numbers, max_epochs=1, warmup_epochs=0)
+    assert "training on synthetic digits in" in capsys.readouterr().out
+    provenance = json.loads((tmp_path / "synthetic" / "provenance.json").read_text())
+    assert provenance["parameters"]["num_training"] == 4
+    assert bundle.metrics(tmp_path)["facts"]["data"] == "synthetic"
+
+
+def test_schedule_and_networks(bundle, tmp_path):
+    """The setting that was measured."""
+    built = bundle.workflow("train.json", **bundle.places(tmp_path), num_training=4)
+    built.parser.parse()
+    read = built.parser.get_parsed_content
+    assert [read(key) for key in ("max_epochs", "warmup_epochs", "batch_size")] == [60, 20, 20]
+    optimizer, annotator = read("optimizer"), read("annotator")
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-3, 1e-4])
+    assert (annotator.diagonal_floor, annotator.reduction, read("loss").trace_weight) == (0.5, (1, 1), 0.05)
