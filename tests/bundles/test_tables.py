@@ -1,0 +1,36 @@
+"""A table on a real bundle: MONAI's own command, training and evaluation."""
+
+from __future__ import annotations
+
+import json
+
+from medcoarse.experiments.__main__ import main
+from tests.bundles.conftest import BUNDLE, SMALL
+
+
+def test_a_row_is_trained_evaluated_and_found_done(photographs, tmp_path, capsys):
+    table = {
+        "title": "One row",
+        "bundle": "bundles/les_av",
+        "config": ["configs/train.json"],
+        "common": {**SMALL, "max_epochs": 1, "warmup_epochs": 0},
+        "seeds": [3],
+        "metrics": {"vessel IoU": "image#iou_vessel", "mean IoU": "image#mean_iou"},
+        "evaluate": {"config": ["configs/evaluate.json"]},
+        "rows": [{"name": "low rank", "overrides": {"annotator_def#structure": "low_rank", "annotator_def#rank": 1}}],
+    }
+    (tmp_path / "one.json").write_text(json.dumps(table))
+    command = [str(tmp_path / "one.json"), "--bundle_root", str(BUNDLE), "--dataset_dir", str(photographs)]
+    command += ["--output_dir", str(tmp_path / "runs")]
+    assert main(command) == 0, capsys.readouterr().out
+    (run,) = json.loads((tmp_path / "runs" / "one" / "results.json").read_text())["runs"]
+    assert run["facts"]["seed"] == 3
+    assert run["facts"]["data"] == run["definition"]["training"]["data"]["name"] == "fundus"
+    (work,) = (path.parent for path in tmp_path.glob("runs/one/low-rank/seed-3/*/state.json"))
+    evaluation = json.loads((work / "output" / "evaluation.json").read_text())
+    assert run["scores"]["image#iou_vessel"] == evaluation["image"]["iou_vessel"]
+    assert (work / "models" / "full.pt").is_file()
+    assert f"{evaluation['image']['mean_iou']:.3f} | 1 |" in (tmp_path / "runs" / "one" / "results.md").read_text()
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "1 of 1 runs are done already" in capsys.readouterr().out
