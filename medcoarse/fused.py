@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from medcoarse import interpolation, kernels
+from medcoarse.compilation import in_threads, shares
 from medcoarse.confusion import UNLABELED, Confusion, FullConfusion, LowRankConfusion, UpsampledConfusion
 
 LogLikelihood = Callable[[Tensor, Confusion, Tensor], Tensor]
@@ -237,9 +236,7 @@ def _by_kernel(kernel: Kernel, plan: _Plan, inputs: list[Tensor], weights: Tenso
             partial_slopes.append((index, slopes))
         return terms, partial_slopes
 
-    parts = _shares(len(images), math.prod(size), 1 if axes is None else size[-1])
-    with ThreadPoolExecutor(len(parts)) as pool:  # compiled loops leave Python to the others
-        results = list(pool.map(evaluate, parts) if len(parts) > 1 else map(evaluate, parts))
+    results = in_threads(evaluate, _shares(len(images), math.prod(size), 1 if axes is None else size[-1]))
     for _, partial_slopes in results:
         for index, slopes in partial_slopes:
             for total, slope in zip(images[index].slopes[1:], slopes, strict=True):
@@ -304,10 +301,9 @@ def _terms_of_rows(
 
 def _shares(num_images: int, num_pixels: int, unit: int) -> list[list[tuple[int, int, int]]]:
     """``(image, start, stop)`` for each thread: about equal numbers of pixels, in multiples of a unit."""
-    units = num_images * num_pixels // unit
-    number = max(1, min(torch.get_num_threads(), units * unit // THREAD_PIXELS))
     parts = []
-    for first, last in pairwise(units * i // number * unit for i in range(number + 1)):
+    for units in shares(num_images * num_pixels // unit, THREAD_PIXELS // unit):
+        first, last = units.start * unit, units.stop * unit
         images = range(first // num_pixels, -(-last // num_pixels))
         starts = [(index, index * num_pixels) for index in images]
         parts.append([(i, max(first - at, 0), min(last - at, num_pixels)) for i, at in starts])

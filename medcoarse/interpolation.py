@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medcoarse.kernels import compiled
+from medcoarse.compilation import compiled
 
 Array = NDArray[Any]
 

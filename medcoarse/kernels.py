@@ -15,26 +15,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
-Function = TypeVar("Function", bound=Callable[..., Any])
+from medcoarse.compilation import compiled
 
-# Sums may be reordered; NaN and infinity keep their meaning, so that a training that diverges is seen.
-_REORDER = {"reassoc", "contract", "arcp", "nsz"}
+Array = NDArray[Any]
+
 _BLOCK_NUMBERS = 1 << 16
 _SMALLEST = 1e-30  # likelihoods below it are computed in log space
 _UNLABELED = 255
-
-
-def compiled(function: Function) -> Function:
-    """Compile at the first call, for the types it is called with; it runs beside other Python threads."""
-    return cast(Function, njit(nogil=True, cache=True, fastmath=_REORDER, error_model="numpy")(function))
 
 
 def _exp(x: Any) -> Any:

@@ -14,14 +14,14 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import distance_transform_edt, label
+from scipy.ndimage import label
 from scipy.sparse import csr_array
 from skimage.morphology import skeletonize
 
+from medcoarse.distance import squared_distances
+
 Mask = NDArray[np.bool_]
 
-# Up to this many voxels, taking minima over shifted copies is faster than the distance transform of the whole image.
-_NEAR = 8
 # Two ways to compute one distance differ in the last bits; a voxel exactly at the radius belongs to the ball.
 _ROUNDING = 1e-5
 
@@ -70,11 +70,11 @@ def squared_distance(
 ) -> NDArray[np.float32]:
     """Squared distance in mm² from every voxel to the nearest voxel of the mask, infinite beyond the radius.
 
-    `d²(x) = min over y in mask of |x - y|²`, one axis after the other: `min over k of d²(x + k e) + (k s)²`.
+    `d²(x) = min over y in mask of |x - y|²`, see :mod:`medcoarse.distance`.
 
     Args:
         mask: bool, 2D or 3D.
-        radius_mm: how far to look, >= 0. Beyond a few voxels the cost no longer depends on it.
+        radius_mm: how far to look, >= 0; the cost hardly depends on it.
         spacing: mm per voxel.
 
     Returns:
@@ -90,16 +90,7 @@ def squared_distance(
     sizes = _checked(mask, spacing)
     if not radius_mm >= 0:
         raise ValueError(f"radius_mm must be >= 0, got {radius_mm!r}.")
-    steps = [int(radius_mm / size + _ROUNDING) for size in sizes]
-    squared: NDArray[np.float32]
-    if max(steps) > _NEAR and mask.any():
-        squared = np.square(distance_transform_edt(~mask, sampling=sizes)).astype(np.float32)
-    else:
-        squared = np.where(mask, np.float32(0), np.float32(np.inf))
-        for axis, (step, size) in enumerate(zip(steps, sizes, strict=True)):
-            squared = _nearest_along(squared, axis, step, size)
-    squared[squared > radius_mm**2 * (1 + _ROUNDING)] = np.inf
-    return squared
+    return squared_distances(mask, sizes, radius_mm**2 * (1 + _ROUNDING))
 
 
 def thin(mask: Mask, radius_mm: float, spacing: Sequence[float] | float | None = None, preserve: bool = False) -> Mask:
@@ -412,18 +403,6 @@ def bounding_window(
 
 def _checked(mask: Mask, spacing: Sequence[float] | float | None) -> tuple[float, ...]:
     return as_spacing(spacing, as_mask(mask).ndim)
-
-
-def _nearest_along(squared: NDArray[np.float32], axis: int, steps: int, size: float) -> NDArray[np.float32]:
-    """min over |k| <= steps of squared(x + k e) + (k size)², along one axis."""
-    nearest = squared.copy()
-    source, target = np.moveaxis(squared, axis, 0), np.moveaxis(nearest, axis, 0)
-    shifted = np.empty_like(source)
-    for k in range(1, min(steps, len(source) - 1) + 1):
-        np.add(source, np.float32((k * size) ** 2), out=shifted)
-        np.minimum(target[k:], shifted[:-k], out=target[k:])
-        np.minimum(target[:-k], shifted[k:], out=target[:-k])
-    return nearest
 
 
 @lru_cache(maxsize=512)  # the same few for all images of a data set; a handful of numbers for each row of voxels
