@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 import torch
@@ -13,6 +16,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
+_PARTS = 4  # for each thread: one that is kept waiting leaves the rest to the others
+
 # Sums may be reordered; NaN and infinity keep their meaning, so that a training that diverges is seen.
 _REORDER = {"reassoc", "contract", "arcp", "nsz"}
 
@@ -20,13 +25,13 @@ _REORDER = {"reassoc", "contract", "arcp", "nsz"}
 def compiled(function: Function) -> Function:
     """Compile at the first call, for the types it is called with, and keep the result on disk for the next process.
 
-    A compiled function runs beside other Python threads. It starts none, so a data loader may fork at any time.
+    A compiled function runs beside other Python threads and starts none.
     """
     return cast(Function, njit(nogil=True, cache=True, fastmath=_REORDER, error_model="numpy")(function))
 
 
 def shares(total: int, smallest: int) -> list[range]:
-    """Equal parts of ``range(total)``, one for each thread that torch may use; none below the smallest useful size.
+    """Equal parts of ``range(total)``, a few for each thread that torch may use; none below the smallest useful size.
 
     Data loaders give their workers one thread, so that processes times threads do not outnumber the cores.
 
@@ -34,18 +39,44 @@ def shares(total: int, smallest: int) -> list[range]:
         >>> shares(10, smallest=20)
         [range(0, 10)]
     """
-    number = max(1, min(torch.get_num_threads(), total // max(1, smallest)))
+    threads = torch.get_num_threads()
+    number = max(1, min(_PARTS * threads, total // max(1, smallest))) if threads > 1 else 1
     return [range(total * i // number, total * (i + 1) // number) for i in range(number)]
 
 
 def in_threads(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
-    """``[work(part) for part in parts]``, each in a thread of its own that is gone afterwards.
+    """``[work(part) for part in parts]``, by this thread and helpers that take part after part.
+
+    Nobody waits for a helper that has not begun: other libraries keep threads of their own awake for a while.
 
     Example:
         >>> in_threads(sum, [range(3), range(5)])
         [3, 10]
     """
-    if len(parts) == 1:
-        return [work(parts[0])]
-    with ThreadPoolExecutor(len(parts)) as pool:
-        return list(pool.map(work, parts))
+    todo = deque(enumerate(parts))
+    results: dict[int, Result] = {}
+
+    def take() -> None:
+        while todo:
+            try:
+                index, part = todo.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            results[index] = work(part)
+
+    helpers = [_helpers().submit(take) for _ in range(min(torch.get_num_threads(), len(parts)) - 1)]
+    take()
+    for helper in helpers:
+        if not helper.cancel():
+            helper.result()
+    return [results[index] for index in range(len(parts))]
+
+
+@lru_cache(maxsize=1)
+def _helpers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="medcoarse")
+
+
+# A forked process has none of the threads of its parent: it starts its own.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.cache_clear)

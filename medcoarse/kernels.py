@@ -108,31 +108,30 @@ def count_drawn(drawing: Array, num_classes: int) -> tuple[int, int]:
 
 
 @compiled
-def _softmax(rows: Array, j: int, first: int, n: int, observed: Array, out: Array, chosen: Array, scale: Array) -> None:
+def _softmax(
+    rows: Array, j: int, first: int, n: int, observed: Array, out: Array, chosen: Array, scale: Array, top: Array
+) -> None:
     """``out = exp(rows[:, j] - max)`` and ``scale = 1 / sum``, of the pixels from ``first`` on.
 
-    ``chosen`` is the observed one of ``out``, 0 where nothing was drawn.
+    ``chosen`` is the observed one of ``out``, 0 where nothing was drawn; ``top`` is overwritten by the maximum.
     """
     zero, one = scale.dtype.type(0), scale.dtype.type(1)
-    row = rows[0, j, first : first + n]
+    row, other = rows[0, j, first : first + n], rows[1, j, first : first + n]
     for p in range(n):
-        chosen[p] = row[p]
-    for k in range(1, len(rows)):
+        top[p] = max(row[p], other[p])
+    for k in range(2, len(rows)):
         row = rows[k, j, first : first + n]
         for p in range(n):
-            chosen[p] = max(chosen[p], row[p])
-    for k in range(len(rows)):
-        row, target = rows[k, j, first : first + n], out[k]
-        for p in range(n):
-            target[p] = _exp(row[p] - chosen[p])
+            top[p] = max(top[p], row[p])
     for p in range(n):
         scale[p] = zero
     for p in range(n):
         chosen[p] = zero
     for k in range(len(rows)):
-        target = out[k]
+        row, target = rows[k, j, first : first + n], out[k]
         for p in range(n):
-            value = target[p]
+            value = _exp(row[p] - top[p])
+            target[p] = value
             scale[p] += value
             chosen[p] += value if observed[p] == k else zero
     for p in range(n):
@@ -140,9 +139,11 @@ def _softmax(rows: Array, j: int, first: int, n: int, observed: Array, out: Arra
 
 
 @compiled
-def _probabilities(rows: Array, first: int, n: int, observed: Array, out: Array, chosen: Array, scale: Array) -> None:
-    """``out = softmax(rows)`` over the first axis and its observed one; ``scale`` is overwritten."""
-    _softmax(rows.reshape(len(rows), 1, -1), 0, first, n, observed, out, chosen, scale)
+def _probabilities(
+    rows: Array, first: int, n: int, observed: Array, out: Array, chosen: Array, scale: Array, top: Array
+) -> None:
+    """``out = softmax(rows)`` over the first axis and its observed one; ``scale`` and ``top`` are overwritten."""
+    _softmax(rows.reshape(len(rows), 1, -1), 0, first, n, observed, out, chosen, scale, top)
     for k in range(len(rows)):
         target = out[k]
         for p in range(n):
@@ -279,7 +280,7 @@ def full_terms(
     nll = trace = 0.0
     for first in range(start, stop, size):
         n = min(size, stop - first)
-        _probabilities(scores, first, n, observed, probs, own, odds)
+        _probabilities(scores, first, n, observed, probs, own, odds, likelihood)
         for j in range(len(score_slopes)):
             score_slopes[j, first : first + n] = 0
         for r in range(len(table)):
@@ -292,7 +293,7 @@ def full_terms(
                 own[p] *= low
             for j in range(num_classes):
                 column, share, prob, part = matrix[j], scale[j], probs[j], posterior[j]
-                _softmax(table[r], j, first, n, observed, column, part, share)
+                _softmax(table[r], j, first, n, observed, column, part, share, odds)
                 for p in range(n):
                     part[p] *= room * share[p] * prob[p]
             _sum(posterior, n, likelihood)
@@ -319,9 +320,9 @@ def full_terms(
                 for j in range(num_classes):
                     part, share, diagonal = posterior[j], scale[j], matrix[j, j]
                     for p in range(n):
-                        own[p] = pull * weight[p] * diagonal[p] * share[p]
-                    for p in range(n):
-                        share[p] *= part[p] - own[p]
+                        towards = pull * weight[p] * diagonal[p] * share[p]
+                        own[p] = towards
+                        share[p] *= part[p] - towards
                     for i in range(num_classes):
                         slope, entry = table_slopes[r, i, j, first : first + n], matrix[j, i]
                         for p in range(n):
@@ -421,7 +422,7 @@ def rank_one_terms(
     nll = trace = 0.0
     for first in range(start, stop, size):
         n = min(size, stop - first)
-        _probabilities(scores, first, n, observed, probs, own, odds)
+        _probabilities(scores, first, n, observed, probs, own, odds, likelihood)
         for j in range(len(score_slopes)):
             score_slopes[j, first : first + n] = 0
         for r in range(len(copy)):
@@ -430,7 +431,7 @@ def rank_one_terms(
                     copy_slopes[r, :, first : first + n] = 0
                     habit_slopes[r, 0, :, first : first + n] = 0
                 continue
-            _probabilities(habit[r, 0], first, n, observed, habits, said, odds)
+            _probabilities(habit[r, 0], first, n, observed, habits, said, odds, likelihood)
             for j in range(num_classes):
                 row, gap, rest = copy[r, j, first : first + n], slack[j], free[j]
                 for p in range(n):

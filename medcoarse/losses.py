@@ -26,6 +26,8 @@ from medcoarse.confusion import (
 )
 from medcoarse.fused import LogLikelihood, PixelConfusion, Terms, annotator_terms
 
+_LEAST_VARIANCE = 1e-2  # within the classes, as a share of the variance of the whole image
+
 
 def coarse_nll(log_probs: Tensor, confusion: Confusion, annotation: Tensor) -> Tensor:
     """Negative log-likelihood of positive drawings, ``-log sum_j A[y, j] p_j``.
@@ -191,37 +193,42 @@ def consensus(annotations: Annotations, num_classes: int) -> Tensor:
     return label.masked_fill_(number != 1, UNLABELED)
 
 
-def region_fitting(probs: Tensor, image: Tensor, sigma: float | None = None, mask: Tensor | None = None) -> Tensor:
-    """Appearance prior: pixels of a class should look like the class mean, ``sum_c p_c (x - mean_c(x))^2``.
+def appearance_nll(probs: Tensor, image: Tensor, sigma: float | None = None) -> Tensor:
+    """Appearance prior: pixels of a class look alike, ``sum_c p_c (x - mean_c)² / (2 v)``.
 
-    The means are taken under ``p``, over the image or in a Gaussian window, and detached.
+    A Gaussian for each class with one variance ``v`` for all, the one within the classes. Dividing by it makes the term
+    as strong as the image is telling: where the classes look different it decides, where they do not it says little.
+    Means and variance are taken under ``p``, over the image or in a Gaussian window, and detached.
 
     Args:
         probs: ``(B, L, *S)``.
-        image: ``(B, channels, *S)``; squared distances are averaged over the channels.
-        sigma: standard deviation of the window in pixels; ``None`` takes the mean over the image.
-        mask: ``(B, 1, *S)``, pixels that count; ``None`` means all.
+        image: ``(B, channels, *S)``; every channel is divided by its own variance, then they are averaged.
+        sigma: standard deviation of the window in pixels; ``None`` takes the whole image.
 
     Returns:
-        Scalar, the mean over the counted pixels, in squared image units.
+        Scalar, the mean over the pixels, in nats.
 
     Source: Li et al., "Minimization of region-scalable fitting energy" (IEEE TIP 2008), Eq. 7.
-    Deviates: soft memberships in place of level sets, mean over pixels in place of the integral.
+    Deviates: soft memberships in place of level sets, mean over pixels in place of the integral; the variance is ours.
 
     Example:
-        >>> image = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
-        >>> perfect = torch.stack([1 - image[0], image[0]], 1)
-        >>> region_fitting(perfect, image).item(), region_fitting(torch.full((1, 2, 4), 0.5), image).item()
-        (0.0, 0.25)
+        >>> image = torch.tensor([[[0.0, 0.1, 0.0, 1.0, 0.9, 1.0]]])
+        >>> right = torch.cat([image < 0.5, image > 0.5], 1).float()
+        >>> probs = (0.9 * right + 0.05).requires_grad_()
+        >>> (slope,) = torch.autograd.grad(appearance_nll(probs, image), probs)
+        >>> bool((slope[:, 0] < slope[:, 1]).equal(image[:, 0] < 0.5))  # downhill is towards the right class
+        True
     """
-    weight = torch.ones_like(probs[:, :1]) if mask is None else mask.to(probs.dtype)
-    membership = (probs * weight).detach()
     smooth = _image_sum if sigma is None else _gaussian_window(sigma)
-    mass = smooth(membership)[:, :, None]
-    means = smooth((membership[:, :, None] * image[:, None]).flatten(1, 2)).view(*mass.shape[:2], -1, *mass.shape[3:])
-    means = means / mass.clamp_min(torch.finfo(probs.dtype).tiny)
-    distance = (image[:, None] - means).square().mean(2)
-    return (probs * distance * weight).sum() / weight.sum().clamp_min(1)
+    parts = [membership[:, None] for membership in probs.detach().unbind(1)]  # (B, 1, *S) each
+    masses = [smooth(part).clamp_min(torch.finfo(probs.dtype).tiny) for part in parts]
+    distances = [(image - smooth(part * image) / mass).square() for part, mass in zip(parts, masses, strict=True)]
+    inside = [smooth(part * distance) for part, distance in zip(parts, distances, strict=True)]
+    variance = torch.stack(inside).sum(0) / torch.stack(masses).sum(0)
+    spread = (image - _image_sum(image) / image[0, 0].numel()).square().mean(tuple(range(2, image.ndim)), keepdim=True)
+    least = (_LEAST_VARIANCE * spread).clamp_min(torch.finfo(probs.dtype).tiny)  # of a flat part, such as a black frame
+    scaled = torch.stack([(distance / variance.clamp_min(least)).mean(1) for distance in distances], 1) / 2
+    return (probs * scaled).sum(1).mean()
 
 
 def _image_sum(values: Tensor) -> Tensor:
@@ -285,7 +292,7 @@ class CoupledLoss(nn.Module):
     """The whole loss of the coupled model.
 
     ``sum_o NLL(o) + sum_c NLL(c) + trace_weight (sum_o mean trace A(o) + sum_c mean trace A(c))
-    + dense_weight CE(masks) + region_weight * region fitting``
+    + dense_weight CE(masks) + appearance_weight * region fitting``
 
     While the model trains no annotators (``CoupledOutput.positive`` and ``.negative`` are ``None``) the drawings are
     read without confusion matrices: on their consensus, or each as if it were the truth.
@@ -299,13 +306,13 @@ class CoupledLoss(nn.Module):
         dense_weight: weight of cross-entropy on dense masks.
         negative_sets: the negative maps of an image are one annotator's and rule out a set of classes at each pixel,
             see :func:`ruled_out_nll`; the model then has one negative annotator and ``transition`` is not used.
-        region_weight: weight of the region-fitting term; 0 leaves it out.
-        region_sigma: its window in pixels; ``None`` is the whole image.
+        appearance_weight: weight of :func:`appearance_nll`; 0 leaves it out.
+        appearance_sigma: its window in pixels; ``None`` is the whole image.
 
     Raises:
         ValueError: a weight that is negative, a λ above 0.5, an unknown warm-up, a matrix that is no transition.
 
-    Source: CL Eq. 6, DHE Eq. 4, with the warm-up and region fitting that keep classes from being permuted.
+    Source: CL Eq. 6, DHE Eq. 4, with the warm-up and the appearance prior that keep classes from being permuted.
 
     Example:
         >>> loss = CoupledLoss(num_classes=2)
@@ -326,8 +333,8 @@ class CoupledLoss(nn.Module):
         warmup: str = "consensus",
         dense_weight: float = 1.0,
         negative_sets: bool = False,
-        region_weight: float = 0.0,
-        region_sigma: float | None = None,
+        appearance_weight: float = 0.0,
+        appearance_sigma: float | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= trace_weight <= 0.5:
@@ -335,8 +342,8 @@ class CoupledLoss(nn.Module):
                 f"trace_weight must be between 0 and 0.5, got {trace_weight}: above it the trace term outweighs the "
                 "likelihood and the confusion matrices collapse; start from 0.05"
             )
-        if min(dense_weight, region_weight) < 0:
-            raise ValueError(f"weights must not be negative, got {dense_weight=}, {region_weight=}")
+        if min(dense_weight, appearance_weight) < 0:
+            raise ValueError(f"weights must not be negative, got {dense_weight=}, {appearance_weight=}")
         if warmup not in ("consensus", "identity"):
             raise ValueError(f'warmup must be "consensus" or "identity", got {warmup!r}')
         matrix = swap_transition(num_classes) if transition is None else check_transition(torch.as_tensor(transition))
@@ -347,8 +354,8 @@ class CoupledLoss(nn.Module):
         self.warmup = warmup
         self.dense_weight = dense_weight
         self.negative_sets = negative_sets
-        self.region_weight = region_weight
-        self.region_sigma = region_sigma
+        self.appearance_weight = appearance_weight
+        self.appearance_sigma = appearance_sigma
         self.register_buffer("log_transition", matrix.log(), persistent=False)
         self.parts: dict[str, Tensor] = {}
 
@@ -363,11 +370,13 @@ class CoupledLoss(nn.Module):
             if target.label is not None:
                 self.parts["dense"] = dense_nll(logits.log_softmax(1), target.label)
                 objectives.append(self.dense_weight * self.parts["dense"])
-            if self.region_weight > 0:
+            if self.appearance_weight > 0:
                 if target.image is None:
-                    raise ValueError("region_weight > 0 needs Annotations.image; pass the image to the loss")
-                self.parts["region"] = region_fitting(logits.softmax(1), target.image.float(), self.region_sigma)
-                objectives.append(self.region_weight * self.parts["region"])
+                    raise ValueError("appearance_weight > 0 needs Annotations.image; pass the image to the loss")
+                self.parts["appearance"] = appearance_nll(
+                    logits.softmax(1), target.image.float(), self.appearance_sigma
+                )
+                objectives.append(self.appearance_weight * self.parts["appearance"])
             self.parts = {name: value.detach() for name, value in self.parts.items()}
             return torch.stack(objectives).sum()
 

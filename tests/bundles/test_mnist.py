@@ -41,8 +41,8 @@ def test_noise_names_the_annotators(bundle, tmp_path, noise):
 
 def test_appearance_counts_beside_drawings_only(bundle, tmp_path):
     loss = parsed(bundle, tmp_path, "loss")
-    assert (loss.region_weight, loss.region_sigma) == (10, None)
-    assert parsed(bundle, tmp_path, "loss", supervision="dense").region_weight == 0
+    assert (loss.appearance_weight, loss.appearance_sigma) == (1, None)
+    assert parsed(bundle, tmp_path, "loss", supervision="dense").appearance_weight == 0
 
 
 @pytest.mark.parametrize("supervision", ["dense", "semi"])

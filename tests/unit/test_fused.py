@@ -243,7 +243,7 @@ def test_threads_share_every_pixel_once(pixels, unit, threads, monkeypatch):
         assert start % unit == stop % unit == 0
         seen[image, start:stop] += 1
     assert (seen == 1).all()
-    assert len(parts) == min(threads, 3 * pixels // unit)
+    assert len(parts) == min(4 * threads, 3 * pixels // unit)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

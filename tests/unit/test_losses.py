@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,12 +16,12 @@ from medcoarse.confusion import (
 )
 from medcoarse.losses import (
     CoupledLoss,
+    appearance_nll,
     coarse_nll,
     complementary_nll,
     consensus,
     dense_nll,
     mean_trace,
-    region_fitting,
     ruled_out_nll,
 )
 from tests.reference import coarse_losses as slow
@@ -254,9 +255,9 @@ def test_many_structures_in_one_loss_and_its_parts():
     confusion = confusion_of("full", (4, 4), 0.5)
     label = torch.randint(0, L, (B, 1, 4, 4))
     image = torch.rand(B, 3, 4, 4)
-    loss = CoupledLoss(L, trace_weight=0.1, dense_weight=2.0, region_weight=0.5)
+    loss = CoupledLoss(L, trace_weight=0.1, dense_weight=2.0, appearance_weight=0.5)
     total = loss(CoupledOutput(log_probs, confusion, confusion), Annotations(drawing, drawing, label, image))
-    weights = {"nll_positive": 1, "nll_negative": 1, "trace": 0.1, "dense": 2, "region": 0.5}
+    weights = {"nll_positive": 1, "nll_negative": 1, "trace": 0.1, "dense": 2, "appearance": 0.5}
     assert set(loss.parts) == set(weights)
     assert total.item() == pytest.approx(sum(w * loss.parts[n].item() for n, w in weights.items()), rel=1e-5)
 
@@ -281,28 +282,57 @@ def test_nothing_drawn_at_all_is_zero_with_zero_gradient():
         assert torch.autograd.grad(value, logits)[0].abs().max() == 0
 
 
+def slow_appearance(probs, image, windows):
+    """Pixel by pixel from the definition; ``windows[x]`` are the weights of all pixels around x, ``(N, N)``."""
+    number, channels = probs.shape[1], len(image)
+    total = 0.0
+    means = np.array([[windows @ (p * c) / (windows @ p) for c in image] for p in probs])  # (L, channels, N)
+    distance = (image[None] - means) ** 2
+    inside = np.array([[windows @ (p * distance[k, c]) for c in range(channels)] for k, p in enumerate(probs)]).sum(0)
+    variance = inside / np.array([windows @ p for p in probs]).sum(0)
+    for x in range(number):
+        for k in range(len(probs)):
+            total += probs[k, x] * (distance[k, :, x] / (2 * variance[:, x])).mean()
+    return total / number
+
+
+@pytest.mark.parametrize("sigma", [None, 2.0])
+def test_appearance_equals_its_definition(sigma):
+    rng = np.random.default_rng(0)
+    number = 30
+    probs, image = rng.dirichlet(np.ones(3), number).T, rng.normal(size=(2, number))
+    steps = np.abs(np.subtract.outer(np.arange(number), np.arange(number)))
+    windows = np.ones((number, number)) if sigma is None else np.exp(-0.5 * (steps / sigma) ** 2) * (steps <= 3 * sigma)
+    value = appearance_nll(torch.from_numpy(probs)[None], torch.from_numpy(image)[None], sigma)
+    assert value.item() == pytest.approx(slow_appearance(probs, image, windows), rel=1e-5)
+
+
 @pytest.mark.parametrize("sigma", [None, 2.0])
 @pytest.mark.parametrize("image", [(9, 8), (5, 6, 7)])
-def test_region_fitting(sigma, image):
+def test_appearance_is_as_strong_as_the_image_is_telling(sigma, image):
     generator = torch.Generator().manual_seed(0)
     truth = (torch.rand(1, 1, *image, generator=generator) > 0.5).float()
-    picture = truth * 0.7 + 0.1
-    perfect = torch.cat([1 - truth, truth], 1)
-    assert region_fitting(perfect, picture, sigma).item() == pytest.approx(0, abs=1e-6)
-    swapped = region_fitting(perfect.flip(1), picture, sigma).item()
-    assert swapped == pytest.approx(0, abs=1e-6)  # it has no opinion on which class is which
-    assert region_fitting(torch.full_like(perfect, 0.5), picture, sigma).item() > 0.05
-    masked = region_fitting(torch.full_like(perfect, 0.5), picture, sigma, mask=torch.zeros_like(truth))
-    assert masked.item() == 0
+    noise = torch.randn(1, 1, *image, generator=generator)
+    right = torch.cat([1 - truth, truth], 1)
+    probs = (0.8 * right + 0.1).requires_grad_()
+
+    def push(contrast, scale=1.0):
+        """How much more wrong classes cost than right ones."""
+        value = appearance_nll(probs, scale * (contrast * truth + noise), sigma)
+        (slope,) = torch.autograd.grad(value, probs)
+        return (slope * (1 - 2 * right)).sum().item()
+
+    assert push(3.0) > 3 * push(0.3)
+    assert push(3.0, scale=50.0) == pytest.approx(push(3.0), rel=1e-4)  # units of the image do not matter
+    flipped = appearance_nll(probs.flip(1), truth + noise, sigma)
+    assert flipped.item() == pytest.approx(appearance_nll(probs, truth + noise, sigma).item())  # which class is which
 
 
-def test_region_means_are_detached():
-    probs = torch.tensor([[[0.9, 0.6], [0.1, 0.4]]], requires_grad=True)
-    picture = torch.tensor([[[0.0, 1.0]]])
-    (gradient,) = torch.autograd.grad(region_fitting(probs, picture), probs)
-    means = (probs.detach() * picture).sum(2) / probs.detach().sum(2)
-    expected = (picture - means[:, :, None]).square() / 2
-    assert torch.allclose(gradient, expected)
+def test_appearance_of_a_flat_image_says_nothing():
+    probs = torch.full((1, 2, 6, 6), 0.5, requires_grad=True)
+    value = appearance_nll(probs, torch.ones(1, 1, 6, 6))
+    assert value.item() == 0
+    assert torch.autograd.grad(value, probs)[0].abs().max() == 0
 
 
 @pytest.mark.parametrize(
@@ -343,7 +373,7 @@ def test_what_does_not_fit(logits, target, message):
 def test_bad_outputs():
     with pytest.raises(TypeError, match="CoupledOutput"):
         CoupledLoss(2)(torch.zeros(1, 2, 4, 4), Annotations())
-    loss = CoupledLoss(2, region_weight=1.0)
+    loss = CoupledLoss(2, appearance_weight=1.0)
     with pytest.raises(ValueError, match=r"needs Annotations\.image"):
         loss(CoupledOutput(torch.zeros(1, 2, 4, 4)), Annotations(torch.zeros(1, 1, 4, 4, dtype=torch.long)))
 
