@@ -1,0 +1,105 @@
+"""Cross-entropy and Dice over drawn pixels only, nothing else: how nnU-Net treats sparse labels.
+
+Drawings of both kinds are merged into one partial label map, :func:`medcoarse.losses.consensus`: contradictions and
+undrawn pixels teach nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medcoarse.confusion import UNLABELED, Annotations, CoupledOutput
+from medcoarse.losses import CoupledLoss, consensus, dense_nll
+
+
+def balanced_nll(log_probs: Tensor, label: Tensor) -> Tensor:
+    """Cross-entropy in which every class counts alike: the mean over the classes drawn of each one's mean.
+
+    Args:
+        log_probs: ``(B, L, *S)``.
+        label: ``(B, 1, *S)``, classes or 255.
+
+    Returns:
+        Scalar in nats; 0 when nothing is labelled.
+
+    Example:
+        >>> log_probs = torch.tensor([0.2, 0.8]).log().view(1, 2, 1).expand(1, 2, 3)
+        >>> round(balanced_nll(log_probs, torch.tensor([[[1, 1, 0]]])).item(), 4)  # (-log 0.8 - log 0.2) / 2
+        0.9163
+    """
+    losses = [dense_nll(log_probs, label.masked_fill(label != k, UNLABELED)) for k in range(log_probs.shape[1])]
+    number = sum((label == k).any().to(log_probs.dtype) for k in range(log_probs.shape[1]))
+    return torch.stack(losses).sum() / torch.as_tensor(number).clamp_min(1)
+
+
+def partial_dice(probs: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
+    """``1 - mean_k (2 sum p_k [y = k] + smooth) / (sum p_k + sum [y = k] + smooth)``, sums over labelled pixels.
+
+    Args:
+        probs: ``(B, L, *S)``.
+        label: ``(B, 1, *S)``, classes or 255; pixels with 255 take part in no sum.
+        smooth: keeps the ratio defined for a class that is neither drawn nor predicted.
+
+    Returns:
+        Scalar between 0 and 1: the mean over the classes but background, sums over the batch.
+
+    Source: Isensee et al., nnU-Net (Nature Methods 2021), soft Dice with batch sums and an ignore label.
+
+    Example:
+        >>> probs = torch.tensor([[[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]])
+        >>> round(partial_dice(probs, torch.tensor([[[1, 255, 0]]])).item(), 4)
+        0.0
+        >>> round(partial_dice(probs, torch.tensor([[[1, 0, 0]]])).item(), 4)  # 1 - 2 / 3
+        0.3333
+    """
+    labelled = label != UNLABELED
+    scores = []
+    for k in range(1, probs.shape[1]):
+        truth = (label == k).to(probs.dtype)
+        predicted = probs[:, k : k + 1] * labelled
+        scores.append((2 * (predicted * truth).sum() + smooth) / (predicted.sum() + truth.sum() + smooth))
+    return 1 - torch.stack(scores).mean()
+
+
+class PartialLoss(CoupledLoss):
+    """Cross-entropy + Dice where drawings say one class; takes the place of :class:`medcoarse.losses.CoupledLoss`.
+
+    Only the segmenter learns: use it in warm-up (``warmup_epochs`` as many as there are), when no annotator runs.
+
+    Args:
+        num_classes: L.
+        dice_weight: of the Dice term; 0 leaves it out.
+        balanced: every class counts alike in the cross-entropy, however few of its pixels are drawn.
+
+    Source: nnU-Net, which adds the two with weight 1; the balance is the usual answer to few foreground pixels.
+
+    Example:
+        >>> loss = PartialLoss(num_classes=2)
+        >>> output = CoupledOutput(torch.zeros(1, 2, 3))
+        >>> round(loss(output, Annotations(positive=torch.tensor([[[0, 1, 255]]]))).item(), 4)  # log 2 + 1 / 2
+        1.1931
+    """
+
+    def __init__(self, num_classes: int, dice_weight: float = 1.0, balanced: bool = False) -> None:
+        super().__init__(num_classes, trace_weight=0)
+        if dice_weight < 0:
+            raise ValueError(f"dice_weight must not be negative, got {dice_weight}")
+        self.dice_weight = dice_weight
+        self.balanced = balanced
+
+    def forward(self, output: CoupledOutput, target: Annotations) -> Tensor:
+        """Scalar loss; its unweighted terms stay in ``parts`` (detached) for logging."""
+        self._check(output, target)
+        labels = {} if target.label is None else {"label": target.label}
+        if target.positive is not None or target.negative is not None:
+            labels["drawn"] = consensus(target, self.num_classes)
+        logits = output.logits.float()
+        log_probs, probs = logits.log_softmax(1), logits.softmax(1)
+        likelihood = balanced_nll if self.balanced else dense_nll
+        objectives, self.parts = [], {}
+        for name, label in labels.items():
+            nll, dice = likelihood(log_probs, label), partial_dice(probs, label)
+            objectives.append(nll + self.dice_weight * dice)
+            self.parts |= {f"{name} nll": nll.detach(), f"{name} dice": dice.detach()}
+        return torch.stack(objectives).sum()

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+from scipy.ndimage import gaussian_filter
+
+from medcoarse.baselines.blur_threshold import BlurThreshold
+from medcoarse.baselines.partial import PartialLoss, balanced_nll, partial_dice
+from medcoarse.confusion import Annotations, CoupledOutput
+
+
+def problem(classes=3, image=(6, 7), batch=2, drawn=0.5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(batch, classes, *image, generator=generator, requires_grad=True)
+    label = torch.randint(0, classes, (batch, 1, *image), generator=generator, dtype=torch.uint8)
+    label[torch.rand(label.shape, generator=generator) > drawn] = 255
+    return logits, label
+
+
+@pytest.mark.parametrize("image", [(6, 7), (3, 4, 5)])
+def test_dice_of_full_labels_is_monais(image):
+    logits, label = problem(image=image, drawn=1.0)
+    monai = DiceLoss(
+        include_background=False, softmax=True, to_onehot_y=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5
+    )
+    expected = monai(logits, label.long())
+    assert partial_dice(logits.softmax(1), label).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_dice_of_some_pixels_is_dice_of_an_image_that_has_only_those():
+    logits, label = problem()
+    labelled = (label != 255).flatten()
+    picked = logits.softmax(1).transpose(0, 1).flatten(1)[:, labelled][None]
+    expected = partial_dice(picked, label.flatten()[labelled][None, None])
+    assert partial_dice(logits.softmax(1), label).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_balance_is_that_of_weighted_cross_entropy():
+    logits, label = problem()
+    counts = torch.stack([(label == k).sum() for k in range(3)])
+    expected = F.cross_entropy(logits, label[:, 0].long(), weight=1 / counts, ignore_index=255)
+    assert balanced_nll(logits.log_softmax(1), label).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_class_that_nobody_drew_does_not_count():
+    logits, label = problem()
+    label[label == 2] = 255
+    counts = torch.tensor([(label == 0).sum(), (label == 1).sum(), 1])
+    expected = F.cross_entropy(logits, label[:, 0].long(), weight=1 / counts, ignore_index=255)
+    assert balanced_nll(logits.log_softmax(1), label).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_undrawn_and_contradictory_pixels_teach_nothing(balanced):
+    logits, _ = problem(classes=2, image=(1, 5), batch=1)
+    positive = torch.tensor([[[[1, 0, 1, 255, 1]]]], dtype=torch.uint8)
+    negative = torch.tensor([[[[0, 1, 1, 255, 255]]]], dtype=torch.uint8)
+    loss = PartialLoss(2, balanced=balanced)
+    value = loss(CoupledOutput(logits), Annotations(positive, negative))
+    slope = torch.autograd.grad(value, logits)[0].abs().sum(1).flatten()
+    assert (slope > 0).tolist() == [True, True, False, False, True]
+    assert set(loss.parts) == {"drawn nll", "drawn dice"}
+
+
+def test_nothing_drawn_costs_nothing():
+    logits, label = problem(classes=2, drawn=0.0)
+    value = PartialLoss(2, balanced=True)(CoupledOutput(logits), Annotations(positive=label))
+    assert value.item() == pytest.approx(0, abs=1e-6)
+    assert torch.autograd.grad(value, logits)[0].abs().max() < 1e-6
+
+
+def test_what_does_not_fit_is_refused():
+    logits, label = problem(classes=2)
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        PartialLoss(2)(CoupledOutput(logits), Annotations())
+    with pytest.raises(ValueError, match="the loss is for 3 classes, the segmenter gives 2"):
+        PartialLoss(3)(CoupledOutput(logits), Annotations(label))
+    with pytest.raises(ValueError, match="dice_weight must not be negative, got -1"):
+        PartialLoss(2, dice_weight=-1)
+
+
+def test_blur_and_threshold():
+    rng = np.random.default_rng(0)
+    image = rng.random((20, 30)).astype(np.float32)
+    found = BlurThreshold(2, sigma=1.5, threshold=0.45)(torch.from_numpy(image)[None, None]).argmax(1)[0].numpy()
+    blurred = gaussian_filter(image, 1.5, mode="constant", truncate=4)
+    clear = np.abs(blurred - 0.45) > 1e-3
+    assert (found == (blurred > 0.45))[clear].mean() > 0.999
+    with pytest.raises(ValueError, match="one channel, got 3"):
+        BlurThreshold(2)(torch.zeros(1, 3, 4, 4))
