@@ -27,7 +27,11 @@ def compiled(function: Function) -> Function:
 
     A compiled function runs beside other Python threads and starts none.
     """
-    return cast(Function, njit(nogil=True, cache=True, fastmath=_REORDER, error_model="numpy")(function))
+    settings = {"nogil": True, "fastmath": _REORDER, "error_model": "numpy"}
+    try:
+        return cast(Function, njit(cache=True, **settings)(function))
+    except RuntimeError:  # no folder that can be written to, as in some containers: every process compiles for itself
+        return cast(Function, njit(**settings)(function))
 
 
 def shares(total: int, smallest: int) -> list[range]:

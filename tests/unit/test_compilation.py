@@ -1,0 +1,136 @@
+"""Threads that share work, and distances that are computed by them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numba import njit
+from scipy.ndimage import distance_transform_edt
+
+from medcoarse import compilation, distance
+from medcoarse.compilation import compiled, in_threads, shares
+
+
+@pytest.fixture
+def three_threads(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_every_part_is_worked_on_once_and_results_keep_their_order():
+    seen: list[int] = []
+
+    def work(part: int) -> int:
+        time.sleep(0.001 * (part % 3))
+        seen.append(part)
+        return part * part
+
+    assert in_threads(work, range(40)) == [part * part for part in range(40)]
+    assert sorted(seen) == list(range(40))
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_several_threads_work():
+    meeting = threading.Barrier(3, timeout=10)
+    names = set(in_threads(lambda _: (meeting.wait(), threading.current_thread().name)[1], range(3)))
+    assert len(names) == 3
+    assert threading.current_thread().name in names
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_an_error_of_any_thread_is_raised():
+    def work(part: int) -> None:
+        if part == 4:
+            raise ValueError("part 4")
+
+    with pytest.raises(ValueError, match="part 4"):
+        in_threads(work, range(9))
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_nobody_waits_for_a_helper_that_has_not_begun(monkeypatch):
+    class Busy:
+        """A pool whose threads are all taken."""
+
+        def submit(self, work):
+            return Future()
+
+    monkeypatch.setattr(compilation, "_helpers", Busy)
+    assert in_threads(lambda part: part, range(5)) == list(range(5))
+
+
+def test_nowhere_to_keep_compiled_code():
+    """Numba refuses to cache what is not in a file, as it does where no folder can be written to."""
+    names: dict[str, Any] = {}
+    exec("def double(x):\n    return 2 * x", names)
+    with pytest.raises(RuntimeError, match="cannot cache"):
+        njit(cache=True)(names["double"])
+    assert compiled(names["double"])(21) == 42
+
+
+def _sum_in_threads(out) -> None:
+    torch.get_num_threads = lambda: 3
+    out.put(sum(in_threads(sum, [range(10)] * 6)))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+@pytest.mark.usefixtures("three_threads")
+def test_a_forked_process_starts_threads_of_its_own():
+    in_threads(sum, [range(3)] * 6)  # the parent has some
+    context = multiprocessing.get_context("fork")
+    out = context.Queue()
+    child = context.Process(target=_sum_in_threads, args=(out,))
+    child.start()
+    assert out.get(timeout=20) == 270
+    child.join(20)
+    assert child.exitcode == 0
+
+
+def test_shares_cover_everything_and_respect_the_smallest_useful_size(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for total, smallest, number in ((100, 1, 12), (100, 20, 5), (100, 1000, 1), (0, 1, 1), (2, 1, 2)):
+        parts = shares(total, smallest)
+        assert len(parts) == number
+        assert [i for part in parts for i in part] == list(range(total))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # as in the workers of a data loader
+    assert shares(100, 1) == [range(100)]
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("density", [0.0, 0.003, 0.05, 0.6, 1.0])
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        ((40, 33), (1.0, 1.0)),
+        ((13, 17, 19), (1.0, 0.7, 2.5)),
+        ((1, 9), (2.0, 3.0)),
+        ((7, 1, 5), (1.0, 1.0, 0.2)),
+        ((1, 1), (1.0, 1.0)),
+    ],
+)
+def test_distances_are_those_of_scipy(shape, sizes, density, monkeypatch):
+    monkeypatch.setattr(distance, "_THREAD_VOXELS", 1)
+    mask = np.random.default_rng(0).random(shape) < density
+    exact = distance_transform_edt(~mask, sampling=sizes) ** 2 if mask.any() else np.full(shape, np.inf)
+    for limit in (1e12, 9.01, 2.01, 0.0):
+        found = distance.squared_distances(mask, sizes, limit)
+        expected = np.where(exact <= limit, exact, np.inf)
+        assert np.array_equal(np.isinf(found), np.isinf(expected))
+        reached = np.isfinite(expected)
+        assert np.allclose(found[reached], expected[reached], rtol=1e-5, atol=1e-6)
+
+
+def test_distances_of_a_mask_with_gaps_in_memory_and_of_an_empty_one():
+    mask = np.random.default_rng(0).random((20, 30)) < 0.1
+    assert np.array_equal(
+        distance.squared_distances(mask.T, (1, 1), 99.0), distance.squared_distances(mask, (1, 1), 99.0).T
+    )
+    assert distance.squared_distances(np.zeros((0, 4), bool), (1, 1), 4.0).shape == (0, 4)
