@@ -27,7 +27,7 @@ def compiled(function: Function) -> Function:
 
     A compiled function runs beside other Python threads and starts none.
     """
-    settings = {"nogil": True, "fastmath": _REORDER, "error_model": "numpy"}
+    settings: dict[str, Any] = {"nogil": True, "fastmath": _REORDER, "error_model": "numpy"}
     try:
         return cast(Function, njit(cache=True, **settings)(function))
     except RuntimeError:  # no folder that can be written to, as in some containers: every process compiles for itself
