@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +24,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from medcoarse import metrics, report
-from medcoarse.confusion import UNLABELED, Annotations, Confusion, IdentityConfusion
+from medcoarse import guard, metrics, report
+from medcoarse.confusion import Confusion, IdentityConfusion
 from medcoarse.files import plain, write_json
 from medcoarse.losses import CoupledLoss
 from medcoarse.networks import CoupledModel
@@ -114,22 +115,26 @@ class LossCurves:
 
 
 class AnnotatorMonitor:
-    """Watch, from the drawings alone, for the ways in which confusion matrices collapse; log and warn.
+    """Watch, from the drawings alone, for the ways in which training can fail; log what is seen and warn.
 
-    Every ``interval`` iterations ``values`` is refreshed: mean and minimum of the diagonals, the share of rows that are
-    not dominated by their diagonal, the norm of the gradient that reaches the segmenter, and the agreement of the
-    segmentation with the drawings. Agreement below one half means that the classes are about to be swapped.
+    Every ``interval`` iterations ``values`` is refreshed with :func:`medcoarse.guard.observe` and the norm of the
+    gradient that reaches the segmenter. What :func:`medcoarse.guard.diagnose` makes of their averages over the last
+    looks is logged as a warning, each failure once.
 
     Args:
         interval: in iterations.
         model: the coupled model, for its gradients.
         writer: a TensorBoard ``SummaryWriter`` that gets the values.
+        memory: looks that are averaged, so that one odd batch raises no alarm.
     """
 
-    def __init__(self, interval: int = 20, model: CoupledModel | None = None, writer: Any = None) -> None:
+    def __init__(
+        self, interval: int = 20, model: CoupledModel | None = None, writer: Any = None, memory: int = 10
+    ) -> None:
         self.interval, self.model, self.writer = interval, model, writer
         self.values: dict[str, float] = {}
-        self._warned = False
+        self._recent: deque[dict[str, float]] = deque(maxlen=memory)
+        self._warned: set[str] = set()
 
     def attach(self, engine: Engine) -> None:
         """Look at the training batch that was just used."""
@@ -138,77 +143,25 @@ class AnnotatorMonitor:
 
     def __call__(self, engine: Engine) -> None:
         """See the class."""
-        output, target = engine.state.output["pred"], engine.state.output["label"]
-        with torch.no_grad():
-            self.values = agreement(output.logits, target)
-            for name, confusion in (("positive", output.positive), ("negative", output.negative)):
-                if confusion is not None and not isinstance(confusion, IdentityConfusion):
-                    self.values |= {f"{key}_{name}": value for key, value in dominance(confusion).items()}
-            if self.model is not None:
-                gradients = [p.grad for p in self.model.segmenter.parameters() if p.grad is not None]
-                self.values["gradient"] = torch.stack([g.norm() for g in gradients]).norm().item()
+        self.values = guard.observe(engine.state.output["pred"], engine.state.output["label"])
+        if self._recent and self._recent[-1].keys() != self.values.keys():  # another phase of training
+            self._recent.clear()
+        self._recent.append(dict(self.values))
+        if self.model is not None:
+            gradients = [p.grad for p in self.model.segmenter.parameters() if p.grad is not None]
+            self.values["gradient"] = torch.stack([g.norm() for g in gradients]).norm().item()
         for name, value in self.values.items():
             if self.writer is not None:
                 self.writer.add_scalar(f"monitor/{name}", value, engine.state.iteration)
-        self._warn()
+        if len(self._recent) == self._recent.maxlen:
+            self._warn()
 
     def _warn(self) -> None:
-        lowest = min((value for name, value in self.values.items() if name.startswith("agreement")), default=1.0)
-        if lowest < 0.5 and not self._warned:
-            self._warned = True
-            logger.warning(
-                "The segmentation agrees with only %.0f%% of the drawn pixels: the classes may be swapped. Lengthen "
-                "the warm-up, keep diagonal_floor at 0.5 and lower the annotators' learning rate.",
-                100 * lowest,
-            )
-
-
-def dominance(confusion: Confusion) -> dict[str, float]:
-    """How far confusion matrices are from swapping classes.
-
-    Returns:
-        Mean and minimum of the diagonals, and the share of rows that hold an entry as large as their diagonal: there,
-        what is drawn is not the most likely explanation of itself, and the truth is not identifiable.
-
-    Example:
-        >>> from medcoarse.confusion import GlobalConfusion
-        >>> careless = GlobalConfusion(torch.tensor([[[0.9, 0.8], [0.1, 0.2]]]).log())  # draws 0 for nearly everything
-        >>> {name: round(value, 2) for name, value in dominance(careless).items()}
-        {'diagonal_mean': 0.55, 'diagonal_min': 0.2, 'undominated': 0.0}
-    """
-    cm = confusion.dense()
-    diagonal = torch.diagonal(cm, dim1=2, dim2=3).movedim(-1, 2)
-    eye = torch.eye(cm.shape[2], dtype=torch.bool, device=cm.device).view(*cm.shape[2:4], *(1,) * (cm.ndim - 4))
-    largest_other = cm.masked_fill(eye, 0).amax(3)
-    return {
-        "diagonal_mean": diagonal.mean().item(),
-        "diagonal_min": diagonal.min().item(),
-        "undominated": (largest_other >= diagonal).float().mean().item(),
-    }
-
-
-def agreement(logits: Tensor, target: Annotations) -> dict[str, float]:
-    """Share of the drawn pixels that the segmentation does not contradict, for each kind of drawing.
-
-    Args:
-        logits: ``(B, L, *S)``.
-        target: drawings of the same batch.
-
-    Returns:
-        ``{"agreement_positive": ..., "agreement_negative": ...}`` in [0, 1]; kinds that are absent are left out.
-
-    Example:
-        >>> logits = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])  # class 0 twice
-        >>> agreement(logits, Annotations(positive=torch.tensor([[[0, 1]]]), negative=torch.tensor([[[1, 255]]])))
-        {'agreement_positive': 0.5, 'agreement_negative': 1.0}
-    """
-    predicted = logits.argmax(1, keepdim=True)
-    shares = {}
-    for name, drawing in (("positive", target.positive), ("negative", target.negative)):
-        if drawing is not None and (drawn := drawing != UNLABELED).any():
-            same = (predicted == drawing)[drawn].float().mean().item()
-            shares[f"agreement_{name}"] = same if name == "positive" else 1 - same
-    return shares
+        means = {name: sum(seen[name] for seen in self._recent) / len(self._recent) for name in self._recent[-1]}
+        for failure, message in guard.diagnose(means).items():
+            if failure not in self._warned:
+                self._warned.add(failure)
+                logger.warning(message)
 
 
 class MetricsJson:

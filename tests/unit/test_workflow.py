@@ -206,21 +206,33 @@ def test_checkpoints_at_the_interval_and_at_the_end(tmp_path):
 def monitored(logits, target, confusion=None):
     output = CoupledOutput(logits, confusion)
     engine = Engine(lambda engine, item: {"pred": output, "label": target, "loss": torch.zeros(())})
-    monitor = AnnotatorMonitor(interval=1)
+    monitor = AnnotatorMonitor(interval=1, memory=1)
     monitor.attach(engine)
     engine.run([0], max_epochs=1)
     return monitor.values
 
 
 def test_monitor_warns_of_swapped_classes_once(caplog):
-    drawing = torch.zeros(1, 1, 4, 4, dtype=torch.long)
-    says_one = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)], 1)
+    drawing = torch.arange(16).view(1, 1, 4, 4) % 2
+    says_other = torch.cat([drawing, 1 - drawing], 1).float()
     with caplog.at_level(logging.WARNING):
-        values = monitored(says_one, Annotations(drawing, 1 - drawing), FullConfusion(torch.zeros(1, 1, 2, 2, 4, 4)))
+        values = monitored(says_other, Annotations(drawing, 1 - drawing), FullConfusion(torch.zeros(1, 1, 2, 2, 4, 4)))
     assert values["agreement_positive"] == values["agreement_negative"] == 0
     assert values["diagonal_mean_positive"] == 0.5
     assert values["undominated_positive"] == 1
-    assert "0% of the drawn pixels: the classes may be swapped" in caplog.text
+    assert caplog.text.count("the classes are swapped. Lengthen the warm-up") == 1
+
+
+def test_monitor_waits_until_it_has_seen_enough(caplog):
+    drawing = torch.arange(16).view(1, 1, 4, 4) % 2
+    outputs = {"pred": CoupledOutput(torch.cat([drawing, 1 - drawing], 1).float()), "label": Annotations(drawing)}
+    engine = Engine(lambda engine, item: outputs)
+    AnnotatorMonitor(interval=1, memory=3).attach(engine)
+    with caplog.at_level(logging.WARNING):
+        engine.run([0, 1], max_epochs=1)
+        assert not caplog.text
+        engine.run([0, 1], max_epochs=2)
+    assert caplog.text.count("swapped") == 1
 
 
 def test_monitor_is_quiet_when_all_is_well(caplog):

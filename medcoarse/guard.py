@@ -1,0 +1,205 @@
+"""Is training going wrong? What the drawings alone tell, without any true mask.
+
+Three ways are known in which two coupled networks explain drawings and miss the truth:
+
+- *permutation*: the segmentation swaps classes and the confusion matrices swap them back;
+- *identity collapse*: the matrices say that nobody errs, and the segmentation learns the errors;
+- *uniform collapse*: the matrices say that drawings mean nothing, and the segmentation hears nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from medcoarse.confusion import UNLABELED, Annotations, Confusion, CoupledOutput, IdentityConfusion
+from medcoarse.losses import consensus
+
+_NEARLY_CHANCE = 0.9  # share of the error of someone who draws at random
+_WORTH_EXPLAINING = 0.02  # share of pixels that contradict each other
+
+
+@torch.no_grad()
+def observe(output: CoupledOutput, target: Annotations) -> dict[str, float]:
+    """Numbers about one batch, by name; kinds of drawings that are absent are left out.
+
+    Args:
+        output: of the coupled model.
+        target: drawings of the same batch.
+
+    Returns:
+        For each ``KIND`` of drawing, ``positive`` and ``negative``: ``agreement_KIND`` and ``swap_KIND``; where
+        matrices are estimated, also ``error_KIND`` (share of drawn pixels taken to be wrong), ``chance_KIND`` (that
+        share for someone who draws at random) and the numbers of :func:`dominance`. With both, ``contradiction``.
+
+    Example:
+        >>> logits = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])  # class 0 twice
+        >>> target = Annotations(positive=torch.tensor([[[0, 1]]]), negative=torch.tensor([[[1, 1]]]))
+        >>> observe(CoupledOutput(logits), target)["contradiction"]
+        0.5
+    """
+    seen = agreement(output.logits, target)
+    num_classes = output.logits.shape[1]
+    for name in ("positive", "negative"):
+        drawing, confusion = getattr(target, name), getattr(output, name)
+        if drawing is None:
+            continue
+        if name == "positive" or num_classes == 2:
+            says = drawing if name == "positive" else torch.where(drawing < 2, 1 - drawing, drawing)
+            seen[f"swap_{name}"] = swap(output.logits, says)
+        if confusion is not None and not isinstance(confusion, IdentityConfusion):
+            seen |= {f"{key}_{name}": value for key, value in dominance(confusion).items()}
+            seen[f"error_{name}"] = estimated_error(output.logits, confusion, drawing)
+            seen[f"chance_{name}"] = 1 - 1 / num_classes
+    if target.positive is not None and target.negative is not None:
+        seen["contradiction"] = contradiction(target, num_classes)
+    return seen
+
+
+def diagnose(seen: Mapping[str, float]) -> dict[str, str]:
+    """What is wrong, by the name of the failure, each with its remedy; empty when all is well.
+
+    Args:
+        seen: numbers of :func:`observe`, better their means over some batches.
+
+    Example:
+        >>> list(diagnose({"swap_positive": 0.4})), diagnose({"swap_positive": -0.4})
+        (['permutation'], {})
+    """
+    found = {}
+    for name in ("positive", "negative"):
+        if seen.get(f"swap_{name}", -1.0) > 0:
+            found["permutation"] = (
+                f"The segmentation calls most pixels of two classes by each other's name, going by the {name} drawings "
+                f"(it agrees with {seen.get(f'agreement_{name}', 0.0):.0%} of them): the classes are swapped. Lengthen "
+                "the warm-up, keep diagonal_floor at 0.5 and lower the annotators' learning rate."
+            )
+        if seen.get(f"error_{name}", 0.0) > _NEARLY_CHANCE * seen.get(f"chance_{name}", 1.0):
+            found["uniform"] = (
+                f"The {name} drawings are taken to be no better than chance (wrong at {seen[f'error_{name}']:.0%} of "
+                "the drawn pixels), so that nothing is learned from them. Lower trace_weight and the annotators' "
+                "learning rate, or lengthen the warm-up."
+            )
+    explained = [seen[key] for key in ("error_positive", "error_negative") if key in seen]
+    contradictory = seen.get("contradiction", 0.0)
+    if len(explained) == 2 and contradictory > _WORTH_EXPLAINING and sum(explained) < contradictory / 2:
+        found["identity"] = (
+            f"Positive and negative drawings contradict each other on {contradictory:.1%} of the pixels, but the "
+            f"annotators are taken to err on {explained[0]:.1%} and {explained[1]:.1%} only: the segmentation is "
+            "learning their errors. Raise trace_weight (up to 0.1) or the annotators' learning rate, use more "
+            "augmentation, or train for fewer epochs."
+        )
+    return found
+
+
+def agreement(logits: Tensor, target: Annotations) -> dict[str, float]:
+    """Share of the drawn pixels that the segmentation does not contradict, for each kind of drawing.
+
+    Args:
+        logits: ``(B, L, *S)``.
+        target: drawings of the same batch.
+
+    Returns:
+        ``{"agreement_positive": ..., "agreement_negative": ...}`` in [0, 1]; kinds that are absent are left out.
+
+    Example:
+        >>> logits = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])  # class 0 twice
+        >>> agreement(logits, Annotations(positive=torch.tensor([[[0, 1]]]), negative=torch.tensor([[[1, 255]]])))
+        {'agreement_positive': 0.5, 'agreement_negative': 1.0}
+    """
+    predicted = logits.argmax(1, keepdim=True)
+    shares = {}
+    for name, drawing in (("positive", target.positive), ("negative", target.negative)):
+        if drawing is not None and (drawn := drawing != UNLABELED).any():
+            same = (predicted == drawing)[drawn].float().mean().item()
+            shares[f"agreement_{name}"] = same if name == "positive" else 1 - same
+    return shares
+
+
+def swap(logits: Tensor, drawing: Tensor) -> float:
+    """How clearly two classes are called by each other's name: above 0 for a pair that is swapped.
+
+    With ``C[k, j]`` the share of pixels drawn as k that are segmented as j, it is the largest
+    ``min(C[k, j] - C[k, k], C[j, k] - C[j, j])`` over all pairs. Drawings that are merely too large move one class.
+
+    Args:
+        logits: ``(B, L, *S)``.
+        drawing: ``(B, R, *S)``, classes or 255.
+
+    Returns:
+        A number in [-1, 1]; -1 when fewer than two classes were drawn.
+
+    Example:
+        >>> logits = torch.tensor([[[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]])
+        >>> swap(logits, torch.tensor([[[0, 0, 1]]])), swap(logits, torch.tensor([[[1, 1, 0]]]))
+        (1.0, -1.0)
+    """
+    num_classes = logits.shape[1]
+    predicted = logits.argmax(1, keepdim=True).expand(drawing.shape)
+    drawn = drawing != UNLABELED
+    pairs = num_classes * drawing[drawn].long() + predicted[drawn]
+    counts = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes).double()
+    known = counts.sum(1) > 0
+    shares = counts[known][:, known] / counts[known].sum(1, keepdim=True)
+    lead = shares - shares.diagonal()[:, None]
+    lead.fill_diagonal_(-1)
+    return float(torch.minimum(lead, lead.T).max()) if len(lead) > 1 else -1.0
+
+
+def estimated_error(logits: Tensor, confusion: Confusion, drawing: Tensor) -> float:
+    """Share of drawn pixels that the model takes to be wrong: the mean of ``1 - sum_j A[j, j] p_j``.
+
+    Example:
+        >>> from medcoarse.confusion import FullConfusion
+        >>> confusion = FullConfusion(torch.zeros(1, 1, 2, 2, 3), floor=0.5)
+        >>> estimated_error(torch.zeros(1, 2, 3), confusion, torch.tensor([[[0, 1, 255]]]))
+        0.25
+    """
+    diagonal = confusion.diagonal()  # of a matrix for all pixels, one value along the image axes
+    diagonal = diagonal.view(*diagonal.shape, *(1,) * (logits.ndim + 1 - diagonal.ndim))
+    copied = (diagonal * logits.softmax(1)[:, None]).sum(2).expand(drawing.shape)
+    drawn = drawing != UNLABELED
+    return float(1 - copied[drawn].mean()) if drawn.any() else 0.0
+
+
+def contradiction(target: Annotations, num_classes: int) -> float:
+    """Share of the pixels drawn in both ways on which no class contradicts nobody.
+
+    Where two people cannot both be right, one of them errs: their errors add up to this at least.
+
+    Example:
+        >>> target = Annotations(positive=torch.tensor([[[1, 1, 0, 255]]]), negative=torch.tensor([[[0, 1, 1, 1]]]))
+        >>> contradiction(target, num_classes=2)  # the second of three
+        0.3333333432674408
+    """
+    if target.positive is None or target.negative is None:
+        return 0.0
+    both = (target.positive != UNLABELED).any(1) & (target.negative != UNLABELED).any(1)
+    contradictory = consensus(target, num_classes)[:, 0] == UNLABELED
+    return float(contradictory[both].float().mean()) if both.any() else 0.0
+
+
+def dominance(confusion: Confusion) -> dict[str, float]:
+    """How far confusion matrices are from swapping classes.
+
+    Returns:
+        Mean and minimum of the diagonals, and the share of rows that hold an entry as large as their diagonal: there,
+        what is drawn is not the most likely explanation of itself, and the truth is not identifiable.
+
+    Example:
+        >>> from medcoarse.confusion import GlobalConfusion
+        >>> careless = GlobalConfusion(torch.tensor([[[0.9, 0.8], [0.1, 0.2]]]).log())  # draws 0 for nearly everything
+        >>> {name: round(value, 2) for name, value in dominance(careless).items()}
+        {'diagonal_mean': 0.55, 'diagonal_min': 0.2, 'undominated': 0.0}
+    """
+    cm = confusion.dense()
+    diagonal = torch.diagonal(cm, dim1=2, dim2=3).movedim(-1, 2)
+    eye = torch.eye(cm.shape[2], dtype=torch.bool, device=cm.device).view(*cm.shape[2:4], *(1,) * (cm.ndim - 4))
+    largest_other = cm.masked_fill(eye, 0).amax(3)
+    return {
+        "diagonal_mean": diagonal.mean().item(),
+        "diagonal_min": diagonal.min().item(),
+        "undominated": (largest_other >= diagonal).float().mean().item(),
+    }

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medcoarse.confusion import Annotations, CoupledOutput, FullConfusion, GlobalConfusion, IdentityConfusion
+from medcoarse.guard import contradiction, diagnose, estimated_error, observe, swap
+
+
+def scores(label: torch.Tensor, num_classes: int = 2, sharpness: float = 20.0) -> torch.Tensor:
+    return sharpness * torch.nn.functional.one_hot(label[:, 0], num_classes).movedim(-1, 1).float()
+
+
+def certain(cm: list[list[float]], number: int = 1) -> GlobalConfusion:
+    return GlobalConfusion(torch.tensor(cm).clamp_min(1e-6).log().expand(number, -1, -1))
+
+
+@pytest.fixture
+def scene():
+    """A disc, a drawing of it that is too large, and a drawing of the outside that is too large as well."""
+    generator = torch.Generator().manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    radius = (y - 16).square() + (x - 16).square()
+    truth, large, small = ((radius < r * r).long()[None, None] for r in (8, 11, 6))
+    return truth, Annotations(positive=large, negative=1 - small), generator
+
+
+def test_a_training_that_goes_well_raises_no_alarm(scene):
+    truth, target, _ = scene
+    errors = [(large != truth).float().mean().item() for large in (target.positive, 1 - target.negative)]
+    honest = [[[1 - e, e], [e, 1 - e]] for e in errors]
+    output = CoupledOutput(scores(truth), certain(honest[0]), certain(honest[1]))
+    seen = observe(output, target)
+    assert seen["error_positive"] == pytest.approx(errors[0], abs=1e-4)
+    assert seen["contradiction"] == pytest.approx(sum(errors), abs=1e-6)  # large beyond the truth, small within it
+    assert diagnose(seen) == {}
+
+
+def test_permutation(scene):
+    truth, target, _ = scene
+    swapped = [[0.05, 0.95], [0.95, 0.05]]
+    output = CoupledOutput(scores(1 - truth), certain(swapped), certain(swapped))
+    found = diagnose(observe(output, target))
+    assert "permutation" in found
+    assert "classes are swapped" in found["permutation"]
+
+
+def test_drawings_that_are_much_too_large_are_no_permutation():
+    truth = (torch.arange(100) < 10).long().view(1, 1, 10, 10)
+    drawn = (torch.arange(100) < 40).long().view(1, 1, 10, 10)  # only a quarter of what was drawn is right
+    assert diagnose(observe(CoupledOutput(scores(truth)), Annotations(positive=drawn, negative=1 - drawn))) == {}
+
+
+def test_identity_collapse(scene):
+    _, target, _ = scene
+    output = CoupledOutput(
+        scores(target.positive), certain([[0.999, 0.001], [0.001, 0.999]]), certain([[0.999, 0.001], [0.001, 0.999]])
+    )
+    found = diagnose(observe(output, target))
+    assert list(found) == ["identity"]
+    assert "learning their errors. Raise trace_weight" in found["identity"]
+
+
+def test_annotators_who_agree_may_be_perfect(scene):
+    truth, _, _ = scene
+    perfect = certain([[0.999, 0.001], [0.001, 0.999]])
+    assert diagnose(observe(CoupledOutput(scores(truth), perfect, perfect), Annotations(truth, 1 - truth))) == {}
+
+
+def test_uniform_collapse(scene):
+    truth, target, _ = scene
+    output = CoupledOutput(scores(truth), certain([[0.5, 0.5], [0.5, 0.5]]), certain([[0.9, 0.2], [0.1, 0.8]]))
+    found = diagnose(observe(output, target))
+    assert list(found) == ["uniform"]
+    assert "The positive drawings are taken to be no better than chance (wrong at 50%" in found["uniform"]
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+def test_swap_finds_any_pair(num_classes):
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, num_classes, (1, 1, 9, 9), generator=generator)
+    assert swap(scores(truth, num_classes), truth) == -1
+    order = torch.arange(num_classes)
+    order[[0, num_classes - 1]] = order[[num_classes - 1, 0]]
+    assert swap(scores(order[truth], num_classes), truth) == 1
+
+
+def test_numbers_that_nothing_can_be_said_about():
+    nothing = torch.full((1, 1, 4, 4), 255)
+    logits = torch.zeros(1, 3, 4, 4)
+    seen = observe(CoupledOutput(logits, IdentityConfusion(1), IdentityConfusion(1)), Annotations(nothing, nothing))
+    assert seen == {"swap_positive": -1.0, "contradiction": 0.0}
+    assert diagnose(seen) == {}
+    assert observe(CoupledOutput(logits), Annotations()) == {}
+
+
+def test_error_and_contradiction_by_hand():
+    logits = torch.tensor([[[0.0, 0.0], [0.0, 0.0]]])
+    confusion = FullConfusion(torch.tensor([[0.8, 0.4], [0.2, 0.6]]).log().view(1, 1, 2, 2, 1).expand(1, 1, 2, 2, 2))
+    assert estimated_error(logits, confusion, torch.tensor([[[1, 255]]])) == pytest.approx(0.3)  # 1 - (0.8 + 0.6) / 2
+    positive, negative = torch.tensor([[[2, 2, 2, 255]]]), torch.tensor([[[2, 0, 255, 1]]])
+    assert contradiction(Annotations(positive, negative), num_classes=3) == 0.5
