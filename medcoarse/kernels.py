@@ -1,6 +1,6 @@
 """Compiled loops behind :mod:`medcoarse.fused`: likelihood and trace of a group of annotators, with their slopes.
 
-One pass reads every number once and writes every slope once. Pixels go through in blocks that fit the innermost cache;
+One pass reads every number once and writes every slope once. Pixels go through in blocks that fit a cache of the core;
 inner loops run along the pixels of a block, one row of memory after the other, which lets the compiler use the
 processor's vector units. Compiled by Numba at first use and kept on disk from then on.
 
@@ -26,7 +26,7 @@ from medcoarse.compilation import compiled
 
 Array = NDArray[Any]
 
-_BLOCK_NUMBERS = 1 << 16
+_BLOCK_NUMBERS = 1 << 16  # matrix entries of a block, 256 kB in single precision
 _SMALLEST = 1e-30  # likelihoods below it are computed in log space
 _UNLABELED = 255
 
@@ -58,9 +58,9 @@ def _exp_double(x: Any) -> Any:
 def _exp_single(x: Any) -> Any:
     # exp(x) = 2^k exp(rest) with |rest| <= ln(2) / 2, and a polynomial for the rest: unlike a call of the C library it
     # runs in the vector units. Coefficients here and below: S. L. Moshier, Cephes Mathematical Library, expf and logf.
-    x = min(max(x, np.float32(-87.0)), np.float32(88.0))
-    k = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
-    rest = x - k * np.float32(0.693359375) - k * np.float32(-2.12194440e-4)
+    near = min(max(x, np.float32(-87.0)), np.float32(88.0))
+    k = np.floor(near * np.float32(1.44269504088896341) + np.float32(0.5))
+    rest = near - k * np.float32(0.693359375) - k * np.float32(-2.12194440e-4)
     y = np.float32(1.9875691500e-4) * rest + np.float32(1.3981999507e-3)
     y = y * rest + np.float32(8.3334519073e-3)
     y = y * rest + np.float32(4.1665795894e-2)
@@ -68,7 +68,7 @@ def _exp_single(x: Any) -> Any:
     y = y * rest + np.float32(5.0000001201e-1)
     y = y * rest * rest + rest + np.float32(1.0)
     power = np.int32((np.int32(k) + np.int32(127)) << np.int32(23))
-    return y * power.view(np.float32)
+    return x if np.isnan(x) else y * power.view(np.float32)  # limits would have taken NaN away
 
 
 def _log_double(x: Any) -> Any:
@@ -89,7 +89,7 @@ def _log_single(x: Any) -> Any:
     y = y * rest + np.float32(-2.4999993993e-1)
     y = y * rest + np.float32(3.3333331174e-1)
     y = y * rest * rest * rest + k * np.float32(-2.12194440e-4) - np.float32(0.5) * rest * rest
-    return rest + y + k * np.float32(0.693359375)
+    return x if np.isnan(x) else rest + y + k * np.float32(0.693359375)  # its bits would be read as a number
 
 
 # Below, a value is loaded before it is chosen, and constants have the type of the arrays: a load behind a condition or

@@ -142,6 +142,18 @@ def test_gradients_accumulate_in_leaves():
         assert torch.allclose(tensor.grad, slope)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("where", [0, 1])
+@pytest.mark.parametrize("structure", ["full", "rank_one"])
+def test_nan_is_seen(structure, where, dtype):
+    """A training that diverges must not look as if it went on."""
+    logits, confusion, drawing = problem(structure, drawn=1.0)
+    values = [tensor.detach().to(dtype) for tensor in tensors(logits, confusion)]
+    values[where].flatten()[5] = torch.nan
+    broken = confusion._replace(**dict(zip(fused._fields(confusion), values[1:], strict=True)))
+    assert annotator_terms(values[0], broken, drawing, WEIGHT).nll.isnan()
+
+
 def test_value_without_gradients():
     logits, confusion, drawing = problem("full")
     with torch.no_grad():
