@@ -6,16 +6,19 @@ import gzip
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from benchmarks import references
 from benchmarks.timing import take_turns
 from medcoarse import morphology, profiles
 from medcoarse.annotators import AnnotatorProfile, draw
+from medcoarse.batched import draw_batch
 from medcoarse.synthetic import fundus_photograph
 
 MORPHO_MNIST = {"fundus": 0.2, "digit": 0.016}
@@ -24,6 +27,7 @@ quickest on a full LES-AV mask (0.2 to 0.5), and one 28 x 28 digit."""
 RADII = (2.0, 4.0, 8.0, 16.0)
 SIDES = (64, 96, 128, 192, 256)
 NUM_DIGITS = 10_000
+BATCH = 8
 
 
 def fundus_mask() -> NDArray[np.uint8]:
@@ -62,6 +66,24 @@ def draw_digits(masks: NDArray[np.uint8]) -> None:
         both(mask, 2 * seed, digit=True)
 
 
+def batch_ways() -> dict[str, Callable[[], Any]]:
+    """Both annotations of a batch of fundus masks at half size: one by one on the CPU, and at once on each device."""
+    masks = np.stack([np.roll(fundus_mask()[::2, ::2], 10 * shift, axis=1) for shift in range(BATCH)])
+
+    def at_once(labels: torch.Tensor) -> None:
+        draw_batch(profiles.COARSE_POSITIVE, labels, seeds=range(BATCH))
+        draw_batch(profiles.COARSE_NEGATIVE, labels, seeds=range(BATCH))
+        if labels.is_cuda:
+            torch.cuda.synchronize()
+
+    ways: dict[str, Callable[[], Any]] = {
+        "one by one, cpu": lambda: [both(mask, seed) for seed, mask in enumerate(masks)]
+    }
+    for device in ["cpu", "cuda"][: 1 + torch.cuda.is_available()]:
+        ways[f"at once, {device}"] = partial(at_once, torch.from_numpy(masks).to(device))
+    return ways
+
+
 def run(seconds: float) -> dict[str, Any]:
     """Times of whole drawings and of single operations."""
     mask = fundus_mask()
@@ -78,6 +100,7 @@ def run(seconds: float) -> dict[str, Any]:
         "fundus": _plain(take_turns(operations, seconds)),
         "radius": _plain(take_turns({str(r): lambda r=r: draw(wide(thicken_mm=r), mask) for r in RADII}, seconds)),
         "volume": _plain(take_turns({str(side): _volume(side) for side in SIDES}, seconds, warmup=1)),
+        "batch": _plain(take_turns(batch_ways(), seconds, warmup=1)),
         "digits": None,
     }
     masks = digits()
@@ -120,6 +143,11 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
         add(f"volume {side}^3, both annotations", results["volume"][str(side)])
     for radius, timing in results["radius"].items():
         add(f"fundus mask, thicken by {radius} pixels, with its random choices", timing)
+    batch = results.get("batch", {})
+    for way, timing in batch.items():
+        ratio = batch["one by one, cpu"]["median"] / timing["median"]
+        against = "" if way.startswith("one") else f"{ratio:.2g} times the speed of one by one"
+        add(f"{BATCH} fundus masks 722 x 810, both annotations, {way}", timing, against)
     if results["digits"] is not None:
         for way, timing in results["digits"].items():
             ratio = operations * NUM_DIGITS * MORPHO_MNIST["digit"] / timing["median"]

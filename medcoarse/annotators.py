@@ -9,14 +9,15 @@ Convention:
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 
 from medcoarse import morphology, outlines
 from medcoarse.confusion import UNLABELED
@@ -25,9 +26,15 @@ from medcoarse.morphology import Mask
 Kind = Literal["positive", "negative"]
 Parameters = dict[str, Any]
 LabelMap = NDArray[np.uint8]
+Values = Any
+"""A NumPy array or a torch tensor: rules that serve both, one label map (*S) or a batch of them (B, *S)."""
+Sample = Callable[[np.random.Generator, tuple[int, ...]], NDArray[Any]]
+Chance = Callable[[Sample], Values]
+Distance = Callable[[Values, float], Values]
 _Spacing = Sequence[float] | float | None
 
 _PLACES = 2**32  # a random place in a list of any length is recorded as an integer below this
+_TIE = 1 + 1e-6  # equal squared distances differ by less: they are rounded to single precision
 
 
 def _is_number(value: Any, largest: float = sys.float_info.max) -> bool:
@@ -179,11 +186,9 @@ def sample_parameters(
         ['cut_directions', 'cut_places', 'field_seed', 'num_classes', 'other_seed', 'part_places']
     """
     label = _checked(label, target, num_classes)
-    common = {"num_classes": num_classes, "other_seed": int(rng.integers(_PLACES))}
-    if target is None:
-        choices = [_sample_one(profile, _region(profile, label, k), spacing, rng) for k in range(num_classes)]
-        return common | {"classes": choices}
-    return common | _sample_one(profile, _region(profile, label, target), spacing, rng)
+    regions = [region_of(profile, label, k) for k in drawn_classes(target, num_classes)]
+    sizes = [outlines.boundary_size(region, spacing) if cuts_by_ratio(profile) else 0.0 for region in regions]
+    return random_choices(profile, sizes, label.ndim, target, rng, num_classes)
 
 
 def apply(
@@ -195,7 +200,8 @@ def apply(
     are two, otherwise unlabeled), over-drawn ones become the target, the rest keeps its class. Dense negative: where
     "not k" is not drawn stands the other class if there are two, otherwise one of the other classes at random.
     Without a target, every class is drawn in turn. Positive: later classes lie on top, and a dense annotation gives
-    what nobody drew to the nearest drawn class. Negative: one of the classes ruled out at a voxel, each equally likely.
+    what nobody drew to the nearest drawn class, of equally near ones to the last. Negative: one of the classes ruled
+    out at a voxel, each equally likely.
 
     Args:
         profile: who draws.
@@ -219,17 +225,19 @@ def apply(
     num_classes = parameters["num_classes"]
     label = _checked(label, target, num_classes)
     rng = np.random.default_rng(parameters["other_seed"])
-    if target is not None:
-        drawn = _drawn(profile, _region(profile, label, target), spacing, parameters)
-        encode = _encode_positive if profile.kind == "positive" else _encode_negative
-        annotation = encode(label, drawn, target, num_classes, profile.dense, rng)
-    else:
-        masks = [
-            _drawn(profile, _region(profile, label, k), spacing, choices)
-            for k, choices in enumerate(parameters["classes"])
-        ]
-        annotation = _layered(masks, profile.dense, spacing) if profile.kind == "positive" else _ruled_out(masks, rng)
-    annotation[label == UNLABELED] = UNLABELED
+    masks = [
+        _drawn(profile, region_of(profile, label, k), spacing, choices_for(parameters, k))
+        for k in drawn_classes(target, num_classes)
+    ]
+    sizes = morphology.as_spacing(spacing, label.ndim)
+    radii = (diagonal(label.shape, sizes),)
+    distance = partial(morphology.squared_distance, spacing=sizes)
+    annotation: LabelMap = label.astype(np.uint8)
+
+    def chance(sample: Sample) -> NDArray[Any]:
+        return sample(rng, label.shape)
+
+    encode(profile, annotation, masks, target, num_classes, chance, distance, radii)
     return annotation
 
 
@@ -303,28 +311,187 @@ def merge_strokes(positive: NDArray[Any], negative: NDArray[Any], num_classes: i
     return merged[None]
 
 
-def _checked(label: NDArray[Any], target: int | None, num_classes: int) -> NDArray[Any]:
-    if label.ndim not in (2, 3) or label.dtype.kind not in "iu":
-        raise ValueError(f"label must hold integers and have 2 or 3 axes, got {label.dtype} of shape {label.shape}.")
+def check_values(label: Values, target: int | None, num_classes: int) -> None:
+    """Raise for a target or values of a label map that are no classes.
+
+    Example:
+        >>> check_values(np.array([[2]]), 1, num_classes=2)
+        Traceback (most recent call last):
+        ValueError: label values must be below num_classes=2 or 255, got 2.
+    """
     if target is not None and not 0 <= target < num_classes:
         raise ValueError(f"target must be None or a class below num_classes={num_classes}, got {target!r}.")
     wrong = (label < 0) | ((label >= num_classes) & (label != UNLABELED))
     if wrong.any():
         raise ValueError(f"label values must be below num_classes={num_classes} or {UNLABELED}, got {label[wrong][0]}.")
+
+
+def region_of(profile: AnnotatorProfile, label: Values, target: int) -> Values:
+    """What a perfect annotator of this kind would paint; as all that says `Values`, of arrays and tensors alike.
+
+    Example:
+        >>> region_of(AnnotatorProfile(kind="negative"), np.array([[0, 1, 255]]), 1)
+        array([[ True, False, False]])
+    """
+    region = label == target if profile.kind == "positive" else (label != target) & (label != UNLABELED)
+    return region & (not profile.blank)
+
+
+def drawn_classes(target: int | None, num_classes: int) -> Sequence[int]:
+    """The classes that are drawn, in turn.
+
+    Example:
+        >>> drawn_classes(1, 3), list(drawn_classes(None, 3))
+        ([1], [0, 1, 2])
+    """
+    return range(num_classes) if target is None else [target]
+
+
+def choices_for(parameters: Parameters, target: int) -> Parameters:
+    """The part of recorded parameters that one drawn class needs.
+
+    Example:
+        >>> choices_for({"classes": [{"field_seed": 1}, {"field_seed": 2}]}, 1)
+        {'field_seed': 2}
+    """
+    choices: Parameters = parameters["classes"][target] if "classes" in parameters else parameters
+    return choices
+
+
+def cuts_by_ratio(profile: AnnotatorProfile) -> bool:
+    """Whether the number of cuts depends on the size of the outline.
+
+    Example:
+        >>> cuts_by_ratio(AnnotatorProfile(num_fractures=3))
+        False
+    """
+    return profile.num_fractures is None and profile.fracture_ratio > 0
+
+
+def random_choices(
+    profile: AnnotatorProfile,
+    boundary_sizes: Sequence[float],
+    spatial_dims: int,
+    target: int | None,
+    rng: np.random.Generator,
+    num_classes: int,
+) -> Parameters:
+    """What `sample_parameters` returns, from the size of the outline of each drawn class (only for `cuts_by_ratio`).
+
+    Example:
+        >>> random_choices(AnnotatorProfile(num_fractures=1), [0.0], 2, 1, np.random.default_rng(0), 2)["cut_places"]
+        [323153949]
+    """
+    common = {"num_classes": num_classes, "other_seed": int(rng.integers(_PLACES))}
+    choices = [_choices_of_one(profile, _num_cuts(profile, b, spatial_dims), spatial_dims, rng) for b in boundary_sizes]
+    return common | ({"classes": choices} if target is None else choices[0])
+
+
+class Pen(NamedTuple):
+    """Functions of `morphology` and `outlines`, or those that do the same to a batch."""
+
+    thin: Callable[..., Values]
+    thicken: Callable[..., Values]
+    polygonize: Callable[..., Values]
+    scribble: Callable[..., Values]
+
+
+_PEN = Pen(morphology.thin, morphology.thicken, outlines.polygonize, morphology.scribble)
+
+
+def redraw(profile: AnnotatorProfile, mask: Values, spacing: tuple[float, ...], pen: Pen) -> Values:
+    """The systematic part of a drawing: thin, thicken, polygon, scribble.
+
+    Example:
+        >>> redraw(AnnotatorProfile(thicken_mm=1.0), np.array([[True, False, False]]), (1.0, 1.0), _PEN)
+        array([[ True,  True, False]])
+    """
+    if profile.thin_mm:
+        mask = pen.thin(mask, profile.thin_mm, spacing, profile.preserve)
+    if profile.thicken_mm:
+        mask = pen.thicken(mask, profile.thicken_mm, spacing)
+    if profile.polygon_vertices or profile.polygon_tolerance_mm:
+        mask = pen.polygonize(mask, profile.polygon_tolerance_mm, profile.polygon_vertices or None, spacing)
+    if profile.scribble_mm:
+        mask = pen.scribble(mask, profile.scribble_mm, spacing)
+    return mask
+
+
+def num_kept(profile: AnnotatorProfile, drawn: int, region: int) -> int:
+    """How many of the drawn voxels stay, where the true region has so many.
+
+    Example:
+        >>> num_kept(AnnotatorProfile(ratio=0.5), drawn=30, region=20)
+        10
+    """
+    wanted = max(1, round(profile.ratio * region)) if profile.ratio else 0
+    return drawn if profile.ratio == 1 else min(drawn, wanted)
+
+
+def diagonal(shape: Sequence[int], sizes: Sequence[float]) -> float:
+    """A length in mm that no distance in an image exceeds.
+
+    Example:
+        >>> diagonal((3, 4), (1.0, 1.0))
+        5.0
+    """
+    return float(np.linalg.norm(np.multiply(shape, sizes)))
+
+
+def encode(
+    profile: AnnotatorProfile,
+    annotation: Values,
+    masks: Sequence[Values],
+    target: int | None,
+    num_classes: int,
+    chance: Chance,
+    distance: Distance,
+    radii: Sequence[float],
+) -> None:
+    """Write what drawn masks say over the label map, see `apply`.
+
+    Args:
+        profile: who has drawn.
+        annotation: uint8 label map; changed in place.
+        masks: what was drawn of each of the `drawn_classes`, bool.
+        target: as for `apply`.
+        num_classes: as for `apply`.
+        chance: gets a function from a generator and a shape (*S) to an array; returns what it gives, as the masks are.
+        distance: from a mask and a radius in mm to squared distances, infinite beyond the radius.
+        radii: in mm, growing, the last one no shorter than the image: how far to look for the nearest drawn class.
+
+    Example:
+        >>> annotation = np.array([[0, 1, 1]], np.uint8)
+        >>> drawn = [np.array([[True, True, False]])]
+        >>> encode(AnnotatorProfile(), annotation, drawn, 1, 2, lambda sample: None, lambda mask, radius: None, ())
+        >>> annotation
+        array([[1, 1, 0]], dtype=uint8)
+    """
+    unknown = annotation == UNLABELED
+    if target is None and profile.kind == "positive":
+        _layer(annotation, masks, profile.dense, distance, radii)
+    elif target is None:
+        _rule_out(annotation, masks, chance)
+    elif not profile.dense:
+        annotation[...] = UNLABELED
+    elif profile.kind == "positive":
+        _leave_out(annotation, target, num_classes)
+    else:
+        annotation[...] = 1 - target if num_classes == 2 else _others(annotation, target, num_classes, chance)
+    if target is not None:
+        annotation[masks[0]] = target
+    annotation[unknown] = UNLABELED
+
+
+def _checked(label: NDArray[Any], target: int | None, num_classes: int) -> NDArray[Any]:
+    if label.ndim not in (2, 3) or label.dtype.kind not in "iu":
+        raise ValueError(f"label must hold integers and have 2 or 3 axes, got {label.dtype} of shape {label.shape}.")
+    check_values(label, target, num_classes)
     return label
 
 
-def _region(profile: AnnotatorProfile, label: NDArray[Any], target: int) -> Mask:
-    """What a perfect annotator of this kind would paint."""
-    if profile.blank:
-        return np.zeros(label.shape, bool)
-    region: Mask = label == target if profile.kind == "positive" else (label != target) & (label != UNLABELED)
-    return region
-
-
-def _sample_one(profile: AnnotatorProfile, region: Mask, spacing: _Spacing, rng: np.random.Generator) -> Parameters:
-    cuts = _num_cuts(profile, region, spacing)
-    directions = rng.standard_normal((cuts, region.ndim))
+def _choices_of_one(profile: AnnotatorProfile, cuts: int, spatial_dims: int, rng: np.random.Generator) -> Parameters:
+    directions = rng.standard_normal((cuts, spatial_dims))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     return {
         "field_seed": int(rng.integers(_PLACES)),
@@ -334,11 +501,10 @@ def _sample_one(profile: AnnotatorProfile, region: Mask, spacing: _Spacing, rng:
     }
 
 
-def _num_cuts(profile: AnnotatorProfile, region: Mask, spacing: _Spacing) -> int:
-    if profile.num_fractures is not None or not profile.fracture_ratio:
+def _num_cuts(profile: AnnotatorProfile, boundary_size: float, spatial_dims: int) -> int:
+    if not cuts_by_ratio(profile):
         return profile.num_fractures or 0
-    size = outlines.boundary_size(region, spacing)
-    return round(profile.fracture_ratio * size / profile.fracture_length_mm ** (region.ndim - 1))
+    return round(profile.fracture_ratio * boundary_size / profile.fracture_length_mm ** (spatial_dims - 1))
 
 
 def _voxels_at(places: list[int], mask: Mask) -> NDArray[np.intp]:
@@ -354,22 +520,9 @@ def _drawn(profile: AnnotatorProfile, region: Mask, spacing: _Spacing, parameter
     window = morphology.bounding_window(region, profile.reach_mm + max(sizes), sizes)
     drawn = np.zeros_like(region)
     if region.any():
-        mask = _roughen(profile, _redraw(profile, region[window], sizes), sizes, parameters)
+        mask = _roughen(profile, redraw(profile, region[window], sizes, _PEN), sizes, parameters)
         drawn[window] = _shrink(profile, _cut(profile, mask, sizes, parameters), region, sizes, parameters)
     return drawn
-
-
-def _redraw(profile: AnnotatorProfile, mask: Mask, spacing: tuple[float, ...]) -> Mask:
-    """The systematic part: thin, thicken, polygon, scribble."""
-    if profile.thin_mm:
-        mask = morphology.thin(mask, profile.thin_mm, spacing, profile.preserve)
-    if profile.thicken_mm:
-        mask = morphology.thicken(mask, profile.thicken_mm, spacing)
-    if profile.polygon_vertices or profile.polygon_tolerance_mm:
-        mask = outlines.polygonize(mask, profile.polygon_tolerance_mm, profile.polygon_vertices or None, spacing)
-    if profile.scribble_mm:
-        mask = morphology.scribble(mask, profile.scribble_mm, spacing)
-    return mask
 
 
 def _roughen(profile: AnnotatorProfile, mask: Mask, spacing: tuple[float, ...], parameters: Parameters) -> Mask:
@@ -394,56 +547,48 @@ def _shrink(
     profile: AnnotatorProfile, mask: Mask, region: Mask, spacing: tuple[float, ...], parameters: Parameters
 ) -> Mask:
     """Stop when the share of the true region is reached."""
-    drawn = np.count_nonzero(mask)
-    if profile.ratio == 1 or not drawn:
+    drawn = int(np.count_nonzero(mask))
+    number = num_kept(profile, drawn, int(np.count_nonzero(region)))
+    if number == drawn:
         return mask
-    number = max(1, round(profile.ratio * np.count_nonzero(region)))
-    share = min(1.0, number / drawn) if profile.ratio else 0.0
-    return morphology.shrink_to_ratio(mask, share, _voxels_at(parameters["part_places"], mask), spacing)
+    return morphology.shrink_to_ratio(mask, number / drawn, _voxels_at(parameters["part_places"], mask), spacing)
 
 
-def _encode_positive(
-    label: NDArray[Any], drawn: Mask, target: int, num_classes: int, dense: bool, _: np.random.Generator
-) -> LabelMap:
-    if not dense:
-        return np.where(drawn, np.uint8(target), np.uint8(UNLABELED))
-    annotation = label.astype(np.uint8)
+def _leave_out(annotation: Values, target: int, num_classes: int) -> None:
+    """A dense positive before anything is drawn: the target is not there."""
     if target:
         annotation[annotation == target] = 0
     else:
         annotation[annotation == 0] = 1 if num_classes == 2 else UNLABELED
-    annotation[drawn] = target
-    return annotation
 
 
-def _encode_negative(
-    label: NDArray[Any], drawn: Mask, target: int, num_classes: int, dense: bool, rng: np.random.Generator
-) -> LabelMap:
-    if not dense:
-        return np.where(drawn, np.uint8(target), np.uint8(UNLABELED))
-    if num_classes == 2:
-        return np.where(drawn, np.uint8(target), np.uint8(1 - target))
-    other = rng.integers(num_classes - 1, size=label.shape, dtype=np.uint8)
-    return np.where(drawn, np.uint8(target), other + (other >= target))
+def _others(annotation: Values, target: int, num_classes: int, chance: Chance) -> Values:
+    """One of the other classes at every voxel."""
+    other = chance(lambda rng, shape: rng.integers(num_classes - 1, size=shape, dtype=np.uint8))
+    return other + (other >= target)
 
 
-def _layered(masks: list[Mask], dense: bool, spacing: _Spacing) -> LabelMap:
-    annotation = np.full(masks[0].shape, UNLABELED, np.uint8)
+def _layer(
+    annotation: Values, masks: Sequence[Values], dense: bool, distance: Distance, radii: Sequence[float]
+) -> None:
+    known = annotation != UNLABELED
+    annotation[...] = UNLABELED
     for k, mask in enumerate(masks):
         annotation[mask] = k
-    empty = annotation == UNLABELED
-    if not dense or empty.all() or not empty.any():
-        return annotation
-    sizes = morphology.as_spacing(spacing, annotation.ndim)
-    nearest = distance_transform_edt(empty, sampling=sizes, return_distances=False, return_indices=True)
-    filled: LabelMap = annotation[tuple(nearest)]
-    return filled
+    said = [annotation == k for k in range(len(masks) if dense else 0)]
+    for radius in radii if any(mask.any() for mask in said) else ():
+        if not (known & (annotation == UNLABELED)).any():
+            break
+        nearest = math.inf
+        for k, mask in enumerate(said):
+            squared = distance(mask, radius)
+            annotation[(squared <= nearest * _TIE) & (squared < math.inf)] = k
+            nearest = squared.clip(max=nearest)
 
 
-def _ruled_out(masks: list[Mask], rng: np.random.Generator) -> LabelMap:
-    annotation = np.full(masks[0].shape, UNLABELED, np.uint8)
-    seen = np.zeros(masks[0].shape, np.uint8)
+def _rule_out(annotation: Values, masks: Sequence[Values], chance: Chance) -> None:
+    annotation[...] = UNLABELED
+    seen = annotation ^ annotation
     for k, mask in enumerate(masks):
         seen += mask  # reservoir sampling: the n-th candidate replaces the choice with probability 1 / n
-        annotation[mask & (rng.random(seen.shape, dtype=np.float32) * seen < 1)] = k
-    return annotation
+        annotation[mask & (chance(lambda rng, shape: rng.random(shape, dtype=np.float32)) * seen < 1)] = k

@@ -8,8 +8,9 @@ Convention:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,10 +88,22 @@ def squared_distance(
         >>> squared_distance(np.array([[True, False, False, False]]), 2)
         array([[ 0.,  1.,  4., inf]], dtype=float32)
     """
-    sizes = _checked(mask, spacing)
+    return squared_distances(mask, _checked(mask, spacing), squared_limit(radius_mm))
+
+
+def squared_limit(radius_mm: float) -> float:
+    """The largest squared distance that counts as within the radius.
+
+    Raises:
+        ValueError: the radius is negative.
+
+    Example:
+        >>> squared_limit(0.0)
+        0.0
+    """
     if not radius_mm >= 0:
         raise ValueError(f"radius_mm must be >= 0, got {radius_mm!r}.")
-    return squared_distances(mask, sizes, radius_mm**2 * (1 + _ROUNDING))
+    return radius_mm**2 * (1 + _ROUNDING)
 
 
 def thin(mask: Mask, radius_mm: float, spacing: Sequence[float] | float | None = None, preserve: bool = False) -> Mask:
@@ -162,18 +175,14 @@ def smooth_field(
         >>> field.shape, abs(float(field.mean()) - 0.5) < 0.03
         ((400, 300), True)
     """
-    if not smoothness_mm >= 0:
-        raise ValueError(f"smoothness_mm must be >= 0, got {smoothness_mm!r}.")
-    widths = [max(smoothness_mm / size, 0.3) for size in as_spacing(spacing, len(shape))]
-    smoothers = [_smoother(length, width) for length, width in zip(shape, widths, strict=True)]
-    field = rng.standard_normal([nodes.shape[1] for nodes in smoothers], dtype=np.float32)
+    sizes = as_spacing(spacing, len(shape))
+    smoothers = [_smoother(length, smoothness_mm, size) for length, size in zip(shape, sizes, strict=True)]
+    field = rng.standard_normal([smoother.shape[1] for smoother in smoothers], dtype=np.float32)
     for axis in reversed(range(len(shape))):
         nodes = np.moveaxis(field, axis, 0)
         voxels = smoothers[axis] @ nodes.reshape(len(nodes), -1)
         field = np.moveaxis(voxels.reshape(-1, *nodes.shape[1:]), 0, axis)
-    # torch has the vectorized error function that NumPy lacks
-    uniform: NDArray[np.float32] = torch.erf(torch.from_numpy(field * np.float32(0.5**0.5))).numpy() * np.float32(0.5)
-    uniform += np.float32(0.5)
+    uniform: NDArray[np.float32] = as_uniform(torch.from_numpy(field)).numpy()
     return uniform
 
 
@@ -250,22 +259,14 @@ def fracture(
         >>> fracture(np.ones((1, 6), bool), [[0, 2]], [[0.0, 1.0]], width_mm=2, length_mm=4)
         array([[ True, False, False, False,  True,  True]])
     """
-    sizes = np.array(_checked(mask, spacing))
+    sizes = _checked(mask, spacing)
     where = np.asarray(centers, dtype=np.intp).reshape(-1, mask.ndim)
-    across = np.asarray(directions, dtype=float).reshape(-1, mask.ndim)
-    norm = np.linalg.norm(across, axis=1, keepdims=True)
-    if len(where) != len(across) or not np.all(norm > 0):
-        raise ValueError(f"every cut needs a centre and a direction other than 0, got {len(where)} and {across!r}.")
-    across = across / norm
-    reach = (np.hypot(width_mm, length_mm) / 2 / sizes).astype(np.intp)
-    offsets = np.indices(2 * reach + 1).reshape(mask.ndim, -1).T - reach
+    across = unit_vectors(directions, where.shape)
+    offsets = cut_offsets(width_mm, length_mm, sizes)
     cut = mask.copy()
-    chunk = max(1, 4_000_000 // len(offsets))  # bounds the memory of large discs
-    for start in range(0, len(where), chunk):
-        points, strokes = np.nonzero(_in_cut(offsets * sizes, across[start : start + chunk], width_mm, length_mm))
-        voxels = where[start + strokes] + offsets[points]
-        inside = np.all((voxels >= 0) & (voxels < mask.shape), axis=1)
-        cut[tuple(voxels[inside].T)] = False
+    arrays = (where, across, offsets, np.array(sizes), np.array(mask.shape))
+    for _, voxels in cut_voxels(*arrays, width_mm, length_mm):
+        cut[tuple(voxels.T)] = False
     return cut
 
 
@@ -392,36 +393,143 @@ def bounding_window(
         >>> bounding_window(np.array([[False, False, True, False]]), margin_mm=1)
         (slice(0, 1, None), slice(1, 4, None))
     """
-    window = []
-    for axis, size in enumerate(_checked(mask, spacing)):
-        used = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        margin = int(np.ceil(margin_mm / size))
-        bounds = (max(0, used[0] - margin), min(mask.shape[axis], used[-1] + 1 + margin)) if len(used) else (0, 0)
-        window.append(slice(int(bounds[0]), int(bounds[1])))
-    return tuple(window)
+    sizes = _checked(mask, spacing)
+    used = [np.asarray(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis))) for axis in range(mask.ndim)]
+    return tuple(widened(one, margin_mm / size) for one, size in zip(used, sizes, strict=True))
+
+
+def widened(used: NDArray[np.bool_], margin: float) -> slice:
+    """From the first to the last place in use along an axis, a margin in voxels further, but within the axis.
+
+    Example:
+        >>> widened(np.array([False, False, True, False]), 0.5)
+        slice(1, 4, None)
+    """
+    places = np.flatnonzero(used)
+    steps = int(np.ceil(margin))
+    return (
+        slice(max(0, int(places[0]) - steps), min(len(used), int(places[-1]) + 1 + steps))
+        if used.any()
+        else slice(0, 0)
+    )
+
+
+@lru_cache(maxsize=512)  # the same few for all images of a data set; a handful of numbers for each row of voxels
+def field_taps(length: int, smoothness_mm: float, size: float) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Which nodes of white noise make a smooth field at each voxel along an axis, and with what weights.
+
+    Args:
+        length: number of voxels.
+        smoothness_mm: standard deviation of the Gaussian, >= 0.
+        size: mm per voxel.
+
+    Returns:
+        Indices of nodes and weights, both (length, 6). The last index is the largest.
+
+    Raises:
+        ValueError: a negative smoothness.
+
+    Example:
+        >>> field_taps(1, 2.0, 1.0)[0]
+        array([[0, 1, 2, 3, 4, 5]], dtype=int32)
+    """
+    if not smoothness_mm >= 0:
+        raise ValueError(f"smoothness_mm must be >= 0, got {smoothness_mm!r}.")
+    width = max(smoothness_mm / size, 0.3)
+    step = max(1.0, 1.5 * width)
+    position = np.arange(length) / step + 2
+    node: NDArray[np.int32] = np.floor(position).astype(np.int32)[:, None] + np.arange(-2, 4, dtype=np.int32)
+    weight = np.exp(-0.5 * np.square((position[:, None] - node) * step / width))
+    weight /= np.linalg.norm(weight, axis=1, keepdims=True)
+    return node, weight.astype(np.float32)
+
+
+def as_uniform(normal: torch.Tensor) -> torch.Tensor:
+    """Standard normal numbers sent through their distribution function; NumPy has no vectorized error function.
+
+    Example:
+        >>> as_uniform(torch.tensor([0.0]))
+        tensor([0.5000])
+    """
+    return torch.erf(normal * 0.5**0.5).mul_(0.5).add_(0.5)
+
+
+def unit_vectors(directions: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Directions of cuts with length 1, as many as there are centres.
+
+    Raises:
+        ValueError: another number, or a direction is 0.
+
+    Example:
+        >>> unit_vectors([[0.0, 2.0]], (1, 2))
+        array([[0., 1.]])
+    """
+    across = np.asarray(directions, dtype=float).reshape(-1, shape[1])
+    norm = np.linalg.norm(across, axis=1, keepdims=True)
+    if len(across) != shape[0] or not np.all(norm > 0):
+        raise ValueError(f"every cut needs a centre and a direction other than 0, got {shape[0]} and {across!r}.")
+    unit: NDArray[np.float64] = across / norm
+    return unit
+
+
+def cut_offsets(width_mm: float, length_mm: float, sizes: Sequence[float]) -> NDArray[np.intp]:
+    """Steps (P, d) from the centre of a cut to all voxels that it may reach, whatever its direction.
+
+    Example:
+        >>> cut_offsets(0.0, 2.0, (1.0, 3.0)).tolist()
+        [[-1, 0], [0, 0], [1, 0]]
+    """
+    reach = (np.hypot(width_mm, length_mm) / 2 / np.asarray(sizes)).astype(np.intp)
+    offsets: NDArray[np.intp] = np.indices(2 * reach + 1).reshape(len(reach), -1).T - reach
+    return offsets
+
+
+def cut_voxels(
+    centers: Any, across: Any, offsets: Any, sizes: Any, shape: Any, width_mm: float, length_mm: float
+) -> Iterator[tuple[Any, Any]]:
+    """The voxels of many cuts, some of the cuts at a time, as `fracture` defines them; arrays or tensors.
+
+    Args:
+        centers: (N, d) voxel indices.
+        across: (N, d) unit vectors in mm.
+        offsets: (P, d) from `cut_offsets`.
+        sizes: (d,) mm per voxel.
+        shape: (d,) of the image, beyond which nothing is cut.
+        width_mm: as for `fracture`.
+        length_mm: as for `fracture`.
+
+    Yields:
+        For each voxel that is cut, which cut it is, (V,), and where, (V, d).
+
+    Example:
+        >>> arrays = [np.array(a) for a in ([[0, 0]], [[0.0, 1.0]], [[0, 0], [0, 1]], [1.0, 1.0], [4, 4])]
+        >>> next(cut_voxels(*arrays, width_mm=2.0, length_mm=1.0))[1].tolist()
+        [[0, 0], [0, 1]]
+    """
+    nonzero = torch.where if isinstance(across, torch.Tensor) else np.nonzero
+    chunk = max(1, 4_000_000 // len(offsets))  # bounds the memory of large discs
+    for start in range(0, len(centers), chunk):
+        points, strokes = nonzero(_in_cut(offsets * sizes, across[start : start + chunk], width_mm, length_mm))
+        strokes = strokes + start
+        voxels = centers[strokes] + offsets[points]
+        inside = ((voxels >= 0) & (voxels < shape)).all(1)
+        yield strokes[inside], voxels[inside]
 
 
 def _checked(mask: Mask, spacing: Sequence[float] | float | None) -> tuple[float, ...]:
     return as_spacing(spacing, as_mask(mask).ndim)
 
 
-@lru_cache(maxsize=512)  # the same few for all images of a data set; a handful of numbers for each row of voxels
-def _smoother(length: int, width: float) -> csr_array:
+@lru_cache(maxsize=512)
+def _smoother(length: int, smoothness_mm: float, size: float) -> csr_array:
     """Matrix (length, nodes) that smooths white noise at the nodes to a field of unit variance at the voxels."""
-    step = max(1.0, 1.5 * width)
-    position = np.arange(length) / step + 2
-    node = np.floor(position).astype(np.int32)[:, None] + np.arange(-2, 4, dtype=np.int32)
-    weight = np.exp(-0.5 * np.square((position[:, None] - node) * step / width))
-    weight /= np.linalg.norm(weight, axis=1, keepdims=True)
+    node, weight = field_taps(length, smoothness_mm, size)
     rows = np.arange(0, node.size + 1, node.shape[1], dtype=np.int32)
-    return csr_array((weight.astype(np.float32).ravel(), node.ravel(), rows), shape=(length, int(node[-1, -1]) + 1))
+    return csr_array((weight.ravel(), node.ravel(), rows), shape=(length, int(node[-1, -1]) + 1))
 
 
-def _in_cut(
-    points: NDArray[np.float64], across: NDArray[np.float64], width_mm: float, length_mm: float
-) -> NDArray[np.bool_]:
+def _in_cut(points: Any, across: Any, width_mm: float, length_mm: float) -> Any:
     """Which of the points (P, d), relative to the centre, lie in each of the cuts (N, d): (P, N)."""
     depth = points @ across.T
-    aside = np.square(points).sum(axis=1)[:, None] - np.square(depth)
-    inside: NDArray[np.bool_] = (np.abs(depth) <= width_mm / 2) & (aside <= (length_mm / 2) ** 2)
-    return inside
+    aside = (points**2).sum(1)[:, None] - depth**2
+    return (abs(depth) <= width_mm / 2) & (aside <= (length_mm / 2) ** 2)

@@ -32,9 +32,19 @@ def boundary_size(mask: Mask, spacing: Sequence[float] | float | None = None) ->
         >>> abs(boundary_size(disc) / (2 * np.pi * 40) - 1) < 0.02
         True
     """
-    sizes = np.array(as_spacing(spacing, as_mask(mask).ndim))
-    faces = [np.count_nonzero(np.diff(mask, axis=axis)) for axis in range(mask.ndim)]
-    return float(np.dot(faces, sizes.prod() / sizes)) * (np.pi / 4 if mask.ndim == 2 else 2 / 3)
+    sizes = as_spacing(spacing, as_mask(mask).ndim)
+    return size_of_faces([int(np.count_nonzero(np.diff(mask, axis=axis))) for axis in range(mask.ndim)], sizes)
+
+
+def size_of_faces(faces: Sequence[int], sizes: Sequence[float]) -> float:
+    """What `boundary_size` makes of the number of faces across each axis.
+
+    Example:
+        >>> size_of_faces([3, 3], (1.0, 1.0)) == 6 * np.pi / 4
+        True
+    """
+    areas = np.prod(sizes) / np.array(sizes)
+    return float(np.dot(faces, areas)) * (np.pi / 4 if len(sizes) == 2 else 2 / 3)
 
 
 def polygonize(

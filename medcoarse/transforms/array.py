@@ -2,7 +2,8 @@
 
 Convention:
     Label maps come channel first, (1, *S), in 2D or 3D; annotations leave as uint8 (R, *S), one channel per annotator.
-    NumPy in gives NumPy out, a tensor gives a tensor, a MetaTensor keeps its affine and metadata.
+    NumPy in gives NumPy out, a tensor gives a tensor, a MetaTensor keeps its affine and metadata. What lives on another
+    device than the CPU is drawn there.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from monai.config.type_definitions import NdarrayOrTensor
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import RandomizableTransform, Transform
 from monai.utils.enums import TransformBackends
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_numpy
-from numpy.typing import NDArray
 
-from medcoarse.annotators import AnnotatorProfile, Kind, apply, draw, merge_strokes
+from medcoarse.annotators import AnnotatorProfile, Drawing, Kind, Values, apply, draw, merge_strokes
+from medcoarse.batched import apply_batch, draw_batch
 from medcoarse.confusion import UNLABELED
 from medcoarse.morphology import as_spacing
 from medcoarse.profiles import as_dict, as_profile
@@ -27,6 +29,7 @@ from medcoarse.profiles import as_dict, as_profile
 Profile = AnnotatorProfile | str | Mapping[str, Any]
 Record = list[dict[str, Any]]
 _BACKEND = [TransformBackends.NUMPY]
+_TORCH = [TransformBackends.TORCH]
 _KINDS: tuple[Kind, Kind] = ("positive", "negative")
 
 
@@ -55,8 +58,18 @@ def as_profiles(profiles: Profile | Sequence[Profile], kind: Kind | None = None)
     return tuple(resolved)
 
 
-def label_map(label: NdarrayOrTensor) -> NDArray[np.uint8]:
-    """A label map (1, *S) of any type as uint8 (*S), after checking that it is one.
+def on_device(label: NdarrayOrTensor) -> bool:
+    """Whether drawings are made by torch, on the device where the label map lives: anywhere but on the CPU.
+
+    Example:
+        >>> on_device(torch.zeros(1, 4, 4))
+        False
+    """
+    return isinstance(label, torch.Tensor) and label.device.type != "cpu"
+
+
+def label_map(label: NdarrayOrTensor) -> Values:
+    """A label map (1, *S) of any type as uint8 (*S), after checking that it is one; a tensor only `on_device`.
 
     Raises:
         ValueError: several channels, or values that are not integers from 0 to 255.
@@ -65,23 +78,13 @@ def label_map(label: NdarrayOrTensor) -> NDArray[np.uint8]:
         >>> label_map(np.array([[[0.0, 1.0]]]))
         array([[0, 1]], dtype=uint8)
     """
-    values = np.asarray(convert_to_numpy(label))
+    values: Any = _plain(label) if on_device(label) else np.asarray(convert_to_numpy(label))
     if values.ndim not in (3, 4) or values.shape[0] != 1:
         raise ValueError(
             f"label must be one label map of shape (1, *S) with 2 or 3 spatial axes, got {tuple(values.shape)}; turn "
             "one-hot channels into a label map with AsDiscreted(argmax=True)."
         )
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError("label must hold integers, got NaN or infinite values.")
-    with np.errstate(invalid="ignore"):
-        integers: NDArray[np.uint8] = values[0].astype(np.uint8)
-    if values.dtype != np.uint8 and not np.array_equal(integers, values[0]):
-        wrong = values[0][integers != values[0]].flat[0]
-        raise ValueError(
-            f"label must hold integers from 0 to 255, got {wrong}; resample labels by nearest neighbour; a lazy "
-            "pipeline needs overrides={key: {'mode': 'nearest'}} for that."
-        )
-    return integers
+    return _integers(values)[0]
 
 
 def spacing_of(label: NdarrayOrTensor, spacing: Sequence[float] | float | None) -> tuple[float, ...]:
@@ -94,6 +97,25 @@ def spacing_of(label: NdarrayOrTensor, spacing: Sequence[float] | float | None) 
     if spacing is None and isinstance(label, MetaTensor):
         spacing = np.asarray(label.pixdim, dtype=float)[: label.ndim - 1].tolist()
     return as_spacing(spacing, label.ndim - 1)
+
+
+def batch_spacing_of(label: torch.Tensor, spacing: Sequence[float] | float | None) -> tuple[float, ...]:
+    """As `spacing_of`, of a batch (B, C, *S).
+
+    Raises:
+        ValueError: the items of a batch of MetaTensors differ in it.
+
+    Example:
+        >>> batch_spacing_of(torch.zeros(2, 1, 4, 4), 0.5)
+        (0.5, 0.5)
+    """
+    spatial_dims = label.ndim - 2
+    if spacing is None and isinstance(label, MetaTensor) and label.is_batch:
+        found = np.array([np.asarray(one, dtype=float)[:spatial_dims] for one in label.pixdim])
+        if len(found) and not np.allclose(found, found[0], rtol=1e-3):
+            raise ValueError(f"the label maps of a batch must share their spacing, got {found.tolist()}; pass spacing.")
+        spacing = found[0].tolist() if len(found) else None
+    return as_spacing(spacing, spatial_dims)
 
 
 class _Coarse(Transform):
@@ -122,7 +144,7 @@ class _Coarse(Transform):
         drawn, record = [], []
         for r, profile in enumerate(self.profiles):
             rng = np.random.default_rng([*seeds, _KINDS.index(profile.kind), r])
-            one = draw(profile, values, self.target, spacing, rng, self.num_classes)
+            one = _draw(profile, values, self.target, spacing, rng, self.num_classes)
             drawn.append(one.annotation)
             record.append(self._common[r] | {"spacing": spacing, "parameters": one.parameters})
         return _stacked(drawn, label), record
@@ -173,7 +195,7 @@ class SimulateCoarse(_Coarse):
 
     def seeds(self, label: NdarrayOrTensor) -> list[int]:
         """What the drawings of this label map depend on, besides the annotator."""
-        return [self.seed, zlib.crc32(label_map(label).tobytes())]
+        return [self.seed, checksum(label_map(label))]
 
 
 class RandSimulateCoarse(RandomizableTransform, _Coarse):
@@ -222,6 +244,71 @@ class RandSimulateCoarse(RandomizableTransform, _Coarse):
         return self.draw(label, [self._seed])[0]
 
 
+class SimulateCoarseBatch(Transform):
+    """Draw coarse annotations of all label maps of a batch at once, on their device: after the data loader.
+
+    The drawings are those that `SimulateCoarsed` makes of each label map.
+
+    Args:
+        positive: annotators who paint the target: profiles, names such as "coarse_positive", or dictionaries.
+        negative: annotators who paint everything else.
+        target: class that is drawn; None draws every class in turn.
+        num_classes: L >= 2.
+        spacing: mm per voxel; by default that of the MetaTensor, otherwise 1.
+        seed: >= 0.
+
+    Raises:
+        ValueError: as for `SimulateCoarse`; label maps of different spacing; another number of seeds than label maps.
+
+    Example:
+        >>> label = torch.zeros(3, 1, 16, 16, dtype=torch.uint8); label[:, :, 4:12, 6:9] = 1
+        >>> positive, negative = SimulateCoarseBatch(["coarse_positive", "over"], "coarse_negative")(label)
+        >>> positive.shape, negative.shape
+        (torch.Size([3, 2, 16, 16]), torch.Size([3, 1, 16, 16]))
+    """
+
+    backend = _TORCH
+
+    def __init__(
+        self,
+        positive: Profile | Sequence[Profile] = (),
+        negative: Profile | Sequence[Profile] = (),
+        target: int | None = 1,
+        num_classes: int = 2,
+        spacing: Sequence[float] | float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.positive = SimulateCoarse(positive, target, num_classes, spacing, seed, "positive")
+        self.negative = SimulateCoarse(negative, target, num_classes, spacing, seed, "negative")
+
+    def __call__(self, label: torch.Tensor, seeds: Sequence[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positive (B, R, *S) and negative (B, C, *S) annotations, uint8, of label maps (B, 1, *S).
+
+        Args:
+            label: label maps on any device.
+            seeds: a number >= 0 for each of them, in place of the CRC-32 of its values, for other drawings at each call
+                or to spare the copy to the CPU that the CRC-32 needs.
+        """
+        if label.ndim not in (4, 5) or label.shape[1] != 1:
+            raise ValueError(f"label must be a batch of label maps (B, 1, *S), got shape {tuple(label.shape)}.")
+        values, spacing = _integers(_plain(label))[:, 0], batch_spacing_of(label, self.positive.spacing)
+        for one in values:
+            _refuse_0_255(one)
+        seeds = [checksum(one) for one in values.cpu()] if seeds is None else seeds
+        drawn = (self._drawn(draw, values, spacing, seeds) for draw in (self.positive, self.negative))
+        positive, negative = (convert_to_dst_type(one, label, dtype=torch.uint8)[0] for one in drawn)
+        return positive, negative
+
+    def _drawn(
+        self, simulate: SimulateCoarse, values: torch.Tensor, spacing: tuple[float, ...], seeds: Sequence[int]
+    ) -> torch.Tensor:
+        drawn = [values.new_empty((len(values), 0, *values.shape[1:]))]
+        for r, profile in enumerate(simulate.profiles):
+            own = [(simulate.seed, seed, _KINDS.index(profile.kind), r) for seed in seeds]
+            drawn.append(draw_batch(profile, values, simulate.target, spacing, own, simulate.num_classes)[0][:, None])
+        return torch.cat(drawn, 1)
+
+
 class ReplayCoarse(Transform):
     """Repeat recorded drawings on the same label map.
 
@@ -239,7 +326,7 @@ class ReplayCoarse(Transform):
         """Annotations (R, *S), uint8, one for each entry of the record."""
         values = label_map(label)
         drawn = [
-            apply(as_profile(one["profile"]), values, one["target"], one["spacing"], one["parameters"])
+            _apply(as_profile(one["profile"]), values, one["target"], one["spacing"], one["parameters"])
             for one in record
         ]
         return _stacked(drawn, label)
@@ -298,7 +385,54 @@ def random_seed(state: np.random.RandomState) -> int:
     return int(state.randint(2**32, dtype=np.uint32))
 
 
-def _refuse_0_255(values: NDArray[np.uint8]) -> None:
+def checksum(values: Values) -> int:
+    """CRC-32 of a uint8 label map, wherever it lives.
+
+    Example:
+        >>> checksum(np.zeros(4, np.uint8)) == checksum(torch.zeros(4, dtype=torch.uint8))
+        True
+    """
+    return zlib.crc32(np.ascontiguousarray(convert_to_numpy(values)).data)
+
+
+def _plain(label: Any) -> Any:
+    return label.as_tensor() if isinstance(label, MetaTensor) else label
+
+
+def _integers(values: Values) -> Values:
+    """The same numbers as uint8, after checking that they are integers from 0 to 255."""
+    library: Any = torch if isinstance(values, torch.Tensor) else np
+    if values.dtype == library.uint8:
+        return values
+    if not library.isfinite(values).all():
+        raise ValueError("label must hold integers, got NaN or infinite values.")
+    with np.errstate(invalid="ignore"):
+        integers = library.asarray(values, dtype=library.uint8)
+    wrong = integers != values
+    if wrong.any():
+        raise ValueError(
+            f"label must hold integers from 0 to 255, got {values[wrong][0]}; resample labels by nearest neighbour; a "
+            "lazy pipeline needs overrides={key: {'mode': 'nearest'}} for that."
+        )
+    return integers
+
+
+def _draw(
+    profile: AnnotatorProfile, values: Values, target: int | None, spacing: Any, rng: Any, classes: int
+) -> Drawing:
+    if not isinstance(values, torch.Tensor):
+        return draw(profile, values, target, spacing, rng, classes)
+    annotations, parameters = draw_batch(profile, values[None], target, spacing, [rng], classes)
+    return Drawing(annotations[0], parameters[0])  # type: ignore[arg-type]
+
+
+def _apply(profile: AnnotatorProfile, values: Values, target: int | None, spacing: Any, parameters: Any) -> Values:
+    if not isinstance(values, torch.Tensor):
+        return apply(profile, values, target, spacing, parameters)
+    return apply_batch(profile, values[None], target, spacing, [parameters])[0]
+
+
+def _refuse_0_255(values: Values) -> None:
     """Raise for what is probably a mask stored as 0/255."""
     unlabeled = values == UNLABELED
     if unlabeled.any() and not unlabeled.all() and not values[~unlabeled].any():
@@ -308,6 +442,7 @@ def _refuse_0_255(values: NDArray[np.uint8]) -> None:
         )
 
 
-def _stacked(annotations: list[NDArray[np.uint8]], label: NdarrayOrTensor) -> NdarrayOrTensor:
-    stacked = np.stack(annotations) if annotations else np.empty((0, *label.shape[1:]), np.uint8)
+def _stacked(annotations: list[Values], label: NdarrayOrTensor) -> NdarrayOrTensor:
+    stack: Any = torch.stack if annotations and isinstance(annotations[0], torch.Tensor) else np.stack
+    stacked = stack(annotations) if annotations else np.empty((0, *label.shape[1:]), np.uint8)
     return convert_to_dst_type(stacked, label, dtype=np.uint8)[0]

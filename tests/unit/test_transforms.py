@@ -8,7 +8,7 @@ import monai.transforms as mt
 import numpy as np
 import pytest
 import torch
-from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor, decollate_batch
+from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Compose, RandFlipd, RandomizableTrait, Resized
 
 from medcoarse import annotators as a
@@ -20,6 +20,7 @@ from medcoarse.transforms.array import (
     RandSimulateCoarse,
     ReplayCoarse,
     SimulateCoarse,
+    SimulateCoarseBatch,
     as_profiles,
 )
 from medcoarse.transforms.dictionary import (
@@ -338,3 +339,112 @@ class TestPipelines:
         with pytest.raises(RuntimeError) as error:
             Compose(steps, lazy=True)(item)  # MONAI forgets the mode of a lazy Resized
         assert "resample labels by nearest neighbour; a lazy pipeline needs overrides" in str(error.value.__cause__)
+
+
+class TestOnAnotherDevice:
+    """The path of label maps that live on another device than the CPU, taken here by tensors on the CPU."""
+
+    @pytest.fixture
+    def elsewhere(self, monkeypatch):
+        monkeypatch.setattr(array, "on_device", lambda label: isinstance(label, torch.Tensor))
+        calls = []
+        for name in ("draw_batch", "apply_batch"):
+            function = getattr(array, name)
+            monkeypatch.setattr(array, name, lambda *a, f=function, n=name: calls.append(n) or f(*a))
+        return calls
+
+    @pytest.mark.parametrize("dims", [2, 3])
+    def test_draws_there_what_is_drawn_here(self, elsewhere, dims):
+        truth = meta(label(dims), (0.5, 2.0, 1.0)[:dims])
+        draw = SimulateCoarse(POSITIVE, seed=3)
+        found, record = draw.draw(truth, draw.seeds(truth))
+        expected = SimulateCoarse(POSITIVE, seed=3, spacing=(0.5, 2.0, 1.0)[:dims])(label(dims))
+        assert elsewhere == ["draw_batch"] * len(POSITIVE)
+        assert isinstance(found, MetaTensor)
+        assert same(found.affine, truth.affine)
+        assert found.dtype == torch.uint8
+        assert same(found.numpy(), expected)
+        assert same(ReplayCoarse()(truth, json.loads(json.dumps(record))).numpy(), expected)
+        assert elsewhere[-1] == "apply_batch"
+
+    def test_random_drawings_dictionaries_and_nobody(self, elsewhere):
+        values = torch.from_numpy(label()).float()
+        random = [RandSimulateCoarse("coarse_positive").set_random_state(seed=7) for _ in range(2)]
+        assert same(random[0](values).numpy(), random[1](values.numpy()))
+        item = SimulateCoarsed("label", POSITIVE, NEGATIVE)({"label": values})
+        expected = SimulateCoarsed("label", POSITIVE, NEGATIVE)({"label": values.numpy()})
+        for key in ("positive", "negative"):
+            assert same(item[key].numpy(), expected[key])
+        assert item["coarse_parameters"] == expected["coarse_parameters"]
+        assert SimulateCoarse(())(values).shape == (0, 40, 45)
+        assert elsewhere
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            (torch.full((1, 4, 4), 0.5), "label must hold integers from 0 to 255, got 0.5; resample"),
+            (torch.full((1, 4, 4), -1, dtype=torch.int8), "label must hold integers from 0 to 255, got -1"),
+            (torch.full((1, 4, 4), 256), "label must hold integers from 0 to 255, got 256"),
+            (torch.full((1, 4, 4), torch.nan), "label must hold integers, got NaN"),
+            (torch.zeros(2, 4, 4), r"one label map of shape \(1, \*S\).*got \(2, 4, 4\)"),
+            (torch.full((1, 4, 4), 7), "label values must be below num_classes=2 or 255, got 7"),
+            (torch.tensor([[[0, 255]]]), r"^label holds only 0 and 255: a 0/255 mask\?"),
+        ],
+    )
+    def test_bad_labels(self, elsewhere, values, message):
+        with pytest.raises(ValueError, match=message):
+            SimulateCoarse("coarse_positive")(values)
+
+    def test_only_tensors_off_the_cpu(self):
+        assert array.on_device(torch.zeros(1, 2, 2, device="meta"))
+        assert not array.on_device(torch.zeros(1, 2, 2))
+        assert not array.on_device(np.zeros((1, 2, 2)))
+
+
+class TestBatches:
+    @pytest.mark.parametrize("dims", [2, 3])
+    def test_draws_what_the_dictionary_transform_draws(self, dims):
+        labels = [label(dims, seed=seed) for seed in range(3)]
+        batch = torch.from_numpy(np.stack(labels))
+        positive, negative = SimulateCoarseBatch(POSITIVE, NEGATIVE, seed=5)(batch)
+        assert (positive.dtype, negative.dtype) == (torch.uint8, torch.uint8)
+        for b, values in enumerate(labels):
+            item = SimulateCoarsed("label", POSITIVE, NEGATIVE, seed=5)({"label": values})
+            assert same(positive[b].numpy(), item["positive"])
+            assert same(negative[b].numpy(), item["negative"])
+
+    def test_seeds_in_place_of_the_checksum(self):
+        batch = torch.from_numpy(np.stack([label()] * 2))
+        simulate = SimulateCoarseBatch("coarse_positive")
+        first, second = simulate(batch, seeds=[1, 2])[0]
+        assert not same(first, second)
+        assert same(simulate(batch, seeds=[2, 1])[0][0], second)
+        assert same(simulate(batch)[0][0], simulate(batch)[0][1])
+        assert simulate(batch)[1].shape == (2, 0, 40, 45)
+
+    def test_spacing_of_collated_metatensors(self):
+        items = [meta(label(seed=seed), (0.5, 2.0)) for seed in range(2)]
+        batch = list_data_collate(items)
+        positive, _ = SimulateCoarseBatch("over")(batch)
+        assert isinstance(positive, MetaTensor)
+        assert same(positive[1].numpy(), SimulateCoarse("over")(items[1]).numpy())
+        assert not same(SimulateCoarseBatch("over", spacing=1.0)(batch)[0], positive)
+        mixed = list_data_collate([items[0], meta(label(seed=1), (0.5, 1.0))])
+        with pytest.raises(
+            ValueError, match=r"must share their spacing, got \[\[0.5, 2.0\], \[0.5, 1.0\]\]; pass spacing"
+        ):
+            SimulateCoarseBatch("over")(mixed)
+
+    @pytest.mark.parametrize(
+        ("values", "seeds", "message"),
+        [
+            (torch.zeros(2, 4, 4), None, r"label must be a batch of label maps \(B, 1, \*S\), got shape \(2, 4, 4\)"),
+            (torch.zeros(2, 2, 4, 4), None, r"label must be a batch of label maps \(B, 1, \*S\)"),
+            (torch.full((2, 1, 4, 4), 0.5), None, "label must hold integers from 0 to 255, got 0.5"),
+            (torch.zeros(2, 1, 4, 4), [0], "seeds must be one for each of the 2 label maps, got 1"),
+            (torch.tensor([[[[0, 1]]], [[[0, 255]]]]), None, "label holds only 0 and 255"),
+        ],
+    )
+    def test_errors(self, values, seeds, message):
+        with pytest.raises(ValueError, match=message):
+            SimulateCoarseBatch("coarse_positive")(values, seeds)
