@@ -438,7 +438,7 @@ def field_taps(length: int, smoothness_mm: float, size: float) -> tuple[NDArray[
     width = max(smoothness_mm / size, 0.3)
     step = max(1.0, 1.5 * width)
     position = np.arange(length) / step + 2
-    node: NDArray[np.int32] = np.floor(position).astype(np.int32)[:, None] + np.arange(-2, 4, dtype=np.int32)
+    node: NDArray[np.int32] = np.add.outer(np.floor(position).astype(np.int32), np.arange(-2, 4, dtype=np.int32))
     weight = np.exp(-0.5 * np.square((position[:, None] - node) * step / width))
     weight /= np.linalg.norm(weight, axis=1, keepdims=True)
     return node, weight.astype(np.float32)
@@ -451,7 +451,7 @@ def as_uniform(normal: torch.Tensor) -> torch.Tensor:
         >>> as_uniform(torch.tensor([0.0]))
         tensor([0.5000])
     """
-    return torch.erf(normal * 0.5**0.5).mul_(0.5).add_(0.5)
+    return torch.mul(normal, 0.5**0.5).erf_().mul_(0.5).add_(0.5)
 
 
 def unit_vectors(directions: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
