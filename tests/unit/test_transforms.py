@@ -413,6 +413,12 @@ class TestBatches:
             assert same(positive[b].numpy(), item["positive"])
             assert same(negative[b].numpy(), item["negative"])
 
+    def test_annotators_draw_independently(self):
+        values = label()
+        drawn = SimulateCoarseBatch(["coarse_positive"] * 2)(torch.from_numpy(values)[None])[0][0]
+        assert not same(drawn[0], drawn[1])
+        assert same(drawn.numpy(), SimulateCoarse(["coarse_positive"] * 2)(values))
+
     def test_seeds_in_place_of_the_checksum(self):
         batch = torch.from_numpy(np.stack([label()] * 2))
         simulate = SimulateCoarseBatch("coarse_positive")
