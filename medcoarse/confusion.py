@@ -181,6 +181,10 @@ def sample_annotation(cm: Tensor, label: Tensor, generator: torch.Generator | No
 class Confusion(Protocol):
     """What every structured confusion matrix offers; R annotators, L classes."""
 
+    @property
+    def num_annotators(self) -> int:
+        """R, read off a shape: nothing is computed."""
+
     def log_annotate(self, log_probs: Tensor) -> Tensor:
         """``log sum_j A[i, j] p_j`` for every i: ``(B, L, *S) -> (B, R, L, *S)``."""
 
@@ -252,6 +256,11 @@ class FullConfusion(NamedTuple):
     logits: Tensor
     floor: float = 0.0
 
+    @property
+    def num_annotators(self) -> int:
+        """See :attr:`Confusion.num_annotators`."""
+        return self.logits.shape[1]
+
     def log_annotate(self, log_probs: Tensor) -> Tensor:
         """See :meth:`Confusion.log_annotate`."""
         free = torch.logsumexp(self.logits - self._column_sums() + log_probs[:, None, None], TRUE)
@@ -306,6 +315,11 @@ class LowRankConfusion(NamedTuple):
     habits: Tensor
     weights: Tensor | None = None
     floor: float = 0.0
+
+    @property
+    def num_annotators(self) -> int:
+        """See :attr:`Confusion.num_annotators`."""
+        return self.copy.shape[1]
 
     def log_annotate(self, log_probs: Tensor) -> Tensor:
         """See :meth:`Confusion.log_annotate`."""
@@ -375,6 +389,11 @@ class UpsampledConfusion(NamedTuple):
     coarse: FullConfusion | LowRankConfusion
     size: tuple[int, ...]
 
+    @property
+    def num_annotators(self) -> int:
+        """See :attr:`Confusion.num_annotators`."""
+        return self.coarse.num_annotators
+
     def full(self) -> FullConfusion | LowRankConfusion:
         """The matrices with parameters at every pixel."""
         fields: dict[str, Any] = {name: self._interpolated(value) for name, value in self.coarse._asdict().items()}
@@ -422,6 +441,11 @@ class GlobalConfusion(NamedTuple):
 
     logits: Tensor
     floor: float = 0.0
+
+    @property
+    def num_annotators(self) -> int:
+        """See :attr:`Confusion.num_annotators`."""
+        return len(self.logits)
 
     def log_annotate(self, log_probs: Tensor) -> Tensor:
         """See :meth:`Confusion.log_annotate`."""

@@ -442,7 +442,7 @@ class CoupledLoss(nn.Module):
             drawing, confusion = getattr(target, name), getattr(output, name)
             if drawing is None:
                 continue
-            modelled = 0 if confusion is None else confusion.diagonal().shape[1]
+            modelled = 0 if confusion is None else confusion.num_annotators
             drew = 1 if name == "negative" and self.negative_sets else drawing.shape[1]
             if modelled != drew:
                 raise ValueError(

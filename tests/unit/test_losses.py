@@ -12,6 +12,7 @@ from medcoarse.confusion import (
     GlobalConfusion,
     IdentityConfusion,
     LowRankConfusion,
+    UpsampledConfusion,
     swap_transition,
 )
 from medcoarse.losses import (
@@ -419,3 +420,22 @@ def test_a_negative_drawing_of_no_class_is_refused(dtype):
     drawing = torch.tensor([[[0, 1, 2, 2]]], dtype=dtype)
     with pytest.raises(ValueError, match="classes below 2, or 255 where nothing was drawn; 2 pixels"):
         CoupledLoss(2)(CoupledOutput(torch.zeros(1, 2, 4), None, confusion), Annotations(negative=drawing))
+
+
+def test_checks_compute_no_matrices(monkeypatch):
+    """They run at every step; the matrices of all pixels cost more than the loss itself."""
+    forbidden = ["diagonal", "dense", "full", "log_annotate"]
+    for name in forbidden:
+        monkeypatch.setattr(UpsampledConfusion, name, lambda *_: pytest.fail("matrices were computed"))
+    coarse = FullConfusion(torch.zeros(1, 1, 2, 2, 3, 3), 0.5)
+    output = CoupledOutput(torch.zeros(1, 2, 9, 9), UpsampledConfusion(coarse, (9, 9)))
+    assert CoupledLoss(2)(output, Annotations(torch.zeros(1, 1, 9, 9, dtype=torch.uint8))).item() > 0
+
+
+def test_number_of_annotators_of_every_structure():
+    table = torch.zeros(2, 3, 4, 4, 5)
+    full = FullConfusion(table)
+    low_rank = LowRankConfusion(torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 1, 4, 5))
+    for confusion in (full, low_rank, GlobalConfusion(torch.zeros(3, 4, 4)), UpsampledConfusion(full, (9,))):
+        assert confusion.num_annotators == confusion.diagonal().shape[1] == 3
+    assert IdentityConfusion(3).num_annotators == 3
