@@ -19,6 +19,7 @@ from scipy.ndimage import label
 from scipy.sparse import csr_array
 from skimage.morphology import skeletonize
 
+from medcoarse.compilation import compiled
 from medcoarse.distance import squared_distances
 
 Mask = NDArray[np.bool_]
@@ -223,9 +224,17 @@ def swell(
     if not strength_mm >= 0:
         raise ValueError(f"strength_mm must be >= 0, got {strength_mm!r}.")
     squared = squared_distance(mask, radius_mm, spacing)
-    with np.errstate(invalid="ignore"):  # 0 * inf, where the field is 1 and the mask out of reach, compares as False
-        squared *= np.square(1 - field, dtype=np.float32)
-    return mask | (squared < strength_mm**2)
+    swollen = mask.copy(order="C")
+    _bulge(swollen.ravel(), squared.ravel(), np.ascontiguousarray(field).ravel(), np.float32(strength_mm**2))
+    return swollen
+
+
+@compiled
+def _bulge(mask: Mask, squared: NDArray[np.float32], field: NDArray[np.floating], limit: np.float32) -> None:
+    """Add where ``squared (1 - field)² < limit``; 0 * inf, of a field of 1 out of reach, compares as False."""
+    for x in range(len(mask)):
+        gap = np.float32(1 - field[x])
+        mask[x] |= squared[x] * (gap * gap) < limit
 
 
 def fracture(
