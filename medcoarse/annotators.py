@@ -321,6 +321,8 @@ def check_values(label: Values, target: int | None, num_classes: int) -> None:
     """
     if target is not None and not 0 <= target < num_classes:
         raise ValueError(f"target must be None or a class below num_classes={num_classes}, got {target!r}.")
+    if 0 in label.shape or (label.max() < num_classes and label.min() >= 0):  # most are, and this is quick
+        return
     wrong = (label < 0) | ((label >= num_classes) & (label != UNLABELED))
     if wrong.any():
         raise ValueError(f"label values must be below num_classes={num_classes} or {UNLABELED}, got {label[wrong][0]}.")
