@@ -51,9 +51,8 @@ def squared_distances(mask: NDArray[np.bool_], sizes: Sequence[float], limit: fl
     for axis, size in enumerate(sizes[:-1]):
         lines = squared.reshape(-1, mask.shape[axis], int(np.prod(mask.shape[axis + 1 :])))
         groups = len(lines) * -(-lines.shape[2] // _LINES)
-        work = partial(_along_lines, lines, float(size), limit)
         parts = shares(groups, _THREAD_VOXELS // (lines.shape[1] * _LINES))
-        in_threads(lambda part, work=work: work(part.start, part.stop), parts)  # type: ignore[misc]
+        in_threads(partial(_along_some, lines, float(size), limit), parts)
     return squared
 
 
@@ -75,6 +74,10 @@ def _along_rows(mask: Array, size: float, limit: float, squared: Array) -> None:
             steps = min(np.int64(target[x]), nearest - x)
             distance = (steps * size) ** 2
             target[x] = distance if steps <= reach and distance <= limit else np.inf
+
+
+def _along_some(lines: Array, size: float, limit: float, groups: range) -> None:
+    _along_lines(lines, size, limit, groups.start, groups.stop)
 
 
 @compiled
