@@ -158,6 +158,35 @@ def dense_nll(log_probs: Tensor, label: Tensor) -> Tensor:
     return total / drawn.sum().clamp_min(1)
 
 
+def partial_dice(probs: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
+    """``1 - mean_k (2 sum p_k [y = k] + smooth) / (sum p_k + sum [y = k] + smooth)``, sums over labelled pixels.
+
+    Args:
+        probs: ``(B, L, *S)``.
+        label: ``(B, 1, *S)``, classes or 255; pixels with 255 take part in no sum.
+        smooth: keeps the ratio defined for a class that is neither drawn nor predicted.
+
+    Returns:
+        Scalar between 0 and 1: the mean over the classes but background, sums over the batch.
+
+    Source: Isensee et al., nnU-Net (Nature Methods 2021), soft Dice with batch sums and an ignore label.
+
+    Example:
+        >>> probs = torch.tensor([[[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]])
+        >>> round(partial_dice(probs, torch.tensor([[[1, 255, 0]]])).item(), 4)
+        0.0
+        >>> round(partial_dice(probs, torch.tensor([[[1, 0, 0]]])).item(), 4)  # 1 - 2 / 3
+        0.3333
+    """
+    labelled = label != UNLABELED
+    scores = []
+    for k in range(1, probs.shape[1]):
+        truth = (label == k).to(probs.dtype)
+        predicted = probs[:, k : k + 1] * labelled
+        scores.append((2 * (predicted * truth).sum() + smooth) / (predicted.sum() + truth.sum() + smooth))
+    return 1 - torch.stack(scores).mean()
+
+
 def consensus(annotations: Annotations, num_classes: int) -> Tensor:
     """The one class that contradicts no drawing, or 255.
 
@@ -193,7 +222,7 @@ def consensus(annotations: Annotations, num_classes: int) -> Tensor:
     return label.masked_fill_(number != 1, UNLABELED)
 
 
-def appearance_nll(probs: Tensor, image: Tensor, sigma: float | None = None) -> Tensor:
+def appearance_nll(probs: Tensor, image: Tensor, sigma: float | None = None, smoothing: float = 0.0) -> Tensor:
     """Appearance prior: pixels of a class look alike, ``sum_c p_c (x - mean_c)² / (2 v)``.
 
     A Gaussian for each class with one variance ``v`` for all, the one within the classes. Dividing by it makes the term
@@ -204,12 +233,15 @@ def appearance_nll(probs: Tensor, image: Tensor, sigma: float | None = None) -> 
         probs: ``(B, L, *S)``.
         image: ``(B, channels, *S)``; every channel is divided by its own variance, then they are averaged.
         sigma: standard deviation of the window in pixels; ``None`` takes the whole image.
+        smoothing: standard deviation in pixels of a Gaussian that the image is averaged with. Pixel by pixel the prior
+            asks the segmenter to follow the noise of the very pixel; half a pixel is enough to break that.
 
     Returns:
         Scalar, the mean over the pixels, in nats.
 
     Source: Li et al., "Minimization of region-scalable fitting energy" (IEEE TIP 2008), Eq. 7.
-    Deviates: soft memberships in place of level sets, mean over pixels in place of the integral; the variance is ours.
+    Deviates: soft memberships in place of level sets, mean over pixels in place of the integral; variance and smoothing
+        are ours.
 
     Example:
         >>> image = torch.tensor([[[0.0, 0.1, 0.0, 1.0, 0.9, 1.0]]])
@@ -219,6 +251,9 @@ def appearance_nll(probs: Tensor, image: Tensor, sigma: float | None = None) -> 
         >>> bool((slope[:, 0] < slope[:, 1]).equal(image[:, 0] < 0.5))  # downhill is towards the right class
         True
     """
+    if smoothing > 0:
+        blur = _gaussian_window(smoothing)
+        image = blur(image) / blur(torch.ones_like(image[:1, :1]))
     smooth = _image_sum if sigma is None else _gaussian_window(sigma)
     parts = [membership[:, None] for membership in probs.detach().unbind(1)]  # (B, 1, *S) each
     masses = [smooth(part).clamp_min(torch.finfo(probs.dtype).tiny) for part in parts]
@@ -292,7 +327,7 @@ class CoupledLoss(nn.Module):
     """The whole loss of the coupled model.
 
     ``sum_o NLL(o) + sum_c NLL(c) + trace_weight (sum_o mean trace A(o) + sum_c mean trace A(c))
-    + dense_weight CE(masks) + appearance_weight * region fitting``
+    + dice_weight Dice(consensus) + dense_weight (CE + dice_weight Dice)(masks) + appearance_weight * appearance``
 
     While the model trains no annotators (``CoupledOutput.positive`` and ``.negative`` are ``None``) the drawings are
     read without confusion matrices: on their consensus, or each as if it were the truth.
@@ -304,15 +339,19 @@ class CoupledLoss(nn.Module):
             L = 2). Ignored where the model learns its own.
         warmup: ``"consensus"`` or ``"identity"``.
         dense_weight: weight of cross-entropy on dense masks.
+        dice_weight: weight of :func:`partial_dice`, on the :func:`consensus` of the drawings and on dense masks; 0
+            leaves it out. It holds the size of a structure where the likelihood alone lets it grow into the pixels on
+            which the drawings contradict each other.
         negative_sets: the negative maps of an image are one annotator's and rule out a set of classes at each pixel,
             see :func:`ruled_out_nll`; the model then has one negative annotator and ``transition`` is not used.
         appearance_weight: weight of :func:`appearance_nll`; 0 leaves it out.
         appearance_sigma: its window in pixels; ``None`` is the whole image.
+        appearance_smoothing: of the image, in pixels.
 
     Raises:
         ValueError: a weight that is negative, a λ above 0.5, an unknown warm-up, a matrix that is no transition.
 
-    Source: CL Eq. 6, DHE Eq. 4, with the warm-up and the appearance prior that keep classes from being permuted.
+    Source: CL Eq. 6, DHE Eq. 4, with the warm-up that keeps classes from being permuted, Dice and the appearance prior.
 
     Example:
         >>> loss = CoupledLoss(num_classes=2)
@@ -335,6 +374,8 @@ class CoupledLoss(nn.Module):
         negative_sets: bool = False,
         appearance_weight: float = 0.0,
         appearance_sigma: float | None = None,
+        appearance_smoothing: float = 0.0,
+        dice_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0 <= trace_weight <= 0.5:
@@ -342,8 +383,10 @@ class CoupledLoss(nn.Module):
                 f"trace_weight must be between 0 and 0.5, got {trace_weight}: above it the trace term outweighs the "
                 "likelihood and the confusion matrices collapse; start from 0.05"
             )
-        if min(dense_weight, appearance_weight) < 0:
-            raise ValueError(f"weights must not be negative, got {dense_weight=}, {appearance_weight=}")
+        if min(dense_weight, dice_weight, appearance_weight) < 0:
+            raise ValueError(f"weights must not be negative, got {dense_weight=}, {dice_weight=}, {appearance_weight=}")
+        if appearance_smoothing < 0:
+            raise ValueError(f"appearance_smoothing must not be negative, got {appearance_smoothing}")
         if warmup not in ("consensus", "identity"):
             raise ValueError(f'warmup must be "consensus" or "identity", got {warmup!r}')
         matrix = swap_transition(num_classes) if transition is None else check_transition(torch.as_tensor(transition))
@@ -356,6 +399,8 @@ class CoupledLoss(nn.Module):
         self.negative_sets = negative_sets
         self.appearance_weight = appearance_weight
         self.appearance_sigma = appearance_sigma
+        self.appearance_smoothing = appearance_smoothing
+        self.dice_weight = dice_weight
         self.register_buffer("log_transition", matrix.log(), persistent=False)
         self.parts: dict[str, Tensor] = {}
 
@@ -366,22 +411,33 @@ class CoupledLoss(nn.Module):
         self._check(output, target)
         with _without_autocast(output.logits.device.type):
             logits = output.logits.float()
-            objectives, self.parts = self._coarse_terms(logits, output, target)
+            agreed = self._agreed(output, target)
+            objectives, self.parts = self._coarse_terms(logits, output, target, agreed)
             if target.label is not None:
                 self.parts["dense"] = dense_nll(logits.log_softmax(1), target.label)
                 objectives.append(self.dense_weight * self.parts["dense"])
+            if self.dice_weight > 0:
+                objectives += self._dice_terms(logits.softmax(1), agreed, target.label)
             if self.appearance_weight > 0:
                 if target.image is None:
                     raise ValueError("appearance_weight > 0 needs Annotations.image; pass the image to the loss")
                 self.parts["appearance"] = appearance_nll(
-                    logits.softmax(1), target.image.float(), self.appearance_sigma
+                    logits.softmax(1), target.image.float(), self.appearance_sigma, self.appearance_smoothing
                 )
                 objectives.append(self.appearance_weight * self.parts["appearance"])
             self.parts = {name: value.detach() for name, value in self.parts.items()}
             return torch.stack(objectives).sum()
 
+    def _agreed(self, output: CoupledOutput, target: Annotations) -> Tensor | None:
+        """Consensus of the drawings, where there are any and a term asks for it."""
+        if target.positive is None and target.negative is None:
+            return None
+        warm = output.positive is None and output.negative is None
+        needed = self.dice_weight > 0 or (warm and self.warmup == "consensus")
+        return consensus(target, self.num_classes) if needed else None
+
     def _coarse_terms(
-        self, logits: Tensor, output: CoupledOutput, target: Annotations
+        self, logits: Tensor, output: CoupledOutput, target: Annotations, agreed: Tensor | None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """What the drawings add to the loss, and its unweighted parts."""
         positive, negative = target.positive, target.negative
@@ -389,7 +445,8 @@ class CoupledLoss(nn.Module):
             return [], {}
         warm = output.positive is None and output.negative is None
         if warm and self.warmup == "consensus":
-            nll = dense_nll(logits.log_softmax(1), consensus(target, self.num_classes))
+            assert agreed is not None
+            nll = dense_nll(logits.log_softmax(1), agreed)
             return [nll], {"consensus": nll}
         trace_weight = 0.0 if warm else self.trace_weight
         groups: dict[str, Terms] = {}
@@ -402,6 +459,15 @@ class CoupledLoss(nn.Module):
         if not warm:
             parts["trace"] = torch.stack([terms.trace for terms in groups.values()]).sum()
         return [terms.objective for terms in groups.values()], parts
+
+    def _dice_terms(self, probs: Tensor, agreed: Tensor | None, label: Tensor | None) -> list[Tensor]:
+        """Dice on the consensus of the drawings and on the masks."""
+        objectives = []
+        for name, known, weight in (("consensus", agreed, 1.0), ("dense", label, self.dense_weight)):
+            if known is not None:
+                self.parts[f"{name}_dice"] = partial_dice(probs, known)
+                objectives.append(weight * self.dice_weight * self.parts[f"{name}_dice"])
+        return objectives
 
     def _negative_terms(self, logits: Tensor, output: CoupledOutput, negative: Tensor, trace_weight: float) -> Terms:
         if self.negative_sets:

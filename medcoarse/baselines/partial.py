@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medcoarse.confusion import UNLABELED, Annotations, CoupledOutput
-from medcoarse.losses import CoupledLoss, consensus, dense_nll
+from medcoarse.losses import CoupledLoss, consensus, dense_nll, partial_dice
 
 
 def balanced_nll(log_probs: Tensor, label: Tensor) -> Tensor:
@@ -31,35 +31,6 @@ def balanced_nll(log_probs: Tensor, label: Tensor) -> Tensor:
     losses = [dense_nll(log_probs, label.masked_fill(label != k, UNLABELED)) for k in range(log_probs.shape[1])]
     number = sum((label == k).any().to(log_probs.dtype) for k in range(log_probs.shape[1]))
     return torch.stack(losses).sum() / torch.as_tensor(number).clamp_min(1)
-
-
-def partial_dice(probs: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
-    """``1 - mean_k (2 sum p_k [y = k] + smooth) / (sum p_k + sum [y = k] + smooth)``, sums over labelled pixels.
-
-    Args:
-        probs: ``(B, L, *S)``.
-        label: ``(B, 1, *S)``, classes or 255; pixels with 255 take part in no sum.
-        smooth: keeps the ratio defined for a class that is neither drawn nor predicted.
-
-    Returns:
-        Scalar between 0 and 1: the mean over the classes but background, sums over the batch.
-
-    Source: Isensee et al., nnU-Net (Nature Methods 2021), soft Dice with batch sums and an ignore label.
-
-    Example:
-        >>> probs = torch.tensor([[[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]])
-        >>> round(partial_dice(probs, torch.tensor([[[1, 255, 0]]])).item(), 4)
-        0.0
-        >>> round(partial_dice(probs, torch.tensor([[[1, 0, 0]]])).item(), 4)  # 1 - 2 / 3
-        0.3333
-    """
-    labelled = label != UNLABELED
-    scores = []
-    for k in range(1, probs.shape[1]):
-        truth = (label == k).to(probs.dtype)
-        predicted = probs[:, k : k + 1] * labelled
-        scores.append((2 * (predicted * truth).sum() + smooth) / (predicted.sum() + truth.sum() + smooth))
-    return 1 - torch.stack(scores).mean()
 
 
 class PartialLoss(CoupledLoss):
