@@ -7,6 +7,7 @@ drew nothing contributes exactly 0. All sums are float32 in log space, whatever 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -334,7 +335,7 @@ class CoupledLoss(nn.Module):
 
     Args:
         num_classes: L.
-        trace_weight: λ, about 0.05; never above 0.5.
+        trace_weight: λ, about 0.05; above 0.5 it warns.
         transition: fixed ``M`` as nested lists or tensor; ``None`` is uniform over the other classes (the swap at
             L = 2). Ignored where the model learns its own.
         warmup: ``"consensus"`` or ``"identity"``.
@@ -349,7 +350,7 @@ class CoupledLoss(nn.Module):
         appearance_smoothing: of the image, in pixels.
 
     Raises:
-        ValueError: a weight that is negative, a λ above 0.5, an unknown warm-up, a matrix that is no transition.
+        ValueError: a weight that is negative, an unknown warm-up, a matrix that is no transition.
 
     Source: CL Eq. 6, DHE Eq. 4, with the warm-up that keeps classes from being permuted, Dice and the appearance prior.
 
@@ -378,13 +379,15 @@ class CoupledLoss(nn.Module):
         dice_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 <= trace_weight <= 0.5:
-            raise ValueError(
-                f"trace_weight must be between 0 and 0.5, got {trace_weight}: above it the trace term outweighs the "
-                "likelihood and the confusion matrices collapse; start from 0.05"
+        if min(trace_weight, dense_weight, dice_weight, appearance_weight) < 0:
+            got = f"{trace_weight=}, {dense_weight=}, {dice_weight=}, {appearance_weight=}"
+            raise ValueError(f"weights must not be negative, got {got}")
+        if trace_weight > 0.5:
+            warnings.warn(
+                f"trace_weight = {trace_weight}: above 0.5 the trace term outweighs the likelihood and the confusion "
+                "matrices collapse; start from 0.05",
+                stacklevel=2,
             )
-        if min(dense_weight, dice_weight, appearance_weight) < 0:
-            raise ValueError(f"weights must not be negative, got {dense_weight=}, {dice_weight=}, {appearance_weight=}")
         if appearance_smoothing < 0:
             raise ValueError(f"appearance_smoothing must not be negative, got {appearance_smoothing}")
         if warmup not in ("consensus", "identity"):

@@ -36,8 +36,10 @@ SUPERVISION: dict[str, tuple[str, ...]] = {
     "negative": ("negative",),
     "dense": ("label",),
     "semi": ("positive", "negative", "label"),
+    "strokes": ("positive",),
 }
-"""What the loss may see of a batch. ``dense`` is the ceiling that coarse drawings are compared with."""
+"""What the loss may see of a batch. ``dense`` is the ceiling that coarse drawings are compared with; ``strokes`` are
+drawings of both kinds merged into one map, :class:`medcoarse.transforms.dictionary.MergeStrokesd`."""
 
 
 class PrepareBatchCoarse(PrepareBatch):

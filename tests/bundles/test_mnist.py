@@ -42,8 +42,23 @@ def test_noise_names_the_annotators(bundle, tmp_path, noise):
 
 def test_appearance_counts_beside_drawings_only(bundle, tmp_path):
     loss = parsed(bundle, tmp_path, "loss")
-    assert (loss.appearance_weight, loss.appearance_sigma) == (0.5, None)
+    assert (loss.appearance_weight, loss.appearance_sigma, loss.appearance_smoothing) == (1, None, 0.5)
     assert parsed(bundle, tmp_path, "loss", supervision="dense").appearance_weight == 0
+
+
+def test_strokes_are_merged_and_have_one_annotator(bundle, tmp_path):
+    sparse = {"dense": False, "ratio": 0.3, "num_parts": 3}
+    who = {"positive_profiles": [sparse], "negative_profiles": [sparse | {"kind": "negative"}]}
+    data = parsed(bundle, tmp_path, "train#dataset", supervision="strokes", **who)
+    for item in data:
+        assert set(item) == {"image", "positive"}
+        drawn = [(item["positive"] == k).sum().item() for k in (0, 1, 255)]
+        assert min(drawn) > 0
+        assert sum(drawn) == 28 * 28
+    annotator = parsed(bundle, tmp_path, "annotator", supervision="strokes", **who)
+    assert (annotator.num_positive, annotator.num_negative) == (1, 0)
+    bundle.train(tmp_path, supervision="strokes", max_epochs=2, warmup_epochs=1, **who)
+    assert bundle.metrics(tmp_path)["facts"]["supervision"] == "strokes"
 
 
 @pytest.mark.parametrize("supervision", ["dense", "semi"])

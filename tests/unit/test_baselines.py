@@ -8,8 +8,9 @@ from monai.losses import DiceLoss
 from scipy.ndimage import gaussian_filter
 
 from medcoarse.baselines.blur_threshold import BlurThreshold
-from medcoarse.baselines.partial import PartialLoss, balanced_nll, partial_dice
+from medcoarse.baselines.partial import PartialLoss, balanced_nll
 from medcoarse.confusion import Annotations, CoupledOutput
+from medcoarse.losses import CoupledLoss, partial_dice
 
 
 def problem(classes=3, image=(6, 7), batch=2, drawn=0.5, seed=0):
@@ -63,6 +64,13 @@ def test_undrawn_and_contradictory_pixels_teach_nothing(balanced):
     slope = torch.autograd.grad(value, logits)[0].abs().sum(1).flatten()
     assert (slope > 0).tolist() == [True, True, False, False, True]
     assert set(loss.parts) == {"drawn nll", "drawn dice"}
+
+
+def test_without_balance_it_is_the_warm_up_with_dice():
+    logits, label = problem(classes=2)
+    target = Annotations(positive=label, label=label.flip(-1))
+    ours = CoupledLoss(2, dice_weight=1.0)(CoupledOutput(logits), target)
+    assert PartialLoss(2)(CoupledOutput(logits), target).item() == pytest.approx(ours.item(), rel=1e-6)
 
 
 def test_nothing_drawn_costs_nothing():

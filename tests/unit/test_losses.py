@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 
 from medcoarse.confusion import (
     Annotations,
@@ -23,6 +24,7 @@ from medcoarse.losses import (
     consensus,
     dense_nll,
     mean_trace,
+    partial_dice,
     ruled_out_nll,
 )
 from tests.reference import coarse_losses as slow
@@ -256,10 +258,15 @@ def test_many_structures_in_one_loss_and_its_parts():
     confusion = confusion_of("full", (4, 4), 0.5)
     label = torch.randint(0, L, (B, 1, 4, 4))
     image = torch.rand(B, 3, 4, 4)
-    loss = CoupledLoss(L, trace_weight=0.1, dense_weight=2.0, appearance_weight=0.5)
-    total = loss(CoupledOutput(log_probs, confusion, confusion), Annotations(drawing, drawing, label, image))
+    loss = CoupledLoss(L, trace_weight=0.1, dense_weight=2.0, appearance_weight=0.5, dice_weight=3.0)
+    target = Annotations(drawing, (drawing + 1) % L, label, image)
+    total = loss(CoupledOutput(log_probs, confusion, confusion), target)
     weights = {"nll_positive": 1, "nll_negative": 1, "trace": 0.1, "dense": 2, "appearance": 0.5}
+    weights |= {"consensus_dice": 3, "dense_dice": 6}
     assert set(loss.parts) == set(weights)
+    probs = log_probs.softmax(1)
+    assert loss.parts["consensus_dice"] == partial_dice(probs, consensus(target, L)) > 0
+    assert loss.parts["dense_dice"] == partial_dice(probs, label) > 0
     assert total.item() == pytest.approx(sum(w * loss.parts[n].item() for n, w in weights.items()), rel=1e-5)
 
 
@@ -329,6 +336,28 @@ def test_appearance_is_as_strong_as_the_image_is_telling(sigma, image):
     assert flipped.item() == pytest.approx(appearance_nll(probs, truth + noise, sigma).item())  # which class is which
 
 
+@pytest.mark.parametrize("image", [(9, 8), (5, 6, 7)])
+def test_smoothing_is_a_gaussian_mean_of_the_pixels_that_there_are(image):
+    """SciPy's, by a quotient: the image is not continued beyond its border."""
+    probs, values = torch.rand(2, 2, *image).softmax(1), torch.rand(2, 3, *image)
+
+    def gaussian(x):
+        return ndimage.gaussian_filter(x, 0.5, mode="constant", axes=range(2, x.ndim), radius=2)
+
+    smoothed = torch.from_numpy(gaussian(values.numpy()) / gaussian(np.ones_like(values)))
+    assert appearance_nll(probs, values, smoothing=0.5).item() == pytest.approx(
+        appearance_nll(probs, smoothed).item(), rel=1e-5
+    )
+    loss = CoupledLoss(2, appearance_weight=1.0, appearance_smoothing=0.5)
+    loss(CoupledOutput(probs.log()), Annotations(torch.zeros(2, 1, *image).long(), image=values))
+    assert loss.parts["appearance"].item() == pytest.approx(appearance_nll(probs, smoothed).item(), rel=1e-5)
+
+
+def test_a_large_trace_weight_is_warned_of():
+    with pytest.warns(UserWarning, match="trace_weight = 0.9: above 0.5 .* start from 0.05"):
+        CoupledLoss(2, trace_weight=0.9)
+
+
 def test_appearance_of_a_flat_image_says_nothing():
     probs = torch.full((1, 2, 6, 6), 0.5, requires_grad=True)
     value = appearance_nll(probs, torch.ones(1, 1, 6, 6))
@@ -339,8 +368,9 @@ def test_appearance_of_a_flat_image_says_nothing():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"trace_weight": 0.9}, "between 0 and 0.5, got 0.9"),
-        ({"trace_weight": -0.1}, "between 0 and 0.5"),
+        ({"trace_weight": -0.1}, "must not be negative, got trace_weight=-0.1"),
+        ({"dice_weight": -1.0}, "must not be negative"),
+        ({"appearance_smoothing": -0.5}, "appearance_smoothing must not be negative, got -0.5"),
         ({"warmup": "none"}, '"consensus" or "identity"'),
         ({"dense_weight": -1.0}, "must not be negative"),
         ({"transition": [[0.0, 1.0], [1.0, 0.0]]}, "for 2 classes, the loss for 3"),
