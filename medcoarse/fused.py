@@ -92,7 +92,7 @@ def annotator_terms(
         confusion = confusion.full()
     coarse, size = confusion if isinstance(confusion, UpsampledConfusion) else (confusion, None)
     fields = [field.to(logits.dtype) for field in _fields(coarse).values()]
-    _check(logits, fields, annotation, size)
+    _check(logits, coarse, fields, annotation, size)
     num_wanted = 1 + len(fields) if any(field.requires_grad for field in fields) else int(logits.requires_grad)
     num_wanted *= torch.is_grad_enabled()
     plan = _Plan(coarse, annotation, trace_weight, log_likelihood, num_wanted, kernel)
@@ -146,16 +146,22 @@ def _kernel(logits: Tensor, confusion: PixelConfusion) -> Kernel | None:
     return kernels.rank_one_terms if structure.weights is None else None
 
 
-def _check(logits: Tensor, fields: list[Tensor], annotation: Tensor, size: tuple[int, ...] | None) -> None:
-    """Say what does not fit; costs no pass over the pixels."""
-    batch, image = logits.shape[0], logits.shape[2:]
+def _check(
+    logits: Tensor, confusion: PixelConfusion, fields: list[Tensor], annotation: Tensor, size: tuple[int, ...] | None
+) -> None:
+    """Say what does not fit; costs no pass over the pixels. Compiled loops would read and write beside the arrays."""
+    batch, num_classes, *image = logits.shape
+    rank = fields[1].shape[2] if len(fields) == 3 else 1
+    full = isinstance(confusion, FullConfusion)
+    tables = [(num_classes, num_classes)] if full else [(num_classes,), (rank, num_classes), (rank, num_classes)]
+    grid = image if size is None else fields[0].shape[-len(image) :]
     expected = (batch, annotation.shape[1])
-    fits = all(field.shape[:2] == expected for field in fields)
-    fits = fits and all(size or field.shape[-len(image) :] == image for field in fields) and size in (None, image)
-    if not fits or annotation.shape != (*expected, *image) or not annotation.numel():
+    fits = all(field.shape == (*expected, *table, *grid) for field, table in zip(fields, tables, strict=False))
+    fits = fits and size in (None, tuple(image)) and annotation.shape == (*expected, *image)
+    if not fits or not annotation.numel() or 0 in grid:
         raise ValueError(
-            "logits (B, L, *S), confusion parameters (B, R, ..., *S) and drawings (B, R, *S) must fit and hold pixels, "
-            f"got {', '.join(str(tuple(tensor.shape)) for tensor in (logits, *fields, annotation))}"
+            "logits (B, L, *S), confusion parameters (B, R, ..., *S) of L classes and drawings (B, R, *S) must fit and "
+            f"hold pixels, got {', '.join(str(tuple(tensor.shape)) for tensor in (logits, *fields, annotation))}"
         )
 
 

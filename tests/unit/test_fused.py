@@ -213,6 +213,31 @@ def test_shapes_that_do_not_fit_are_refused():
             annotator_terms(*arguments, WEIGHT)
 
 
+@pytest.mark.parametrize("structure", ["full", "rank_one", "rank_two"])
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("upsampled", [False, True])
+def test_matrices_of_other_classes_are_refused(structure, classes, upsampled):
+    """The compiled loops would read and write beside them."""
+    logits, _, drawing = problem(structure, classes=3)
+    _, confusion, _ = problem(structure, classes=classes)
+    if upsampled:
+        confusion = UpsampledConfusion(confusion, tuple(logits.shape[2:]))
+    with pytest.raises(ValueError, match=r"parameters .* of L classes"):
+        annotator_terms(logits, confusion, drawing, WEIGHT)
+
+
+def test_coarse_parameters_that_do_not_fit_each_other_are_refused():
+    logits, confusion, drawing = problem("rank_one")
+    size = tuple(logits.shape[2:])
+    for wrong in (
+        confusion._replace(habits=confusion.habits[..., :-1]),
+        confusion._replace(copy=confusion.copy[..., :0], habits=confusion.habits[..., :0]),
+        confusion._replace(habits=confusion.habits.expand(-1, -1, 2, -1, -1, -1)),  # two habits and no weights
+    ):
+        with pytest.raises(ValueError, match="must fit and hold pixels, got"):
+            annotator_terms(logits, UpsampledConfusion(wrong, size), drawing, WEIGHT)
+
+
 def test_compiled_loops_are_used_where_there_are_some():
     logits = torch.zeros(1, 3, 2)
     chosen = [fused._kernel(logits, problem(structure)[1]) for structure in ("full", "rank_one", "rank_two")]
