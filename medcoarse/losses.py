@@ -261,8 +261,11 @@ def appearance_nll(probs: Tensor, image: Tensor, sigma: float | None = None, smo
     distances = [(image - smooth(part * image) / mass).square() for part, mass in zip(parts, masses, strict=True)]
     inside = [smooth(part * distance) for part, distance in zip(parts, distances, strict=True)]
     variance = torch.stack(inside).sum(0) / torch.stack(masses).sum(0)
-    spread = (image - _image_sum(image) / image[0, 0].numel()).square().mean(tuple(range(2, image.ndim)), keepdim=True)
-    least = (_LEAST_VARIANCE * spread).clamp_min(torch.finfo(probs.dtype).tiny)  # of a flat part, such as a black frame
+    level = _image_sum(image) / image[0, 0].numel()
+    spread = (image - level).square().mean(tuple(range(2, image.ndim)), keepdim=True)
+    rounding = torch.finfo(probs.dtype).eps * (spread + level.square())  # all that differs within a constant image
+    # Of a flat part, such as a black frame, and of a whole image that is flat.
+    least = torch.maximum(_LEAST_VARIANCE * spread, rounding).clamp_min(torch.finfo(probs.dtype).tiny)
     scaled = torch.stack([(distance / variance.clamp_min(least)).mean(1) for distance in distances], 1) / 2
     return (probs * scaled).sum(1).mean()
 

@@ -365,6 +365,25 @@ def test_appearance_of_a_flat_image_says_nothing():
     assert torch.autograd.grad(value, probs)[0].abs().max() == 0
 
 
+@pytest.mark.parametrize("sigma", [None, 2.0])
+@pytest.mark.parametrize("level", [0.0, 0.3, -1.7, 1000.0])
+def test_appearance_does_not_take_rounding_for_a_difference(level, sigma):
+    """Means of a constant image under two classes differ in the last bit, and so do the distances to them."""
+    probs = torch.rand(1, 2, 32, 32, generator=torch.Generator().manual_seed(0)).softmax(1).requires_grad_()
+    value = appearance_nll(probs, torch.full((1, 1, 32, 32), level), sigma)
+    assert 0 <= value.item() < 1e-3
+    assert torch.autograd.grad(value, probs)[0].abs().max() * 32**2 < 1e-3
+
+
+def test_classes_vary_by_a_hundredth_of_the_image_at_least():
+    """Two flat classes, two images, two channels of other contrasts: 1 / (0.01 * 0.25) / 2 for each wrong pixel."""
+    truth = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+    contrast = torch.tensor([[1.0, 10.0], [0.1, 3.0]])[..., None]
+    probs = torch.stack([1 - truth, truth]).expand(2, -1, -1).clone().requires_grad_()
+    (slope,) = torch.autograd.grad(appearance_nll(probs, 5 + contrast * truth), probs)
+    assert torch.allclose(12 * slope, 200 * (1 - probs), rtol=1e-3, atol=1e-3)  # mean of 12 pixels
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
