@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
@@ -51,7 +51,8 @@ def shares(total: int, smallest: int) -> list[range]:
 def in_threads(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
     """``[work(part) for part in parts]``, by this thread and helpers that take part after part.
 
-    Nobody waits for a helper that has not begun: other libraries keep threads of their own awake for a while.
+    Nobody waits for a helper that has not begun: other libraries keep threads of their own awake for a while. After an
+    error no further part is begun, and when it is raised nobody is at work any more.
 
     Example:
         >>> in_threads(sum, [range(3), range(5)])
@@ -66,13 +67,20 @@ def in_threads(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Re
                 index, part = todo.popleft()
             except IndexError:  # another thread was quicker
                 return
-            results[index] = work(part)
+            try:
+                results[index] = work(part)
+            except BaseException:
+                todo.clear()
+                raise
 
     helpers = [_helpers().submit(take) for _ in range(min(torch.get_num_threads(), len(parts)) - 1)]
-    take()
-    for helper in helpers:
-        if not helper.cancel():
-            helper.result()
+    try:
+        take()
+    finally:
+        begun = [helper for helper in helpers if not helper.cancel()]
+        wait(begun)
+    for helper in begun:
+        helper.result()
     return [results[index] for index in range(len(parts))]
 
 

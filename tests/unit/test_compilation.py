@@ -56,6 +56,25 @@ def test_an_error_of_any_thread_is_raised():
 
 
 @pytest.mark.usefixtures("three_threads")
+def test_after_an_error_nobody_works_on():
+    """The caller may give its arrays away."""
+    here, others_began, begun, ended = threading.current_thread(), threading.Event(), [], []
+
+    def work(part: int) -> None:
+        begun.append(part)
+        if threading.current_thread() is here:
+            assert others_began.wait(10)
+            raise ValueError("here")
+        others_began.set()
+        time.sleep(0.05)
+        ended.append(part)
+
+    with pytest.raises(ValueError, match="here"):
+        in_threads(work, range(200))
+    assert len(begun) - 1 == len(ended) < 100  # all but the one that failed
+
+
+@pytest.mark.usefixtures("three_threads")
 def test_nobody_waits_for_a_helper_that_has_not_begun(monkeypatch):
     class Busy:
         """A pool whose threads are all taken."""
@@ -92,6 +111,25 @@ def test_a_forked_process_starts_threads_of_its_own():
     assert out.get(timeout=20) == 270
     child.join(20)
     assert child.exitcode == 0
+
+
+def _meet(meeting: threading.Barrier) -> None:
+    in_threads(lambda _: meeting.wait(), range(2))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_threads_of_a_forked_process_work(monkeypatch):
+    """It must not count on those of its parent, which sit idle there and do not exist here."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    _meet(threading.Barrier(2, timeout=10))  # the parent has a helper
+    time.sleep(0.2)  # and it is idle
+    child = multiprocessing.get_context("fork").Process(target=_meet, args=(threading.Barrier(2, timeout=10),))
+    child.start()
+    child.join(30)
+    if child.exitcode is None:
+        child.kill()
+    assert child.exitcode == 0  # two threads met
 
 
 def test_shares_cover_everything_and_respect_the_smallest_useful_size(monkeypatch):
