@@ -23,7 +23,7 @@ _WORTH_EXPLAINING = 0.02  # share of pixels that contradict each other
 
 @torch.no_grad()
 def observe(output: CoupledOutput, target: Annotations) -> dict[str, float]:
-    """Numbers about one batch, by name; kinds of drawings that are absent are left out.
+    """Numbers about one batch, by name; kinds of drawings that are absent, or blank, are left out.
 
     Args:
         output: of the coupled model.
@@ -32,7 +32,8 @@ def observe(output: CoupledOutput, target: Annotations) -> dict[str, float]:
     Returns:
         For each ``KIND`` of drawing, ``positive`` and ``negative``: ``agreement_KIND`` and ``swap_KIND``; where
         matrices are estimated, also ``error_KIND`` (share of drawn pixels taken to be wrong), ``chance_KIND`` (that
-        share for someone who draws at random) and the numbers of :func:`dominance`. With both, ``contradiction``.
+        share for someone who draws at random) and the numbers of :func:`dominance`. With both kinds,
+        ``contradiction``.
 
     Example:
         >>> logits = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])  # class 0 twice
@@ -42,10 +43,9 @@ def observe(output: CoupledOutput, target: Annotations) -> dict[str, float]:
     """
     seen = agreement(output.logits, target)
     num_classes = output.logits.shape[1]
-    for name in ("positive", "negative"):
-        drawing, confusion = getattr(target, name), getattr(output, name)
-        if drawing is None:
-            continue
+    drawn = {name: getattr(target, name) for name in ("positive", "negative") if f"agreement_{name}" in seen}
+    for name, drawing in drawn.items():
+        confusion = getattr(output, name)
         if name == "positive" or num_classes == 2:
             says = drawing if name == "positive" else torch.where(drawing < 2, 1 - drawing, drawing)
             seen[f"swap_{name}"] = swap(output.logits, says)
@@ -53,7 +53,7 @@ def observe(output: CoupledOutput, target: Annotations) -> dict[str, float]:
             seen |= {f"{key}_{name}": value for key, value in dominance(confusion).items()}
             seen[f"error_{name}"] = estimated_error(output.logits, confusion, drawing)
             seen[f"chance_{name}"] = 1 - 1 / num_classes
-    if target.positive is not None and target.negative is not None:
+    if len(drawn) == 2:
         seen["contradiction"] = contradiction(target, num_classes)
     return seen
 

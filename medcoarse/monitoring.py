@@ -118,8 +118,8 @@ class AnnotatorMonitor:
     """Watch, from the drawings alone, for the ways in which training can fail; log what is seen and warn.
 
     Every ``interval`` iterations ``values`` is refreshed with :func:`medcoarse.guard.observe` and the norm of the
-    gradient that reaches the segmenter. What :func:`medcoarse.guard.diagnose` makes of their averages over the last
-    looks is logged as a warning, each failure once.
+    gradient that reaches the segmenter. What :func:`medcoarse.guard.diagnose` makes of their averages, each over the
+    last looks that gave it in this phase of training, is logged as a warning, each failure once.
 
     Args:
         interval: in iterations.
@@ -133,7 +133,9 @@ class AnnotatorMonitor:
     ) -> None:
         self.interval, self.model, self.writer = interval, model, writer
         self.values: dict[str, float] = {}
-        self._recent: deque[dict[str, float]] = deque(maxlen=memory)
+        self.memory = memory
+        self._recent: dict[str, deque[float]] = {}
+        self._phase: tuple[bool, bool] | None = None
         self._warned: set[str] = set()
 
     def attach(self, engine: Engine) -> None:
@@ -143,21 +145,27 @@ class AnnotatorMonitor:
 
     def __call__(self, engine: Engine) -> None:
         """See the class."""
-        self.values = guard.observe(engine.state.output["pred"], engine.state.output["label"])
-        if self._recent and self._recent[-1].keys() != self.values.keys():  # another phase of training
-            self._recent.clear()
-        self._recent.append(dict(self.values))
-        if self.model is not None:
-            gradients = [p.grad for p in self.model.segmenter.parameters() if p.grad is not None]
+        output = engine.state.output["pred"]
+        self.values = guard.observe(output, engine.state.output["label"])
+        self._remember(phase=(output.positive is None, output.negative is None))
+        gradients = [p.grad for p in self.model.segmenter.parameters() if p.grad is not None] if self.model else []
+        if gradients:  # none where the segmenter is frozen
             self.values["gradient"] = torch.stack([g.norm() for g in gradients]).norm().item()
         for name, value in self.values.items():
             if self.writer is not None:
                 self.writer.add_scalar(f"monitor/{name}", value, engine.state.iteration)
-        if len(self._recent) == self._recent.maxlen:
-            self._warn()
+        self._warn()
+
+    def _remember(self, phase: tuple[bool, bool]) -> None:
+        """Not every batch has every kind of drawing; the warm-up says nothing about what comes after it."""
+        if phase != self._phase:
+            self._recent.clear()
+        self._phase = phase
+        for name, value in self.values.items():
+            self._recent.setdefault(name, deque(maxlen=self.memory)).append(value)
 
     def _warn(self) -> None:
-        means = {name: sum(seen[name] for seen in self._recent) / len(self._recent) for name in self._recent[-1]}
+        means = {name: sum(seen) / len(seen) for name, seen in self._recent.items() if len(seen) == self.memory}
         for failure, message in guard.diagnose(means).items():
             if failure not in self._warned:
                 self._warned.add(failure)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from medcoarse.confusion import Annotations, CoupledOutput, FullConfusion, GlobalConfusion, IdentityConfusion
-from medcoarse.guard import contradiction, diagnose, estimated_error, observe, swap
+from medcoarse.guard import contradiction, diagnose, dominance, estimated_error, observe, swap
 
 
 def scores(label: torch.Tensor, num_classes: int = 2, sharpness: float = 20.0) -> torch.Tensor:
@@ -85,12 +85,49 @@ def test_swap_finds_any_pair(num_classes):
     assert swap(scores(order[truth], num_classes), truth) == 1
 
 
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        # Drawn as 0: 9 of 10 are called 1, 8 more than 0. Drawn as 1: 4 are called 0, 2 fewer than 1.
+        ([[1, 9], [4, 6]], -0.2),
+        # 0 and 1: by 0.5 and 0.2; 0 and 2: by -0.1 and 0.2; 1 and 2: by -0.1 and -0.4
+        ([[2, 7, 1], [5, 3, 2], [6, 0, 4]], 0.2),
+    ],
+)
+def test_swap_by_hand(shares, expected):
+    table = torch.tensor(shares)
+    pairs = table.nonzero().repeat_interleave(table[table > 0], 0)
+    drawn, called = pairs.T[:, None, None]
+    assert swap(scores(called, len(shares)), drawn) == pytest.approx(expected)
+
+
+def test_numbers_by_hand():
+    """Rows, not columns, are dominated; chance depends on the number of classes; "not k" is agreed to by another."""
+    careless = dominance(certain([[0.9, 0.8], [0.1, 0.2]]))  # 0 is drawn for nearly everything
+    assert careless == pytest.approx({"diagonal_mean": 0.55, "diagonal_min": 0.2, "undominated": 0.0})
+    assert dominance(certain([[0.6, 0.4, 0.1], [0.3, 0.4, 0.5], [0.1, 0.2, 0.4]]))["undominated"] == pytest.approx(
+        1 / 3
+    )
+    assert dominance(certain([[0.5, 0.5], [0.5, 0.5]]))["undominated"] == 1  # as large is large enough
+    confusion = certain([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]])
+    segmented = torch.tensor([[[0, 1, 2, 2]]])
+    target = Annotations(positive=torch.tensor([[[0, 1, 0, 255]]]), negative=torch.tensor([[[1, 1, 1, 0]]]))
+    seen = observe(CoupledOutput(scores(segmented, 3), confusion, confusion), target)
+    assert seen["agreement_positive"] == pytest.approx(2 / 3)
+    assert seen["agreement_negative"] == pytest.approx(3 / 4)
+    assert seen["chance_positive"] == seen["chance_negative"] == pytest.approx(2 / 3)
+    assert seen["error_positive"] == pytest.approx(0.2)
+
+
 def test_numbers_that_nothing_can_be_said_about():
     nothing = torch.full((1, 1, 4, 4), 255)
     logits = torch.zeros(1, 3, 4, 4)
     seen = observe(CoupledOutput(logits, IdentityConfusion(1), IdentityConfusion(1)), Annotations(nothing, nothing))
-    assert seen == {"swap_positive": -1.0, "contradiction": 0.0}
-    assert diagnose(seen) == {}
+    assert seen == diagnose(seen) == {}
+    confusion = certain([[0.5, 0.5], [0.5, 0.5]])
+    ones = torch.ones(1, 1, 4, 4, dtype=torch.long)
+    seen = observe(CoupledOutput(logits[:, :2], confusion, confusion), Annotations(nothing, ones))
+    assert {name.rpartition("_")[2] for name in seen} == {"negative"}  # a blank drawing is none
     assert observe(CoupledOutput(logits), Annotations()) == {}
 
 

@@ -235,6 +235,52 @@ def test_monitor_waits_until_it_has_seen_enough(caplog):
     assert caplog.text.count("swapped") == 1
 
 
+def run_monitored(looks, memory, **arguments):
+    """A monitor that looks at each of some pairs of output and drawings."""
+    engine = Engine(lambda engine, look: dict(zip(("pred", "label"), look, strict=True)))
+    AnnotatorMonitor(memory=memory, **{"interval": 1, **arguments}).attach(engine)
+    engine.run(looks, max_epochs=1)
+
+
+def test_monitor_forgets_the_warm_up(caplog):
+    drawing = (torch.arange(16) % 2).view(1, 1, 4, 4)
+    swapped, right = (torch.cat([1 - called, called], 1).float() for called in (1 - drawing, drawing))
+    mostly_right = right.clone()
+    mostly_right[..., :2, :] = swapped[..., :2, :]
+    mostly_right[..., 0, 0] = right[..., 0, 0]  # 9 of 16
+    cm = FullConfusion(torch.eye(2).view(1, 1, 2, 2, 1, 1).expand(1, 1, 2, 2, 4, 4))
+    looks = [(CoupledOutput(swapped), Annotations(drawing))] + 2 * [
+        (CoupledOutput(mostly_right, cm), Annotations(drawing))
+    ]
+    with caplog.at_level(logging.WARNING):
+        run_monitored(looks, memory=2)
+        assert not caplog.text  # though the mean of the first two looks is that of swapped classes
+        run_monitored([(CoupledOutput(swapped, cm), Annotations(drawing)), *looks[1:2]], memory=2)
+    assert caplog.text.count("swapped") == 1
+
+
+def test_monitor_needs_no_kind_of_drawing_in_every_batch(caplog):
+    drawing = torch.arange(16).view(1, 1, 4, 4) % 2
+    swapped = CoupledOutput(torch.cat([drawing, 1 - drawing], 1).float())
+    blank = torch.full_like(drawing, 255)
+    looks = 3 * [(swapped, Annotations(blank, 1 - drawing)), (swapped, Annotations(drawing, blank))]
+    with caplog.at_level(logging.WARNING):
+        run_monitored(looks[:5], memory=4)
+        assert not caplog.text
+        run_monitored(looks, memory=3)
+    assert caplog.text.count("swapped") == 1
+
+
+def test_monitor_of_a_frozen_segmenter_looks_as_often_as_told():
+    written = []
+    writer = SimpleNamespace(add_scalar=lambda name, value, iteration: written.append((name, iteration)))
+    drawing = torch.ones(1, 1, 4, 4, dtype=torch.long)
+    model = SimpleNamespace(segmenter=nn.Conv2d(1, 2, 1).requires_grad_(False))
+    look = CoupledOutput(torch.zeros(1, 2, 4, 4)), Annotations(drawing)
+    run_monitored(5 * [look], memory=1, interval=2, model=model, writer=writer)
+    assert written == [(f"monitor/{name}_positive", step) for step in (2, 4) for name in ("agreement", "swap")]
+
+
 def test_monitor_is_quiet_when_all_is_well(caplog):
     drawing = torch.ones(1, 1, 4, 4, dtype=torch.long)
     drawing[..., :2] = 255
