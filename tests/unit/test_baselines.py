@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from medcoarse.baselines.blur_threshold import BlurThreshold
 from medcoarse.baselines.partial import PartialLoss, balanced_nll
 from medcoarse.confusion import Annotations, CoupledOutput
-from medcoarse.losses import CoupledLoss, partial_dice
+from medcoarse.losses import CoupledLoss, dense_nll, partial_dice
 
 
 def problem(classes=3, image=(6, 7), batch=2, drawn=0.5, seed=0):
@@ -73,6 +73,22 @@ def test_without_balance_it_is_the_warm_up_with_dice():
     assert PartialLoss(2)(CoupledOutput(logits), target).item() == pytest.approx(ours.item(), rel=1e-6)
 
 
+def test_masks_and_drawings_count_by_the_weight_of_dice():
+    logits, drawn = problem(classes=2)
+    _, label = problem(classes=2, drawn=0.3, seed=1)
+    target = Annotations(positive=drawn, label=label)
+    for balanced, likelihood in ((False, dense_nll), (True, balanced_nll)):
+        loss = PartialLoss(2, dice_weight=0.5, balanced=balanced)
+        value = loss(CoupledOutput(logits), target)
+        expected = [likelihood(logits.log_softmax(1), one) for one in (label, drawn)]
+        dice = [partial_dice(logits.softmax(1), one) for one in (label, drawn)]
+        assert value.item() == pytest.approx((sum(expected) + 0.5 * sum(dice)).item())
+        names = ("label nll", "label dice", "drawn nll", "drawn dice")
+        assert {name: loss.parts[name].item() for name in names} == pytest.approx(
+            dict(zip(names, [expected[0].item(), dice[0].item(), expected[1].item(), dice[1].item()], strict=True))
+        )
+
+
 def test_nothing_drawn_costs_nothing():
     logits, label = problem(classes=2, drawn=0.0)
     value = PartialLoss(2, balanced=True)(CoupledOutput(logits), Annotations(positive=label))
@@ -97,5 +113,7 @@ def test_blur_and_threshold():
     blurred = gaussian_filter(image, 1.5, mode="constant", truncate=4)
     clear = np.abs(blurred - 0.45) > 1e-3
     assert (found == (blurred > 0.45))[clear].mean() > 0.999
+    scores = BlurThreshold(2, sigma=1.5, threshold=0.45, steepness=8.0)(torch.ones(1, 1, 31, 31))[0, :, 15, 15]
+    assert (scores[1] - scores[0]).item() == pytest.approx(8 * 0.55, rel=1e-3)  # the logit of class 1
     with pytest.raises(ValueError, match="one channel, got 3"):
         BlurThreshold(2)(torch.zeros(1, 3, 4, 4))

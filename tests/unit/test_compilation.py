@@ -158,7 +158,7 @@ def test_distances_are_those_of_scipy(shape, sizes, density, monkeypatch):
     monkeypatch.setattr(distance, "_THREAD_VOXELS", 1)
     mask = np.random.default_rng(0).random(shape) < density
     exact = distance_transform_edt(~mask, sampling=sizes) ** 2 if mask.any() else np.full(shape, np.inf)
-    for limit in (1e12, 9.01, 2.01, 0.0):
+    for limit in (1e12, 9.01, 4.0, 2.01, 0.0):
         found = distance.squared_distances(mask, sizes, limit)
         expected = np.where(exact <= limit, exact, np.inf)
         assert np.array_equal(np.isinf(found), np.isinf(expected))
