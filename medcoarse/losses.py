@@ -113,11 +113,16 @@ def ruled_out_nll(log_probs: Tensor, confusion: Confusion, annotation: Tensor) -
         0.3
     """
     log_said = confusion.log_annotate(log_probs)[:, 0]
-    classes = torch.arange(log_probs.shape[1], device=log_probs.device).view(1, 1, -1, *(1,) * (log_probs.ndim - 2))
-    ruled_out = (annotation[:, :, None] == classes).any(1)
-    drawn = ruled_out.any(1, keepdim=True) & ~ruled_out.all(1, keepdim=True)
+    ruled_out, drawn = _ruled_out(annotation, log_probs.shape[1])
     possible = log_said.masked_fill(ruled_out & drawn, -torch.inf)
     return -_mean_drawn(torch.logsumexp(possible, 1, keepdim=True), drawn).sum()
+
+
+def _ruled_out(annotation: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Which classes ``(B, L, *S)``, and where that says something ``(B, 1, *S)``: one at least, but not all."""
+    classes = torch.arange(num_classes, device=annotation.device).view(1, 1, -1, *(1,) * (annotation.ndim - 2))
+    ruled_out = (annotation[:, :, None] == classes).any(1)
+    return ruled_out, ruled_out.any(1, keepdim=True) & ~ruled_out.all(1, keepdim=True)
 
 
 def mean_trace(confusion: Confusion, annotation: Tensor) -> Tensor:
@@ -228,7 +233,8 @@ def appearance_nll(probs: Tensor, image: Tensor, sigma: float | None = None, smo
 
     A Gaussian for each class with one variance ``v`` for all, the one within the classes. Dividing by it makes the term
     as strong as the image is telling: where the classes look different it decides, where they do not it says little.
-    Means and variance are taken under ``p``, over the image or in a Gaussian window, and detached.
+    Means and variance are taken under ``p``, over the image or in a Gaussian window, and detached. All pixels count,
+    drawn or not, inside a field of view or not.
 
     Args:
         probs: ``(B, L, *S)``.
@@ -479,7 +485,9 @@ class CoupledLoss(nn.Module):
         if self.negative_sets:
             confusion = output.negative or IdentityConfusion(1)
             nll = ruled_out_nll(logits.log_softmax(1), confusion, negative)
-            return _joined(nll, mean_trace(confusion, negative.amin(1, keepdim=True)), trace_weight)
+            _, drawn = _ruled_out(negative, self.num_classes)
+            told = negative.amin(1, keepdim=True).masked_fill(~drawn, UNLABELED)
+            return _joined(nll, mean_trace(confusion, told), trace_weight)
         confusion = output.negative or IdentityConfusion(negative.shape[1])
         if output.log_transition is not None:  # learned, so it needs a gradient of its own
             nll = complementary_nll(logits.log_softmax(1), confusion, output.log_transition, negative)

@@ -247,7 +247,8 @@ class RandSimulateCoarse(RandomizableTransform, _Coarse):
 class SimulateCoarseBatch(Transform):
     """Draw coarse annotations of all label maps of a batch at once, on their device: after the data loader.
 
-    The drawings are those that `SimulateCoarsed` makes of each label map.
+    The drawings are those that `SimulateCoarsed` makes of each label map. On a CPU, drawing large images
+    one by one is faster.
 
     Args:
         positive: annotators who paint the target: profiles, names such as "coarse_positive", or dictionaries.

@@ -463,6 +463,16 @@ def test_the_trace_of_negative_sets_and_of_learned_transitions_counts():
     assert value.item() == pytest.approx((expected + 0.4 * mean_trace(confusion, drawing[:, :1])).item(), rel=1e-5)
 
 
+def test_where_a_set_rules_out_every_class_the_trace_does_not_count():
+    """As in the likelihood: of four pixels, one says something."""
+    table = torch.zeros(1, 1, 2, 2, 4)
+    table[..., 1:] = 5 * torch.eye(2)[..., None]
+    negative = torch.tensor([[[0, 0, 1, 255], [255, 1, 0, 255]]])
+    loss = CoupledLoss(2, trace_weight=0.5, negative_sets=True)
+    loss(CoupledOutput(torch.zeros(1, 2, 4), None, FullConfusion(table)), Annotations(negative=negative))
+    assert loss.parts["trace"].item() == pytest.approx(1)  # 0.5 + 0.5, at the first pixel
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_a_negative_drawing_of_no_class_is_refused(dtype):
     confusion = FullConfusion(torch.zeros(1, 1, 2, 2, 4), 0.5)
