@@ -102,6 +102,9 @@ class TestDrawing:
         expected = batched.draw_batch(profiles.WRONG, labels, seeds=[[3, b] for b in range(6)])[0]
         rngs = [np.random.default_rng([3, b]) for b in range(6)]
         assert torch.equal(batched.draw_batch(profiles.WRONG, labels.short(), seeds=rngs)[0], expected)
+        for dtype in (torch.int32, torch.uint16):  # PyTorch can do little with the latter
+            seeds = [[3, b] for b in range(6)]
+            assert torch.equal(batched.draw_batch(profiles.WRONG, labels.to(dtype), seeds=seeds)[0], expected)
 
     @pytest.mark.parametrize(
         ("labels", "seeds", "message"),
@@ -151,6 +154,13 @@ class TestOperations:
             within = exact <= radius**2 * (1 + 1e-6)
             assert (np.isfinite(found) == within).all()
             assert found[within] == pytest.approx(exact[within], rel=1e-6)
+
+    def test_distance_is_rounded_once_for_each_axis(self):
+        mask = torch.zeros(1, 40, 30, dtype=torch.bool)
+        mask[0, 0, 0] = True
+        across, along = (size * size * np.arange(length) ** 2 for size, length in ((0.7, 40), (1.6, 30)))
+        expected = (across[:, None] + along.astype(np.float32)).astype(np.float32)
+        assert (batched.squared_distance(mask, 1e3, (0.7, 1.6))[0].numpy() == expected).all()
 
     def test_distance_to_nothing_and_errors(self):
         assert batched.squared_distance(torch.zeros(1, 3, 4, dtype=torch.bool), 5.0).isinf().all()
