@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 import threading
 import time
@@ -21,7 +22,13 @@ from medcoarse.compilation import compiled, in_threads, shares
 
 @pytest.fixture
 def three_threads(monkeypatch):
+    """On any machine."""
+    helpers = compilation._helpers
+    helpers.cache_clear()
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    yield
+    helpers.cache_clear()
 
 
 @pytest.mark.usefixtures("three_threads")
