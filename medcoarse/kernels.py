@@ -32,7 +32,7 @@ _UNLABELED = 255
 
 
 def _exp(x: Any) -> Any:
-    """``exp(x)`` between 1e-38 and 1e38, to 2e-7 of its value in single precision; for compiled code only."""
+    """``exp(x)`` between 1e-38 and 1e38, to 3e-7 of its value in single precision; for compiled code only."""
     raise NotImplementedError
 
 
