@@ -228,13 +228,19 @@ def consensus(annotations: Annotations, num_classes: int) -> Tensor:
     return label.masked_fill_(number != 1, UNLABELED)
 
 
-def appearance_nll(probs: Tensor, image: Tensor, sigma: float | None = None, smoothing: float = 0.0) -> Tensor:
+def appearance_nll(
+    probs: Tensor,
+    image: Tensor,
+    sigma: float | None = None,
+    smoothing: float = 0.0,
+    where: Tensor | None = None,
+) -> Tensor:
     """Appearance prior: pixels of a class look alike, ``sum_c p_c (x - mean_c)² / (2 v)``.
 
     A Gaussian for each class with one variance ``v`` for all, the one within the classes. Dividing by it makes the term
     as strong as the image is telling: where the classes look different it decides, where they do not it says little.
-    Means and variance are taken under ``p``, over the image or in a Gaussian window, and detached. All pixels count,
-    drawn or not, inside a field of view or not.
+    Means and variance are taken under ``p``, over the image or in a Gaussian window, and detached; all pixels take part
+    in them, drawn or not, inside a field of view or not.
 
     Args:
         probs: ``(B, L, *S)``.
@@ -242,9 +248,10 @@ def appearance_nll(probs: Tensor, image: Tensor, sigma: float | None = None, smo
         sigma: standard deviation of the window in pixels; ``None`` takes the whole image.
         smoothing: standard deviation in pixels of a Gaussian that the image is averaged with. Pixel by pixel the prior
             asks the segmenter to follow the noise of the very pixel; half a pixel is enough to break that.
+        where: ``(B, 1, *S)``, pixels that the prior is asked about; ``None`` for all.
 
     Returns:
-        Scalar, the mean over the pixels, in nats.
+        Scalar, the mean over these pixels, in nats; 0 where there are none.
 
     Source: Li et al., "Minimization of region-scalable fitting energy" (IEEE TIP 2008), Eq. 7.
     Deviates: soft memberships in place of level sets, mean over pixels in place of the integral; variance and smoothing
@@ -273,7 +280,8 @@ def appearance_nll(probs: Tensor, image: Tensor, sigma: float | None = None, smo
     # Of a flat part, such as a black frame, and of a whole image that is flat.
     least = torch.maximum(_LEAST_VARIANCE * spread, rounding).clamp_min(torch.finfo(probs.dtype).tiny)
     scaled = torch.stack([(distance / variance.clamp_min(least)).mean(1) for distance in distances], 1) / 2
-    return (probs * scaled).sum(1).mean()
+    costs = (probs * scaled).sum(1, keepdim=True)
+    return costs.mean() if where is None else (costs * where).sum() / where.sum().clamp_min(1)
 
 
 def _image_sum(values: Tensor) -> Tensor:
@@ -354,7 +362,8 @@ class CoupledLoss(nn.Module):
             which the drawings contradict each other.
         negative_sets: the negative maps of an image are one annotator's and rule out a set of classes at each pixel,
             see :func:`ruled_out_nll`; the model then has one negative annotator and ``transition`` is not used.
-        appearance_weight: weight of :func:`appearance_nll`; 0 leaves it out.
+        appearance_weight: weight of :func:`appearance_nll`, beside drawings, on pixels without a dense mask; 0 leaves it
+            out.
         appearance_sigma: its window in pixels; ``None`` is the whole image.
         appearance_smoothing: of the image, in pixels.
 
@@ -430,11 +439,12 @@ class CoupledLoss(nn.Module):
                 objectives.append(self.dense_weight * self.parts["dense"])
             if self.dice_weight > 0:
                 objectives += self._dice_terms(logits.softmax(1), agreed, target.label)
-            if self.appearance_weight > 0:
+            if self.appearance_weight > 0 and (target.positive is not None or target.negative is not None):
                 if target.image is None:
                     raise ValueError("appearance_weight > 0 needs Annotations.image; pass the image to the loss")
+                unknown = None if target.label is None else target.label == UNLABELED
                 self.parts["appearance"] = appearance_nll(
-                    logits.softmax(1), target.image.float(), self.appearance_sigma, self.appearance_smoothing
+                    logits.softmax(1), target.image.float(), self.appearance_sigma, self.appearance_smoothing, unknown
                 )
                 objectives.append(self.appearance_weight * self.parts["appearance"])
             self.parts = {name: value.detach() for name, value in self.parts.items()}

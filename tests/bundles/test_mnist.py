@@ -40,10 +40,9 @@ def test_noise_names_the_annotators(bundle, tmp_path, noise):
     assert drawn == [[PROFILES[f"mnist_{noise}_{kind}"]] for kind in ("positive", "negative")]
 
 
-def test_appearance_counts_beside_drawings_only(bundle, tmp_path):
+def test_appearance_looks_at_slightly_smoothed_whole_images(bundle, tmp_path):
     loss = parsed(bundle, tmp_path, "loss")
     assert (loss.appearance_weight, loss.appearance_sigma, loss.appearance_smoothing) == (1, None, 0.5)
-    assert parsed(bundle, tmp_path, "loss", supervision="dense").appearance_weight == 0
 
 
 def test_strokes_are_merged_and_have_one_annotator(bundle, tmp_path):
@@ -67,9 +66,11 @@ def test_other_supervision(bundle, tmp_path, supervision):
     assert bundle.metrics(tmp_path)["facts"]["supervision"] == supervision
 
 
-def test_masks_of_the_first_images_only_are_seen(bundle, tmp_path):
+def test_of_the_first_images_the_masks_are_seen_and_of_the_others_the_drawings(bundle, tmp_path):
     data = parsed(bundle, tmp_path, "train#dataset", supervision="semi", num_dense=1)
-    assert [bool((item["label"] != 255).any()) for item in data] == [True, False, False, False]
+    for i, item in enumerate(data):
+        seen = [bool((item[key] != 255).any()) for key in ("label", "positive", "negative")]
+        assert seen == [i == 0, i > 0, i > 0], "a mask or drawings"
 
 
 def test_validation_while_training_and_test_afterwards(bundle, tmp_path):

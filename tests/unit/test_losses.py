@@ -257,6 +257,7 @@ def test_many_structures_in_one_loss_and_its_parts():
     log_probs, drawing = batch((4, 4))
     confusion = confusion_of("full", (4, 4), 0.5)
     label = torch.randint(0, L, (B, 1, 4, 4))
+    label[0, :, :2] = 255
     image = torch.rand(B, 3, 4, 4)
     loss = CoupledLoss(L, trace_weight=0.1, dense_weight=2.0, appearance_weight=0.5, dice_weight=3.0)
     target = Annotations(drawing, (drawing + 1) % L, label, image)
@@ -351,6 +352,19 @@ def test_smoothing_is_a_gaussian_mean_of_the_pixels_that_there_are(image):
     loss = CoupledLoss(2, appearance_weight=1.0, appearance_smoothing=0.5)
     loss(CoupledOutput(probs.log()), Annotations(torch.zeros(2, 1, *image).long(), image=values))
     assert loss.parts["appearance"].item() == pytest.approx(appearance_nll(probs, smoothed).item(), rel=1e-5)
+
+
+def test_appearance_is_asked_where_no_mask_is_known():
+    probs, image = torch.rand(2, 2, 6, 5).softmax(1).requires_grad_(), torch.rand(2, 1, 6, 5)
+    label = torch.randint(0, 2, (2, 1, 6, 5))
+    label[1] = 255
+    loss = CoupledLoss(2, appearance_weight=1.0)
+    loss(CoupledOutput(probs.log()), Annotations(label=label))
+    assert set(loss.parts) == {"dense"}  # masks alone: there is nothing to settle
+    loss(CoupledOutput(probs.log()), Annotations(positive=label, label=label, image=image))
+    assert loss.parts["appearance"].item() == pytest.approx(appearance_nll(probs[1:], image[1:]).item(), rel=1e-5)
+    value = appearance_nll(probs, image, where=label[:1] == 255)
+    assert (value.item(), torch.autograd.grad(value, probs)[0].abs().max().item()) == (0, 0)  # asked about none
 
 
 def test_a_large_trace_weight_is_warned_of():

@@ -40,7 +40,7 @@ def test_the_loss_sees_only_what_the_supervision_allows(supervision):
 
 
 def test_batches_and_supervision_that_do_not_fit():
-    with pytest.raises(ValueError, match="one of coarse, positive, negative, dense, semi, got 'weak'"):
+    with pytest.raises(ValueError, match="one of coarse, positive, negative, dense, semi, strokes, got 'weak'"):
         PrepareBatchCoarse("weak")
     one_kind = batch()
     del one_kind["negative"]
