@@ -236,6 +236,20 @@ class IdentityConfusion(NamedTuple):
         raise ValueError("IdentityConfusion has no dense form; use medcoarse.confusion.identity(num_classes)")
 
 
+def confusion_maps(confusion: Confusion, num_classes: int, batch: int, size: Sequence[int]) -> Tensor:
+    """The matrices at every pixel, ``(B, R, L, L, *S)``, also of annotators who err alike everywhere, or never.
+
+    Example:
+        >>> confusion_maps(IdentityConfusion(1), num_classes=2, batch=3, size=(4, 4)).shape
+        torch.Size([3, 1, 2, 2, 4, 4])
+    """
+    if isinstance(confusion, IdentityConfusion):
+        cm = identity(num_classes).expand(1, confusion.num_annotators, -1, -1)
+    else:
+        cm = confusion.dense()
+    return cm.view(*cm.shape[:4], *(cm.shape[4:] or (1,) * len(size))).expand(batch, -1, -1, -1, *size)
+
+
 class FullConfusion(NamedTuple):
     """``A = floor I + (1 - floor) softmax(logits)``, one free matrix per pixel.
 

@@ -375,7 +375,79 @@ def empirical_confusion(annotation: Tensor, label: Tensor, num_classes: int, mas
     return conditional_table(annotation_counts(annotation, label, num_classes, mask))
 
 
-def mean_confusion(cm: Tensor, label: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+def repeated_confusion(counts: Tensor, label: Tensor) -> Tensor:
+    """Confusion matrix of one image drawn again and again: `empirical_confusion` of all its drawings together.
+
+    `cm[i, j] = sum(counts[i, x] : label(x) = j) / sum(counts[k, x] : label(x) = j, all k)`
+
+    Args:
+        counts: in how many drawings each class was drawn at each pixel (B, R, observed, *S).
+        label: true classes (B, 1, *S), 255 where unknown.
+
+    Returns:
+        float64 (B, R, observed, true); NaN in the column of a class on which nothing was drawn.
+
+    Example:
+        >>> counts = torch.tensor([[4, 1], [0, 1]])  # four drawings of one pixel, two of the other
+        >>> repeated_confusion(counts[None, None], label=torch.tensor([[[0, 1]]])).squeeze()
+        tensor([[1.0000, 0.5000],
+                [0.0000, 0.5000]], dtype=torch.float64)
+    """
+    _check_counts(counts, label)
+    n, true = _plain(counts).double().flatten(3), _is_class(_plain(label), counts.shape[2]).double().flatten(2)
+    return conditional_table(torch.einsum("bron,btn->brot", n, true))
+
+
+def local_confusion_error(cm: Tensor, counts: Tensor, label: Tensor) -> Tensor:
+    """Root mean squared error of confusion matrices pixel by pixel, against how often each class was drawn there.
+
+    At a pixel one column can be known, that of its true class, and it is if the same image is drawn many times:
+    `sqrt(sum_x n(x) mean_i (cm[i, label(x), x] - counts[i, x] / n(x))^2 / sum_x n(x))`, `n(x) = sum_i counts[i, x]`.
+    A pixel counts as often as it was drawn: what was never drawn says nothing. The frequencies themselves are off by
+    up to `1 / (2 sqrt(n))`, which a perfect matrix is charged with.
+
+    Args:
+        cm: confusion matrices (B, R, observed, true, *S).
+        counts: in how many drawings each class was drawn at each pixel (B, R, observed, *S).
+        label: true classes (B, 1, *S), 255 where unknown.
+
+    Returns:
+        float64 (B, R); NaN where nothing was drawn.
+
+    Example:
+        >>> cm = torch.tensor([[0.9, 0.3], [0.1, 0.7]]).view(1, 1, 2, 2, 1)
+        >>> local_confusion_error(cm, counts=torch.tensor([[[[6], [4]]]]), label=torch.tensor([[[1]]]))
+        tensor([[0.3000]], dtype=torch.float64)
+    """
+    _check_counts(counts, label)
+    if cm.shape != (*counts.shape[:3], *counts.shape[2:]):
+        raise ValueError(
+            f"cm must be (B, R, L, L, *S) for counts (B, R, L, *S), got {tuple(cm.shape)} and {tuple(counts.shape)}"
+        )
+    true = _is_class(_plain(label), counts.shape[2]).double().flatten(2)
+    column = torch.einsum("brotn,btn->bron", _plain(cm).double().flatten(4), true)
+    n = _plain(counts).double().flatten(3) * true.sum(1)[:, None, None]  # none where the truth is unknown
+    drawn = n.sum(2)
+    squares = (column - n / drawn.clamp(min=1)[:, :, None]).square().mean(2)
+    return ((squares * drawn).sum(-1) / drawn.sum(-1)).sqrt()
+
+
+def _is_class(label: Tensor, num_classes: int) -> Tensor:
+    """Where each class is true, bool (B, L, *S), of a label map (B, 1, *S)."""
+    return label == torch.arange(num_classes, device=label.device).reshape(-1, *[1] * (label.ndim - 2))
+
+
+def _check_counts(counts: Tensor, label: Tensor) -> None:
+    if counts.ndim < 4 or label.shape != (len(counts), 1, *counts.shape[3:]):
+        raise ValueError(
+            f"counts must be (B, R, L, *S) and label (B, 1, *S), got {tuple(counts.shape)} and {tuple(label.shape)}; "
+            "count the drawings of each annotator and class, and crop them with the label"
+        )
+
+
+def mean_confusion(
+    cm: Tensor, label: Tensor | None = None, mask: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
     """One matrix out of a confusion matrix at every pixel.
 
     Without `label` the plain mean over pixels. With it, `mean(cm[:, j, x] : label(x) = j)`, each column where its
@@ -385,6 +457,7 @@ def mean_confusion(cm: Tensor, label: Tensor | None = None, mask: Tensor | None 
         cm: confusion matrices (B, R, observed, true, *S).
         label: true classes (B, 1, *S), 255 where unknown.
         mask: field of view (B, 1, *S).
+        weight: how much each pixel counts (B, R, *S), such as in how many drawings it was drawn; by default all alike.
 
     Returns:
         (B, R, observed, true), columns sum to 1; NaN where there is no pixel to average.
@@ -406,16 +479,16 @@ def mean_confusion(cm: Tensor, label: Tensor | None = None, mask: Tensor | None 
     for name, x in (("label", label), ("mask", mask)):
         if x is not None and x.shape != shape:
             raise ValueError(f"{name} must be {shape} to match cm, got {tuple(x.shape)}; crop them together")
-    weight = torch.ones(shape, dtype=torch.bool, device=cm.device) if mask is None else _plain(mask) != 0
-    if label is None:
-        weight = weight.expand(-1, cm.shape[3], *shape[2:])
-    else:
-        known = weight & (_plain(label) != UNLABELED)
-        classes = torch.arange(cm.shape[3], device=cm.device).reshape(-1, *[1] * len(shape[2:]))
-        weight = known & (_plain(label) == classes)
-    weight = weight.to(cm.dtype).flatten(2)
-    total = torch.einsum("brotn,btn->brot", cm.flatten(4), weight)
-    return total / weight.sum(-1)[:, None, None, :]
+    if weight is not None and weight.shape != (*cm.shape[:2], *cm.shape[4:]):
+        raise ValueError(f"weight must be (B, R, *S) to match cm {tuple(cm.shape)}, got {tuple(weight.shape)}")
+    keep = torch.ones(shape, dtype=torch.bool, device=cm.device) if mask is None else _plain(mask) != 0
+    true = label is None or _is_class(_plain(label), cm.shape[3])
+    keep = (keep & true).expand(-1, cm.shape[3], *shape[2:])
+    share = keep[:, None].to(cm.dtype).flatten(3)  # (B, 1 or R, true, pixels)
+    if weight is not None:
+        share = share * _plain(weight).to(cm.dtype).flatten(2)[:, :, None]
+    total = torch.einsum("brotn,brtn->brot", cm.flatten(4), share)
+    return total / share.sum(-1)[:, :, None]
 
 
 def confusion_matrix_error(estimated: Tensor, true: Tensor, present: Tensor | None = None) -> Tensor:

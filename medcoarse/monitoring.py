@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from medcoarse import guard, metrics, report
-from medcoarse.confusion import Confusion, IdentityConfusion
+from medcoarse.confusion import Confusion, IdentityConfusion, confusion_maps
 from medcoarse.files import plain, write_json
 from medcoarse.losses import CoupledLoss
 from medcoarse.networks import CoupledModel
@@ -359,8 +359,6 @@ class ValidationFigure:
             output = self.model.couple(image)
         prediction = output.logits.argmax(1)[0].cpu()
         matrices = [self._pooled(confusion, label) for confusion in (output.positive, output.negative)]
-        learned = self.model.log_transition()
-        log_transition = self.loss.log_transition if learned is None else learned.detach()
         return report.validation_figure(
             image=item[self.shown_key],
             positive=item.get("positive"),
@@ -369,7 +367,7 @@ class ValidationFigure:
             prediction=prediction,
             confusion_positive=matrices[0],
             confusion_negative=matrices[1],
-            transition=log_transition.exp().cpu(),
+            transition=transition_of(self.model, self.loss),
             class_names=self.class_names,
             title=title,
         )
@@ -378,9 +376,15 @@ class ValidationFigure:
         """The first annotator's table that counting drawings would show, ``(L, L)``."""
         if confusion is None or isinstance(confusion, IdentityConfusion):
             return None
-        cm = confusion.dense().cpu()
-        cm = cm.view(*cm.shape[:4], *(cm.shape[4:] or (1,) * (label.ndim - 2))).expand(-1, -1, -1, -1, *label.shape[2:])
-        return metrics.mean_confusion(cm, label)[0, 0]
+        cm = confusion_maps(confusion, len(self.class_names), len(label), label.shape[2:])
+        return metrics.mean_confusion(cm.cpu(), label)[0, 0]
+
+
+def transition_of(model: CoupledModel, loss: CoupledLoss) -> Tensor:
+    """The transition matrix M that is used, ``(L, L)``: the learned one, otherwise that of the loss."""
+    learned = model.log_transition()
+    log_transition = loss.log_transition if learned is None else learned.detach()
+    return log_transition.exp().cpu()
 
 
 def middle(values: Tensor, size: int, divisor: int) -> Tensor:

@@ -87,6 +87,75 @@ class Matrix:
     column_label: str = "true"
 
 
+@dataclass(frozen=True)
+class AnnotatorMaps:
+    """What an annotator does to a case, pixel by pixel.
+
+    Args:
+        name: "positive", "negative_2" and the like; what it begins with is the kind.
+        drawing: one of the drawings (*S), 255 undrawn.
+        estimated: probability of what is drawn, or ruled out, (observed, true, *S).
+        share: share of the true drawings in which each class was drawn, or ruled out, (observed, *S); NaN where none.
+    """
+
+    name: str
+    drawing: ArrayOrTensor
+    estimated: ArrayOrTensor
+    share: ArrayOrTensor
+
+    @property
+    def positive(self) -> bool:
+        """Whether it says what a thing is."""
+        return self.name.startswith("positive")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of a matrix at every pixel: estimated everywhere, true where the class of its column is."""
+
+    title: str
+    estimated: npt.NDArray[np.float64]
+    true: npt.NDArray[np.float64]
+
+
+def entries(maps: AnnotatorMaps, label: ArrayOrTensor, style: Style) -> list[Entry]:
+    """The entries of an annotator's matrix as maps, row by row.
+
+    With more than two classes, only the column of the true class at each pixel, and of the classes the four with most
+    pixels.
+
+    Args:
+        maps: what was estimated and what was drawn.
+        label: true classes (1, *S), 255 unknown.
+        style: names the classes.
+
+    Example:
+        >>> eye = np.eye(2)[:, :, None, None].repeat(3, -1)
+        >>> maps = AnnotatorMaps("positive", np.array([[0, 1, 1]]), eye, np.array([[[1, 0, 0.5]], [[0, 1, 0.5]]]))
+        >>> found = entries(maps, np.array([[[0, 1, 1]]]), Style(["a", "b"], 1, 0, "ij", None))
+        >>> [(entry.title, entry.true.tolist()) for entry in found[2:]]
+        [('drawn: b\\ntrue: a', [[0.0, nan, nan]]), ('drawn: b\\ntrue: b', [[nan, 1.0, 0.5]])]
+    """
+    plane, names = fullest_plane([label], style.background), list(style.class_names)
+    size, said = len(names), "drawn" if maps.positive else "ruled out"
+    flat = [as_array(x) for x in (label, maps.estimated, maps.share)]
+    flat = [style.upright(plane_of(x.reshape(-1, *flat[0].shape[1:]), plane), -2) for x in flat]
+    truth, estimated, share = flat[0][0], flat[1].reshape(size, size, *flat[0].shape[1:]), flat[2]
+    if size == 2:
+        return [
+            Entry(f"{said}: {names[i]}\ntrue: {names[j]}", estimated[i, j], np.where(truth == j, share[i], np.nan))
+            for i in range(2)
+            for j in range(2)
+        ]
+    known = truth < size
+    here = np.take_along_axis(estimated, np.where(known, truth, 0)[None, None], 1)[:, 0]
+    most = np.bincount(truth[known], minlength=size).argsort(kind="stable")[-4:]
+    return [
+        Entry(f"{said}: {names[i]}", np.where(known, here[i], np.nan), np.where(known, share[i], np.nan))
+        for i in sorted(most.tolist())
+    ]
+
+
 def picture_panels(image: ArrayOrTensor, maps: dict[str, ArrayOrTensor], style: Style) -> list[Panel]:
     """The pictures of one case that there is something for, in reading order.
 
@@ -165,8 +234,43 @@ def matrix_groups(
         estimated, counted = None if cm is None else _mean_matrix(cm, label, mask), None
         if name in known and label is not None:
             counted = metrics.empirical_confusion(known[name], label, num_classes, mask)[0, 0].numpy()
-        groups.append(_group(name, estimated, to_drawn, counted))
+        groups.append(annotator_group(name, estimated, to_drawn, counted))
     return [group for group in groups if group[1]]
+
+
+def annotator_group(
+    name: str,
+    estimated: npt.NDArray[np.float64] | None,
+    to_drawn: npt.NDArray[np.float64] | None,
+    counted: npt.NDArray[np.float64] | None,
+) -> tuple[str, list[Matrix]]:
+    """Heading and matrices of one annotator.
+
+    Args:
+        name: "positive" or "negative".
+        estimated: matrix A (L, L).
+        to_drawn: turns what was meant into what was drawn, the transition matrix M of negative annotators.
+        counted: matrix of what was drawn (L, L).
+
+    Example:
+        >>> annotator_group("positive", np.eye(2), None, np.eye(2))[0]
+        'Positive annotator   RMSE 0.000'
+    """
+    heading, said = f"{name.capitalize()} annotator", "drawn" if name == "positive" else "ruled out"
+    group = []
+    if estimated is not None:
+        group.append(Matrix("estimated A", estimated, said if to_drawn is None else "meant"))
+    if to_drawn is not None:
+        group.append(Matrix("transition M", to_drawn, said, "meant"))
+        if estimated is not None:
+            estimated = to_drawn @ estimated
+            group.append(Matrix("estimated M A", estimated, said))
+    if counted is not None:
+        group.append(Matrix("counted", counted, said))
+        if estimated is not None:
+            error = metrics.confusion_matrix_error(torch.from_numpy(estimated), torch.from_numpy(counted))
+            heading += f"   RMSE {number_text(error, 3)}"
+    return heading, group
 
 
 def number_text(value: torch.Tensor | float, digits: int) -> str:
@@ -197,30 +301,6 @@ def _error_legend(wrong: Picture, style: Style) -> list[tuple[str, Colour]]:
         entries += [("false alarm", FALSE_ALARM), ("missed", MISSED)]
     rare = [("mixed up", MIXED_UP), ("left out", LEFT_OUT)]
     return entries + [(name, colour) for name, colour in rare if (wrong == colour).all(-1).any()]
-
-
-def _group(
-    name: str,
-    estimated: npt.NDArray[np.float64] | None,
-    to_drawn: npt.NDArray[np.float64] | None,
-    counted: npt.NDArray[np.float64] | None,
-) -> tuple[str, list[Matrix]]:
-    """Heading and matrices of one annotator; `to_drawn` turns what was meant into what was drawn."""
-    heading, said = f"{name.capitalize()} annotator", "drawn" if name == "positive" else "ruled out"
-    group = []
-    if estimated is not None:
-        group.append(Matrix("estimated A", estimated, said if to_drawn is None else "meant"))
-    if to_drawn is not None:
-        group.append(Matrix("transition M", to_drawn, said, "meant"))
-        if estimated is not None:
-            estimated = to_drawn @ estimated
-            group.append(Matrix("estimated M A", estimated, said))
-    if counted is not None:
-        group.append(Matrix("counted", counted, said))
-        if estimated is not None:
-            error = metrics.confusion_matrix_error(torch.from_numpy(estimated), torch.from_numpy(counted))
-            heading += f"   RMSE {number_text(error, 3)}"
-    return heading, group
 
 
 def _batched(x: ArrayOrTensor, annotator: int = 0) -> torch.Tensor:

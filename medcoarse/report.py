@@ -24,10 +24,20 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from medcoarse.files import write_atomically
-from medcoarse.panels import Indexing, Matrix, Panel, Style, matrix_groups, number_text, picture_panels
+from medcoarse.panels import (
+    AnnotatorMaps,
+    Indexing,
+    Matrix,
+    Panel,
+    Style,
+    entries,
+    matrix_groups,
+    number_text,
+    picture_panels,
+)
 from medcoarse.pictures import ArrayOrTensor, Colour, as_array, class_colours
 
-INK, FAINT, EDGE = "#1f2430", "#6b7280", "#c9ced6"
+INK, FAINT, EDGE, UNKNOWN = "#1f2430", "#6b7280", "#c9ced6", "#d5d8dd"
 SHARES = LinearSegmentedColormap.from_list("shares", ["#ffffff", "#cfe3f3", "#5fa3d3", "#135a96", "#08305a"])
 WIDTH, MARGIN, GAP, DPI = 16.0, 0.45, 0.28, 100  # inches, inches, inches, pixels an inch
 KEY_COLUMNS = 8  # names of classes in a line
@@ -62,6 +72,23 @@ class Case:
     label: ArrayOrTensor
     prediction: ArrayOrTensor
     mask: ArrayOrTensor | None = None
+
+
+@dataclass(frozen=True)
+class ConfusionCase:
+    """An image, and what its annotators do to it.
+
+    Args:
+        name: heading of its rows.
+        image: (C, *S).
+        label: true classes (1, *S), 255 where unknown.
+        annotators: who drew it.
+    """
+
+    name: str
+    image: ArrayOrTensor
+    label: ArrayOrTensor
+    annotators: Sequence[AnnotatorMaps]
 
 
 @dataclass(frozen=True)
@@ -265,6 +292,64 @@ def prediction_sheet(
     return _page(title, panels, [], columns=4, style=style)
 
 
+def confusion_sheet(
+    cases: Sequence[ConfusionCase],
+    matrices: Sequence[tuple[str, list[Matrix]]],
+    class_names: Sequence[str] = ("background", "foreground"),
+    title: str = "",
+    background: int | None = 0,
+    indexing: Indexing = "xy",
+    spacing: Sequence[float] | None = None,
+) -> Figure:
+    """Confusion matrices pixel by pixel, one row an annotator: a drawing, each entry as estimated, and as it truly is.
+
+    What is true of an entry can be known where the class of its column is; there the estimate has its full colour.
+
+    Args:
+        cases: what to show; three of two annotators fit on a screen.
+        matrices: heading and matrices of each annotator, to stand below, see `panels.annotator_group`.
+        class_names: L names.
+        title: heading of the page.
+        background: the class that is not painted; None where class 0 is a thing like the others.
+        indexing: "xy" where axis 0 of all arrays runs to the right, as MONAI loads files; "ij" where it runs down.
+        spacing: size of a pixel along each spatial axis, any unit.
+
+    Returns:
+        Figure 1600 pixels wide.
+
+    Raises:
+        ValueError: no case.
+
+    Source: CL Fig. 2.
+
+    Example:
+        >>> drawn, half = np.eye(8, dtype=int), np.full((2, 2, 8, 8), 0.5)
+        >>> case = ConfusionCase("one", np.eye(8)[None], drawn[None], [AnnotatorMaps("positive", drawn, half, half[0])])
+        >>> [ax.get_title("left") for ax in confusion_sheet([case], [], ["a", "b"]).axes[2:4]]
+        ['drawn: a\\ntrue: a', 'drawn: a\\ntrue: b']
+    """
+    if not cases:
+        raise ValueError("confusion_sheet needs at least one case, got none")
+    style = Style(class_names, None, background, indexing, spacing)
+    rows = [(case, maps) for case in cases for maps in case.annotators]
+    size = 2 + 2 * len(entries(cases[0].annotators[0], cases[0].label, style))
+    width = (WIDTH - 2 * MARGIN - 2 * GAP - (size - 3) * 0.1) / size
+    shown = style.upright(np.empty(cases[0].image.shape[1:3]), 0).shape
+    height = width * min(1.3, shown[0] * style.aspect() / shown[1])
+    slot = min(3.0, (WIDTH - 2 * MARGIN + GAP) / max(1, sum(len(group) for _, group in matrices)))
+    top = 0.85 if title else 0.2
+    line = 0.95 + height
+    figure = new_figure(WIDTH, top + line * len(rows) + 0.75 + (slot + 0.55) * bool(matrices))
+    if title:
+        _text(figure, MARGIN, 0.52, title, fontsize=20, weight="bold")
+    for row, (case, maps) in enumerate(rows):
+        _confusion_row(figure, top + row * line, (width, height), case, maps, style)
+    _share_bar(figure, top + len(rows) * line + 0.2)
+    if matrices:
+        _matrix_line(figure, top + len(rows) * line + 0.7, slot, matrices, class_names)
+    return figure
+
+
 def curves_figure(panels: Mapping[str, Sequence[Curve]], x_label: str, log_x: bool = False, title: str = "") -> Figure:
     """Scores against a setting, one panel a score: means as lines, bands of one standard deviation to either side.
 
@@ -380,6 +465,64 @@ def _page(
     for i, line in enumerate(lines):
         _matrix_line(figure, top + key_height + i * line_height, slot, line, style.class_names)
     return figure
+
+
+def _confusion_row(
+    figure: Figure,
+    top: float,
+    size: tuple[float, float],
+    case: ConfusionCase,
+    maps: AnnotatorMaps,
+    style: Style,
+) -> None:
+    """Image and drawing, the estimated entries, and the true ones."""
+    found = entries(maps, case.label, style)
+    drawing = as_array(maps.drawing)[None]
+    image, drawn = picture_panels(case.image, {"positive" if maps.positive else "negative": drawing}, style)[:2]
+    pictures = [replace(image, title="image"), replace(drawn, title="drawing", legend=())]
+    what = "A" if maps.positive else "M A"
+    left = MARGIN
+    headings = (f"{case.name}, {maps.name.replace('_', ' ')}", f"estimated {what}", f"true {what}")
+    for heading, columns in zip(headings, (2, len(found), len(found)), strict=True):
+        _text(figure, left, top + 0.2, heading, fontsize=12.5)
+        y, end = _from_bottom(figure, top + 0.35), left + columns * (size[0] + 0.1) - 0.1
+        figure.add_artist(Line2D([left / WIDTH, end / WIDTH], [y, y], color=EDGE, linewidth=0.8))
+        for column in range(columns):
+            ax = _axes(figure, left + column * (size[0] + 0.1), top + 0.75, *size)
+            if heading == headings[0]:
+                _picture_panel(ax, pictures[column], style.aspect())
+            else:
+                entry, estimated = found[column], heading == headings[1]
+                alpha = np.where(np.isnan(entry.true), 0.25, 1.0) if estimated else None
+                _share_panel(ax, entry.estimated if estimated else entry.true, alpha, style.aspect())
+            title = pictures[column].title if heading == headings[0] else found[column].title
+            ax.set_title(title, fontsize=8.5, color=INK, loc="left", pad=4)
+        left = end + GAP
+
+
+def _share_panel(ax: Axes, shares: Any, alpha: Any, aspect: float) -> None:
+    """A map of probabilities, light to dark, faded by `alpha`, grey where there is none."""
+    ax.imshow(
+        np.ma.masked_invalid(shares), cmap=SHARES, vmin=0, vmax=1, alpha=alpha, interpolation="nearest", aspect=aspect
+    )
+    ax.set_facecolor(UNKNOWN)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_color(EDGE)
+
+
+def _share_bar(figure: Figure, top: float) -> None:
+    """What the colours of the maps mean."""
+    ax = _axes(figure, MARGIN, top, 3.0, 0.16)
+    ax.imshow(np.linspace(0, 1, 256)[None], cmap=SHARES, aspect="auto", extent=(0, 1, 0, 1))
+    ax.set_yticks([])
+    ax.set_xticks([0, 0.5, 1], ["0", "probability 0.5", "1"], fontsize=9, color=INK)
+    ax.tick_params(length=0, pad=3)
+    for spine in ax.spines.values():
+        spine.set_color(EDGE)
+    note = "grey and faded: another class is true there, so that the entry cannot be known"
+    _text(figure, MARGIN + 3.3, top + 0.08, note, fontsize=10)
 
 
 def _matrix_line(

@@ -18,6 +18,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medcoarse.bundle_files import MIRRORED
+from medcoarse.experiments.results import flat
 from tests.bundles.conftest import ROOT
 
 SCHEMA = ROOT / "tests" / "reference" / "bundle_metadata_schema.json"
@@ -65,6 +66,35 @@ def test_evaluation_scores_the_test_images_at_native_size(bundle, trained):
         found_any |= bool(found.any())
     assert found_any
     assert Image.open(trained / "evaluation.png").size[0] == 1600
+
+
+def test_evaluation_of_the_annotators(bundle, trained, tmp_path):
+    """Beside the scores of the segmentation, from the same images."""
+    few = {"confusion#report#num_draws": 3, "confusion#report#num_images": 1}
+    places = bundle.places(tmp_path) | {"ckpt_dir": str(trained / "models")}
+    configs = ("train.json", "evaluate.json", "evaluate_annotators.json")
+    built = bundle.run(*configs, **bundle.small, **places, **few)
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    assert content["num_images"] == 2
+    found = content["annotators"]
+    assert (found["num_images"], found["num_draws"]) == (1, 3)
+    assert found["images"][0]["name"] == content["images"][0]["name"]
+    assert "annotators#image#cm_error" in flat(content), "a table can show it"
+    assert Image.open(tmp_path / "confusion.png").size[0] == 1600
+    weights = torch.load(trained / "models" / "full.pt", weights_only=True)["model"]
+    assert_equal(dict(weights), dict(built.parser.get_parsed_content("coarse_model").state_dict()))
+    item = built.parser.get_parsed_content("confusion#dataset")[0]
+    redrawn = built.parser.get_parsed_content("confusion#simulate")(item["label"][None])
+    for kind, drawing in zip(("positive", "negative"), redrawn, strict=True):  # those who draw are those of training
+        assert torch.equal(drawing[0].as_tensor(), item[kind].as_tensor())
+
+
+def test_evaluation_of_the_annotators_needs_their_weights(bundle, trained, tmp_path):
+    shutil.copy(trained / "models" / "model.pt", tmp_path)
+    places = bundle.places(tmp_path) | {"ckpt_dir": str(tmp_path)}
+    built = bundle.workflow("train.json", "evaluate.json", "evaluate_annotators.json", **bundle.small, **places)
+    with pytest.raises(SystemExit, match=r"no weights at .*full\.pt: train first"):
+        built.initialize()
 
 
 def test_inference_on_a_folder_of_pictures(bundle, trained, tmp_path):

@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from medcoarse.estimation import count_drawings
 from medcoarse.profiles import PROFILES
+from tests.reference.metrics_reference import drawing_errors
 
 pytestmark = pytest.mark.parametrize("bundle", ["mnist"], indirect=True)
 
@@ -108,3 +110,24 @@ def test_schedule_and_networks(bundle, tmp_path):
     assert isinstance(optimizer, torch.optim.AdamW)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-3, 5e-5])
     assert (annotator.diagonal_floor, annotator.reduction, read("loss").trace_weight) == (0.5, (4, 4), 0.05)
+
+
+def test_errors_of_the_annotators_by_hand(bundle, tmp_path):
+    bundle.train(tmp_path, warmup_epochs=0, annotator_learning_rate=0.1)
+    few = {"confusion#report#num_draws": 5, "confusion#report#num_images": 1}
+    configs = ("train.json", "evaluate.json", "evaluate_annotators.json")
+    built = bundle.run(*configs, **bundle.small, **bundle.places(tmp_path), **few)
+    item, simulate = (built.parser.get_parsed_content(f"confusion#{name}") for name in ("dataset", "simulate"))
+    label, image = item[0]["label"], item[0]["image"].as_tensor()[None]
+    counts = count_drawings(simulate, label, 5).numpy()
+    found = json.loads((tmp_path / "evaluation.json").read_text())["annotators"]["image"]
+    with torch.no_grad():
+        matrices = [
+            group.dense()[0, 0].numpy()
+            for group in built.parser.get_parsed_content("coarse_model").eval().annotator(image)
+        ]
+    matrices[1] = matrices[1][::-1]  # who means the digit rules out the background
+    for r, kind in enumerate(("positive", "negative")):
+        drawings = (np.arange(5)[:, None, None] >= counts[r, 0]).astype(int)  # which was which makes no difference
+        errors = drawing_errors(matrices[r], drawings, label[0].numpy())
+        assert (found[f"cm_error_{kind}"], found[f"cm_error_local_{kind}"]) == pytest.approx(errors, abs=1e-5)

@@ -17,8 +17,11 @@ def test_a_row_is_trained_evaluated_and_found_done(bundle, tmp_path, capsys):
         "config": ["configs/train.json"],
         "common": {**bundle.small, "max_epochs": 1, "warmup_epochs": 0},
         "seeds": [3],
-        "metrics": {"vessel IoU": "image#iou_vessel", "mean IoU": "image#mean_iou"},
-        "evaluate": {"config": ["configs/evaluate.json"]},
+        "metrics": {"vessel IoU": "image#iou_vessel", "mean IoU": "image#mean_iou", "CM": "annotators#image#cm_error"},
+        "evaluate": {
+            "config": ["configs/evaluate.json", "configs/evaluate_annotators.json"],
+            "overrides": {"confusion#report#num_draws": 2},
+        },
         "rows": [{"name": "low rank", "overrides": {"annotator_def#structure": "low_rank", "annotator_def#rank": 1}}],
     }
     (tmp_path / "one.json").write_text(json.dumps(table))
@@ -31,6 +34,8 @@ def test_a_row_is_trained_evaluated_and_found_done(bundle, tmp_path, capsys):
     (work,) = (path.parent for path in tmp_path.glob("runs/one/low-rank/seed-3/*/state.json"))
     evaluation = json.loads((work / "output" / "evaluation.json").read_text())
     assert run["scores"]["image#iou_vessel"] == evaluation["image"]["iou_vessel"]
+    assert run["scores"]["annotators#image#cm_error"] == evaluation["annotators"]["image"]["cm_error"] > 0
+    assert run["scores"]["annotators#num_draws"] == 2
     assert (work / "models" / "full.pt").is_file()
     assert f"{evaluation['image']['mean_iou']:.3f} | 1 |" in (tmp_path / "runs" / "one" / "results.md").read_text()
     capsys.readouterr()

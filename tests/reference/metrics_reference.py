@@ -91,3 +91,25 @@ def mean_confusion(cm: np.ndarray, label: np.ndarray) -> list[list[float]]:
         for i in range(size):
             table[i][j] = mean([float(cm[(i, j, *p)]) for p in positions])
     return table
+
+
+def drawing_errors(cm: np.ndarray, drawings: np.ndarray, label: np.ndarray) -> tuple[float, ...]:
+    """(pooled, local) error of cm[observed][true] (L, L, *S) of one annotator, from drawings (N, *S) of one image."""
+    size = len(cm)
+    estimated, counted = np.zeros((size, size)), np.zeros((size, size))
+    drawn_on, squares = [0] * size, []
+    for position in itertools.product(*(range(n) for n in label.shape)):
+        true = int(label[position])
+        said = [int(drawing[position]) for drawing in drawings if drawing[position] != 255]
+        if true == 255 or not said:
+            continue
+        for one in said:  # each drawn pixel of each drawing counts once
+            counted[one, true] += 1
+            estimated[:, true] += cm[(slice(None), true, *position)]
+            drawn_on[true] += 1
+        for _ in said:
+            for i in range(size):
+                squares.append((float(cm[(i, true, *position)]) - said.count(i) / len(said)) ** 2)
+    columns = [t for t in range(size) if drawn_on[t]]
+    pooled = [((estimated[i, t] - counted[i, t]) / drawn_on[t]) ** 2 for t in columns for i in range(size)]
+    return tuple(math.sqrt(sum(s) / len(s)) if s else NAN for s in (pooled, squares))

@@ -1,0 +1,301 @@
+"""How well the annotators' confusion matrices were estimated, against the drawings that were simulated.
+
+The truth is not assumed but counted: the same mask is drawn many times with other seeds. How often each class was drawn
+at a pixel is the column `p(drawn | true class here, this mask)` of the true matrix; its other columns cannot be known.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.inferers import Inferer
+from monai.networks.utils import eval_mode
+from torch import Tensor
+from tqdm import tqdm
+
+from medcoarse import metrics, report
+from medcoarse.confusion import compose, confusion_maps, identity
+from medcoarse.files import plain, write_json
+from medcoarse.losses import CoupledLoss
+from medcoarse.monitoring import middle, transition_of
+from medcoarse.networks import CoupledModel
+from medcoarse.panels import AnnotatorMaps, annotator_group, number_text
+from medcoarse.transforms.array import OutsideToUnlabeled, SimulateCoarseBatch, checksum
+
+logger = logging.getLogger(__name__)
+
+_PIXELS = 2**22  # drawn at a time
+
+
+def count_drawings(simulate: SimulateCoarseBatch, label: Tensor, num_draws: int) -> Tensor:
+    """In how many of `num_draws` drawings of a mask each class was drawn at each pixel.
+
+    Args:
+        simulate: who draws. Its seed and the mask decide which drawings are made; none of them is the one that
+            `SimulateCoarsed` makes of the mask.
+        label: label map (1, *S), whole numbers.
+        num_draws: N >= 1.
+
+    Returns:
+        int64 (R + C, L, *S), positive annotators first; for negative ones, the class that was ruled out.
+
+    Raises:
+        ValueError: no drawing asked for.
+
+    Example:
+        >>> label = torch.zeros(1, 16, 16, dtype=torch.uint8); label[:, 4:12, 6:9] = 1
+        >>> counts = count_drawings(SimulateCoarseBatch("coarse_positive"), label, num_draws=8)
+        >>> counts.shape, counts.sum(1).unique()
+        (torch.Size([1, 2, 16, 16]), tensor([8]))
+    """
+    if num_draws < 1:
+        raise ValueError(f"num_draws must be at least 1, got {num_draws}")
+    label = torch.as_tensor(label).as_subclass(Tensor).to(torch.uint8)
+    rng = np.random.default_rng([simulate.positive.seed, checksum(label)])
+    seeds = rng.integers(2**32, 2**63, size=num_draws).tolist()  # a CRC-32 is below
+    at_a_time = max(1, _PIXELS // label.numel())
+    num_classes = simulate.positive.num_classes
+    counts = torch.zeros((), dtype=torch.int64)
+    for start in range(0, num_draws, at_a_time):
+        own = seeds[start : start + at_a_time]
+        drawn = torch.cat(simulate(label.expand(len(own), *label.shape)[:, :1], own), 1)
+        counts = counts + torch.stack([(drawn == k).sum(0) for k in range(num_classes)], 1)
+    return counts
+
+
+def estimate_confusion(model: CoupledModel, image: Tensor, inferer: Inferer) -> Tensor:
+    """The matrices that the networks estimate for an image of any size.
+
+    Args:
+        model: the coupled model.
+        image: (1, C, *S) on its device.
+        inferer: as for the segmenter; sliding windows are blended, and their columns still sum to 1.
+
+    Returns:
+        (1, R + C, observed, true, *S), positive annotators first.
+
+    Example:
+        >>> from monai.inferers import SimpleInferer
+        >>> from medcoarse.networks import AnnotatorNet
+        >>> model = CoupledModel(torch.nn.Conv2d(1, 2, 1), AnnotatorNet(torch.nn.Conv2d(1, 4, 1), 2, 4, num_classes=2))
+        >>> estimate_confusion(model, torch.rand(1, 1, 8, 8), SimpleInferer()).shape
+        torch.Size([1, 2, 2, 2, 8, 8])
+    """
+    num_classes = model.annotator.num_classes
+
+    def annotators(patch: Tensor) -> Tensor:
+        output = model.couple(patch)
+        groups = [group for group in (output.positive, output.negative) if group is not None]
+        maps = [confusion_maps(group, num_classes, len(patch), output.logits.shape[2:]) for group in groups]
+        return torch.cat([one.to(patch.device) for one in maps], 1).flatten(1, 3)
+
+    with torch.no_grad(), eval_mode(model):
+        flat = torch.as_tensor(inferer(image, annotators))
+    return torch.unflatten(flat, 1, (-1, num_classes, num_classes))
+
+
+def confusion_scores(
+    estimated: Tensor, counts: Tensor, label: Tensor, annotator_names: Sequence[str]
+) -> dict[str, float]:
+    """How far the matrices of one image are from what was drawn, under flat names.
+
+    Args:
+        estimated: probability of what is drawn (1, R, observed, true, *S).
+        counts: in how many drawings each class was drawn at each pixel (1, R, observed, *S).
+        label: true classes (1, 1, *S), 255 where unknown.
+        annotator_names: R names.
+
+    Returns:
+        `cm_error_<name>`, the error of the image's pooled matrix (`metrics.confusion_matrix_error`), and
+        `cm_error_local_<name>`, that of its matrices pixel by pixel (`metrics.local_confusion_error`); `cm_error` and
+        `cm_error_local`, their means over the annotators. NaN where nothing was drawn.
+
+    Example:
+        >>> counts = torch.tensor([[[[6, 0], [4, 10]]]])
+        >>> scores = confusion_scores(torch.full((1, 1, 2, 2, 2), 0.5), counts, torch.tensor([[[0, 1]]]), ["positive"])
+        >>> round(scores["cm_error"], 4)
+        0.3606
+    """
+    pooled = metrics.mean_confusion(estimated, label, weight=counts.sum(2))
+    errors = {
+        "cm_error": metrics.confusion_matrix_error(pooled, metrics.repeated_confusion(counts, label))[0],
+        "cm_error_local": metrics.local_confusion_error(estimated, counts, label)[0],
+    }
+    scores = {name: values.nanmean().item() for name, values in errors.items()}
+    for name, values in errors.items():
+        scores |= {f"{name}_{who}": value for who, value in zip(annotator_names, values.tolist(), strict=True)}
+    return scores
+
+
+class AnnotatorReport:
+    """After an evaluation, score the annotators' matrices and show them: `annotators` in its JSON, and a PNG.
+
+    The JSON gets `num_images`, `num_draws`, `image` (mean over the images of each of `confusion_scores`), `identity`
+    (the same for matrices that claim that nobody errs, as a scale) and `images`. Of a negative annotator what was ruled
+    out can be counted, so `M A` is scored. Matrices are scored as they are, also those that training never touched.
+
+    Args:
+        model: the coupled model, its weights loaded by the time the evaluation is through.
+        loss: holds the fixed transition matrix.
+        dataset: items with image, label and drawings at the size that the networks see.
+        simulate: draws what the data set's drawings were drawn by.
+        inferer: as for the segmenter.
+        class_names: of the L classes.
+        json_path: gets the scores; what it holds already stays.
+        sheet_path: PNG with estimated and true matrices pixel by pixel.
+        num_draws: drawings of each mask.
+        num_images: the first so many; ``None`` for all.
+        max_cases: images on the sheet.
+        size: side in pixels of the square in their middle that the sheet shows.
+        mask_key: key of the field of view outside of which nothing is scored.
+        shown_key: the image to show where it is not the one that the networks get.
+
+    Raises:
+        ValueError: `simulate` has not as many annotators as the model.
+    """
+
+    def __init__(
+        self,
+        model: CoupledModel,
+        loss: CoupledLoss,
+        dataset: Any,
+        simulate: SimulateCoarseBatch,
+        inferer: Inferer,
+        class_names: Sequence[str],
+        json_path: str | Path,
+        sheet_path: str | Path,
+        num_draws: int = 64,
+        num_images: int | None = None,
+        max_cases: int = 3,
+        size: int = 160,
+        mask_key: str | None = None,
+        shown_key: str = "image",
+    ) -> None:
+        self.model, self.loss, self.dataset, self.simulate, self.inferer = model, loss, dataset, simulate, inferer
+        self.class_names = tuple(class_names)
+        self.json_path, self.sheet_path = Path(json_path), Path(sheet_path)
+        self.num_draws, self.num_images, self.max_cases, self.size = num_draws, num_images, max_cases, size
+        self.mask_key, self.shown_key = mask_key, shown_key
+        modelled = (model.annotator.num_positive, model.annotator.num_negative)
+        drawing = (len(simulate.positive.profiles), len(simulate.negative.profiles))
+        if modelled != drawing:
+            raise ValueError(
+                "the model must have as many positive and negative annotators as those who draw, got "
+                f"{modelled} and {drawing}; give both the same profiles"
+            )
+        self.names = [*_names("positive", modelled[0]), *_names("negative", modelled[1])]
+
+    def attach(self, engine: Engine) -> None:
+        """Run when the evaluation is through; list it behind the handler that writes the JSON."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """See the class."""
+        available = len(self.dataset)
+        number = available if self.num_images is None else min(self.num_images, available)
+        found = [
+            self._measure(index) for index in tqdm(range(number), "Drawing again", disable=not sys.stderr.isatty())
+        ]
+        image = _mean([one.scores for one in found])
+        scores = {
+            "num_images": number,
+            "num_draws": self.num_draws,
+            "image": image,
+            "identity": _mean([one.identity_scores for one in found]),
+            "images": [{"name": one.name, **one.scores} for one in found],
+        }
+        content = json.loads(self.json_path.read_text(encoding="utf-8")) if self.json_path.is_file() else {}
+        write_json(self.json_path, content | {"annotators": plain(scores)})
+        report.save_figure(self._figure(found, image), self.sheet_path)
+        for name, value in image.items():
+            logger.info("%s = %.4f", name, value)
+        logger.info("How the annotators' matrices were estimated is in %s and %s", self.json_path, self.sheet_path)
+
+    def _measure(self, index: int) -> _Measured:
+        item = self.dataset[index]
+        label, counts = item["label"], count_drawings(self.simulate, item["label"], self.num_draws)[None]
+        if self.mask_key is not None:  # only now: drawings are made of the whole mask
+            label = OutsideToUnlabeled()(label, item[self.mask_key])
+        label = torch.as_tensor(label).as_subclass(Tensor)[None].long()
+        image = torch.as_tensor(item["image"]).as_subclass(Tensor)[None].float()
+        cm = estimate_confusion(self.model, image.to(next(self.model.parameters()).device), self.inferer).cpu()
+        never_errs = identity(cm.shape[2]).view(*cm.shape[2:4], *(1,) * (cm.ndim - 4)).expand_as(cm)
+        tables = [metrics.mean_confusion(cm.double(), label, weight=counts.sum(2))]
+        tables.append(metrics.repeated_confusion(counts, label))
+        drawn = self._as_drawn(cm)
+        name = Path(str(item["image"].meta["filename_or_obj"])).name
+        return _Measured(
+            name,
+            confusion_scores(drawn, counts, label, self.names),
+            confusion_scores(self._as_drawn(never_errs), counts, label, self.names),
+            torch.cat(tables),
+            self._case(name, item, label, counts, drawn) if index < self.max_cases else None,
+        )
+
+    @property
+    def transition(self) -> Tensor:
+        """M as it is now: a learned one changes when weights are loaded."""
+        return transition_of(self.model, self.loss)
+
+    def _as_drawn(self, cm: Tensor) -> Tensor:
+        """What is seen of the matrices: `A` of positive annotators, `M A` of negative ones."""
+        positive, negative = torch.split(cm, [self.model.annotator.num_positive, self.model.annotator.num_negative], 1)
+        transition = self.transition.view(1, 1, *self.transition.shape, *(1,) * (cm.ndim - 4))
+        return torch.cat([positive, compose(transition, negative)], 1)
+
+    def _case(
+        self, name: str, item: Mapping[str, Any], label: Tensor, counts: Tensor, drawn: Tensor
+    ) -> report.ConfusionCase:
+        spatial_dims = label.ndim - 2
+
+        def cut(values: Any) -> Tensor:
+            values = torch.as_tensor(values).as_subclass(Tensor)
+            flat = middle(values.flatten(0, -spatial_dims - 1), self.size, 1)
+            return torch.unflatten(flat, 0, values.shape[:-spatial_dims]).clone()  # a view would keep the whole alive
+
+        drawings = [one for key in ("positive", "negative") if key in item for one in cut(item[key])]
+        share = counts / counts.sum(2, keepdim=True)
+        maps = [AnnotatorMaps(*one) for one in zip(self.names, drawings, cut(drawn[0]), cut(share[0]), strict=True)]
+        return report.ConfusionCase(name, cut(item[self.shown_key]), cut(label[0]), maps)
+
+    def _figure(self, found: Sequence[_Measured], scores: Mapping[str, float]) -> Any:
+        estimated, counted = torch.stack([one.tables for one in found]).nanmean(0).numpy()
+        groups = []
+        for name, a, true in zip(self.names, estimated, counted, strict=True):
+            kind = name.split("_")[0]
+            to_drawn = None if kind == "positive" else self.transition.double().numpy()
+            _, matrices = annotator_group(kind, a, to_drawn, true)
+            errors = (number_text(scores[f"{score}_{name}"], 3) for score in ("cm_error", "cm_error_local"))
+            heading = "{} annotator   RMSE {}, pixel by pixel {}".format(name.capitalize(), *errors)
+            groups.append((heading, matrices))
+        title = f"Annotators, estimated and true: {self.num_draws} drawings of each mask, {len(found)} images"
+        cases = [one.case for one in found if one.case is not None]
+        return report.confusion_sheet(cases, groups, self.class_names, title)
+
+
+class _Measured(NamedTuple):
+    """What is kept of an image."""
+
+    name: str
+    scores: dict[str, float]
+    identity_scores: dict[str, float]
+    tables: Tensor  # (estimated A or true of what was drawn, R + C, L, L)
+    case: report.ConfusionCase | None
+
+
+def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean over images of each score, where it is defined."""
+    means = torch.tensor([list(row.values()) for row in rows], dtype=torch.float64).nanmean(0)
+    return dict(zip(rows[0], means.tolist(), strict=True))
+
+
+def _names(kind: str, number: int) -> list[str]:
+    return [kind] if number == 1 else [f"{kind}_{r + 1}" for r in range(number)]
