@@ -37,7 +37,8 @@ def test_a_row_is_trained_evaluated_and_found_done(bundle, tmp_path, capsys):
     assert run["scores"]["annotators#image#cm_error"] == evaluation["annotators"]["image"]["cm_error"] > 0
     assert run["scores"]["annotators#num_draws"] == 2
     assert (work / "models" / "full.pt").is_file()
-    assert f"{evaluation['image']['mean_iou']:.3f} | 1 |" in (tmp_path / "runs" / "one" / "results.md").read_text()
+    line = f"{evaluation['image']['mean_iou']:.3f} | {evaluation['annotators']['image']['cm_error']:.3f} | 1 |"
+    assert line in (tmp_path / "runs" / "one" / "results.md").read_text()
     capsys.readouterr()
     assert main(command) == 0
     assert "1 of 1 runs are done already" in capsys.readouterr().out

@@ -273,6 +273,8 @@ def test_sheet_of_flat_images_volumes_and_many_classes(shape, num_classes, colum
     figure.canvas.draw()
     assert len(figure.axes) == 2 * (2 + 2 * columns) + 1
     assert {text.get_text() for text in figure.texts} >= {"one, positive", "one, negative 2", "true A", "true M A"}
+    titles = [figure.axes[2 + row * (2 + 2 * columns)].get_title("left")[:5] for row in range(2)]
+    assert titles == ["drawn", "ruled"]
     true = figure.axes[2 + columns].images[0].get_array()
     assert true.shape == shape[1::-1], "axis 0 runs to the right"
     assert true.mask[:, 0].all()
@@ -290,6 +292,6 @@ def test_sheet_shows_what_it_is_given():
         shown[ax.get_title("left")].append(ax.images[0].get_array()[:1].tolist())
     assert shown["drawn: b\ntrue: b"] == [[[0.7, 0.8]], [[None, 0.75]]]
     assert shown["drawn: a\ntrue: b"][1] == [[None, 0.25]]
-    assert shown["drawn: b\ntrue: a"][1] == [[0.0, None]]
+    assert shown["drawn: b\ntrue: a"] == [[[0.1, 0.2]], [[0.0, None]]]
     with pytest.raises(ValueError, match="at least one case"):
         confusion_sheet([], [])
