@@ -362,8 +362,7 @@ class CoupledLoss(nn.Module):
             which the drawings contradict each other.
         negative_sets: the negative maps of an image are one annotator's and rule out a set of classes at each pixel,
             see :func:`ruled_out_nll`; the model then has one negative annotator and ``transition`` is not used.
-        appearance_weight: weight of :func:`appearance_nll`, beside drawings, on pixels without a dense mask; 0 leaves it
-            out.
+        appearance_weight: weight of :func:`appearance_nll`, beside drawings, where no mask is known; 0 leaves it out.
         appearance_sigma: its window in pixels; ``None`` is the whole image.
         appearance_smoothing: of the image, in pixels.
 
