@@ -44,7 +44,8 @@ def test_noise_names_the_annotators(bundle, tmp_path, noise):
 
 def test_appearance_looks_at_slightly_smoothed_whole_images(bundle, tmp_path):
     loss = parsed(bundle, tmp_path, "loss")
-    assert (loss.appearance_weight, loss.appearance_sigma, loss.appearance_smoothing) == (1, None, 0.5)
+    assert (loss.dice_weight, loss.appearance_weight, loss.appearance_smoothing) == (0.5, 0.5, 0.5)
+    assert loss.appearance_sigma is None
 
 
 def test_strokes_are_merged_and_have_one_annotator(bundle, tmp_path):
