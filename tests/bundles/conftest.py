@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from monai.data import set_track_meta
 
 from medcoarse.synthetic import write_fundus_dataset
 from medcoarse.synthetic.digits import write_digit_dataset
@@ -112,7 +113,7 @@ class Bundle:
         values = []
         for item in dataset:
             with torch.no_grad():
-                prediction = inferer(item["image"].as_tensor()[None], network.eval())[0].argmax(0).numpy()
+                prediction = inferer(torch.as_tensor(item["image"])[None], network.eval())[0].argmax(0).numpy()
             label = item["label"].numpy()[0]
             inside = label != 255
             both = (prediction == 1) & (label == 1) & inside
@@ -143,6 +144,13 @@ def trained(bundle, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("trained")
     bundle.train(output)
     return output
+
+
+@pytest.fixture(autouse=True)
+def _keep_metadata():
+    """A bundle that does without them says so for the whole process, until it is finalized."""
+    yield
+    set_track_meta(True)
 
 
 @pytest.fixture(autouse=True)
