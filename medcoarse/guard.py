@@ -1,10 +1,12 @@
 """Is training going wrong? What the drawings alone tell, without any true mask.
 
-Three ways are known in which two coupled networks explain drawings and miss the truth:
+Four ways are known in which two coupled networks explain drawings and miss the truth:
 
 - *permutation*: the segmentation swaps classes and the confusion matrices swap them back;
 - *identity collapse*: the matrices say that nobody errs, and the segmentation learns the errors;
-- *uniform collapse*: the matrices say that drawings mean nothing, and the segmentation hears nothing.
+- *uniform collapse*: the matrices say that drawings mean nothing, and the segmentation hears nothing;
+- *indifference*: at most pixels the matrices explain what was drawn by two classes alike, as `[[1, 1], [0, 0]]` does,
+  and the segmentation is free to choose.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from medcoarse.losses import consensus
 
 _NEARLY_CHANCE = 0.9  # share of the error of someone who draws at random
 _WORTH_EXPLAINING = 0.02  # share of pixels that contradict each other
+_MOSTLY = 0.5  # noisy digits, matrices without a floor: 0 to 0.42 in runs that learned, 0.62 to 1 in those that did not
 
 
 @torch.no_grad()
@@ -81,6 +84,12 @@ def diagnose(seen: Mapping[str, float]) -> dict[str, str]:
                 f"The {name} drawings are taken to be no better than chance (wrong at {seen[f'error_{name}']:.0%} of "
                 "the drawn pixels), so that nothing is learned from them. Lower trace_weight and the annotators' "
                 "learning rate, or lengthen the warm-up."
+            )
+        if not found and seen.get(f"undominated_{name}", 0.0) > _MOSTLY:
+            found["indifference"] = (
+                f"At {seen[f'undominated_{name}']:.0%} of the pixels and classes another class explains the {name} "
+                "drawings as well as the class that was drawn: the segmentation is free to choose. Keep diagonal_floor "
+                "at 0.5, lower trace_weight and lengthen the warm-up."
             )
     explained = [seen[key] for key in ("error_positive", "error_negative") if key in seen]
     contradictory = seen.get("contradiction", 0.0)

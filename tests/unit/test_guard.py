@@ -75,6 +75,17 @@ def test_uniform_collapse(scene):
     assert "The positive drawings are taken to be no better than chance (wrong at 50%" in found["uniform"]
 
 
+def test_indifference(scene):
+    """Where a class is not present its column is free to say what was drawn anyway: nothing is learned there."""
+    truth, target, _ = scene
+    anyway, honest = certain([[0.97, 0.97], [0.03, 0.03]]), certain([[0.9, 0.2], [0.1, 0.8]])
+    found = diagnose(observe(CoupledOutput(scores(truth), honest, anyway), target))
+    assert list(found) == ["indifference"]
+    assert "another class explains the negative drawings as well" in found["indifference"]
+    assert diagnose({"undominated_positive": 0.5}) == {}
+    assert list(diagnose({"undominated_positive": 1.0, "swap_positive": 0.1})) == ["permutation"]  # says it already
+
+
 @pytest.mark.parametrize("num_classes", [2, 3, 5])
 def test_swap_finds_any_pair(num_classes):
     generator = torch.Generator().manual_seed(0)
