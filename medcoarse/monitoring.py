@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from medcoarse import guard, metrics, report
-from medcoarse.confusion import Confusion, IdentityConfusion, confusion_maps
+from medcoarse.confusion import UNLABELED, Confusion, IdentityConfusion, confusion_maps
 from medcoarse.files import plain, write_json
 from medcoarse.losses import CoupledLoss
 from medcoarse.networks import CoupledModel
@@ -227,31 +227,44 @@ class MetricsJson:
 
 
 def drawing_scores(dataset: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
-    """How coarse binary drawings are: IoU with the truth when they are read as masks, mean over the images.
+    """How coarse binary drawings are, each score a mean over the images in which it is defined.
 
-    Positive drawings are read as they are, negative ones by their complement: "not drawn as background" is taken for
-    the structure.
+    - ``KIND_precision``: how much of what was drawn is right. A positive drawing (1) should lie in the structure, a
+      negative one (1) outside.
+    - ``KIND_coverage``: how much of the structure, or of the rest, was drawn.
+    - Where something is said at every pixel, also the IoU with the structure: ``positive_iou``, and of what a negative
+      drawing leaves over ``negative_complement_iou``.
 
     Args:
         dataset: items with ``label`` ``(1, *S)`` of classes 0 and 1, and ``positive`` / ``negative`` ``(R, *S)``.
 
     Returns:
-        ``{"positive_iou": ..., "negative_complement_iou": ...}``; kinds that are absent are left out.
+        Numbers in [0, 1] by name; those that are defined in no image are left out.
 
     Example:
         >>> item = {"label": torch.tensor([[0, 0, 1, 1]]), "positive": torch.tensor([[0, 1, 1, 0]])}
-        >>> round(drawing_scores([item])["positive_iou"], 3)
-        0.333
+        >>> {name: round(value, 3) for name, value in drawing_scores([item]).items()}
+        {'positive_precision': 0.5, 'positive_coverage': 0.5, 'positive_iou': 0.333}
     """
     values: dict[str, list[float]] = {}
     for item in dataset:
-        label = torch.as_tensor(item["label"])[None]
-        for name, key, structure in (("positive_iou", "positive", 1), ("negative_complement_iou", "negative", 0)):
-            for drawing in torch.as_tensor(item[key]) if key in item else ():
-                mask = (drawing == structure).long()[None, None]
-                value = metrics.iou(metrics.confusion_counts(mask, label, num_classes=2))[0, 1].item()
-                values.setdefault(name, []).append(value)
+        label = torch.as_tensor(item["label"])[0]
+        for kind, region in (("positive", label == 1), ("negative", label == 0)):
+            for drawing in torch.as_tensor(item[kind]) if kind in item else ():
+                for name, value in _drawing_row(kind, drawing, region, label != UNLABELED).items():
+                    values.setdefault(f"{kind}_{name}", []).append(value)
     return {name: float(np.nanmean(scores)) for name, scores in values.items() if not np.isnan(scores).all()}
+
+
+def _drawing_row(kind: str, drawing: Tensor, region: Tensor, known: Tensor) -> dict[str, float]:
+    """Scores of one drawing, NaN where undefined; all four ``(*S)``."""
+    drawn = (drawing == 1) & known
+    right = (drawn & region).sum()
+    row = {"precision": right / drawn.sum(), "coverage": right / region.sum()}
+    if (drawing != UNLABELED)[known].all():
+        structure, said = (region, drawn) if kind == "positive" else (known & ~region, known & ~drawn)
+        row["iou" if kind == "positive" else "complement_iou"] = (said & structure).sum() / (said | structure).sum()
+    return {name: value.item() for name, value in row.items()}
 
 
 def machine() -> dict[str, Any]:

@@ -311,12 +311,22 @@ def test_progress_is_a_line_an_epoch_where_no_one_watches(caplog):
     assert lines == [f"epoch {n}/2 loss=0.250 trace=1.500 vessel_iou=0.500" for n in (1, 2)]
 
 
+def test_drawing_scores_by_hand():
+    label = torch.tensor([[0, 0, 1, 1]])
+    seen = {"label": label, "positive": torch.tensor([[0, 1, 1, 0]]), "negative": torch.tensor([[1, 1, 1, 0]])}
+    # positive {1, 2} of truth {2, 3}; negative {0, 1, 2} of the rest {0, 1}, which leaves {3}
+    expected = {"positive_precision": 1 / 2, "positive_coverage": 1 / 2, "positive_iou": 1 / 3}
+    expected |= {"negative_precision": 2 / 3, "negative_coverage": 1, "negative_complement_iou": 1 / 2}
+    assert drawing_scores([seen]) == pytest.approx(expected)
+
+
 def test_drawing_scores_leave_out_what_is_undefined():
-    seen = {"label": torch.tensor([[0, 0, 1, 1]]), "positive": torch.tensor([[0, 1, 1, 255]]),
-            "negative": torch.tensor([[1, 1, 1, 0]])}  # fmt: skip
+    strokes = {"label": torch.tensor([[0, 0, 1, 1, 255]]), "positive": torch.tensor([[255, 1, 1, 255, 1]]),
+               "negative": torch.tensor([[1, 255, 255, 255, 255]])}  # fmt: skip
     empty = {"label": torch.tensor([[0, 0, 0, 255]]), "positive": torch.zeros(1, 4), "negative": torch.ones(1, 4)}
-    # positive {1, 2} of truth {2, 3}: 1 of 3; complement of the negative {3}: 1 of 2; no truth in the second image
-    assert drawing_scores([seen, empty]) == pytest.approx({"positive_iou": 1 / 3, "negative_complement_iou": 1 / 2})
+    # no IoU of strokes; no truth, and so only the negative drawing has scores, in the second image
+    expected = {"positive_precision": 1 / 2, "positive_coverage": 1 / 2, "negative_precision": 1}
+    assert drawing_scores([strokes, empty]) == pytest.approx(expected | {"negative_coverage": 3 / 4})
     assert drawing_scores([]) == {}
 
 
