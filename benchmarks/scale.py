@@ -12,9 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.step import PATCHES, networks
+from benchmarks.step import PATCHES, components
 from medcoarse.confusion import Annotations
-from medcoarse.losses import CoupledLoss
 from medcoarse.networks import CoupledModel
 
 NAME = next(iter(PATCHES))
@@ -24,11 +23,12 @@ def _worker(rank: int, world: int, port: int, seconds: float, queue: Any) -> Non
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     torch.manual_seed(rank)
-    model = DistributedDataParallel(CoupledModel(*networks(NAME, None)))
-    optimizer, loss = torch.optim.AdamW(model.parameters()), CoupledLoss(num_classes=2)
+    segmenter, annotator, loss = components(NAME, None)
+    model = DistributedDataParallel(CoupledModel(segmenter, annotator))
+    optimizer = torch.optim.AdamW(model.parameters())
     image = torch.randn(PATCHES[NAME])
     label = torch.randint(0, 2, (len(image), 1, *image.shape[2:]), dtype=torch.uint8)
-    target = Annotations(positive=label, negative=1 - label)
+    target = Annotations(positive=label, negative=1 - label, image=image)
     steps = 0
     for warm in (True, False):
         dist.barrier()

@@ -21,18 +21,18 @@ PATCHES = {"2D, LES-AV bundle": (4, 3, 256, 256), "3D, U-Net of the same widths"
 WAYS = ("supervised", "coupled", "coupled, annotators at full resolution", "warm-up")
 
 
-def networks(name: str, reduction: int | None) -> tuple[nn.Module, AnnotatorNet]:
-    """Segmenter and annotators of the bundle, in 2D or 3D."""
+def components(name: str, reduction: int | None) -> tuple[nn.Module, AnnotatorNet, CoupledLoss]:
+    """Segmenter, annotators and loss of the bundle, in 2D or 3D."""
     parser = ConfigParser()
     parser.read_config(CONFIG)
     if reduction is not None:
         parser["annotator_def#reduction"] = reduction
-    if name.startswith("2D"):
-        return parser.get_parsed_content("network_def"), parser.get_parsed_content("annotator_def")
-    parser["network_def#spatial_dims"] = parser["annotator_backbone#spatial_dims"] = 3
-    parser["annotator_def#spatial_dims"] = 3
-    parser["network_def#in_channels"] = parser["annotator_backbone#in_channels"] = 1
-    return parser.get_parsed_content("network_def"), parser.get_parsed_content("annotator_def")
+    if name.startswith("3D"):
+        parser["network_def#spatial_dims"] = parser["annotator_backbone#spatial_dims"] = 3
+        parser["annotator_def#spatial_dims"] = 3
+        parser["network_def#in_channels"] = parser["annotator_backbone#in_channels"] = 1
+    segmenter, annotator, loss = (parser.get_parsed_content(key) for key in ("network_def", "annotator_def", "loss"))
+    return segmenter, annotator, loss
 
 
 def training(tiny: bool, name: str, way: str) -> Callable[[], Any]:
@@ -41,14 +41,14 @@ def training(tiny: bool, name: str, way: str) -> Callable[[], Any]:
     shape = PATCHES[name]
     if tiny:
         shape = (1, shape[1], *[32] * (len(shape) - 2))
-    segmenter, annotator = networks(name, 1 if "full resolution" in way else None)
+    segmenter, annotator, coupled = components(name, 1 if "full resolution" in way else None)
     image = torch.randn(shape)
     label = torch.randint(0, 2, (shape[0], 1, *shape[2:]), dtype=torch.uint8)
     model: nn.Module = segmenter if way == "supervised" else CoupledModel(segmenter, annotator)
     if way == "warm-up":
         model.annotating = False
     optimizer = torch.optim.AdamW(model.parameters())
-    coupled, target = CoupledLoss(num_classes=2), Annotations(positive=label, negative=1 - label)
+    target = Annotations(positive=label, negative=1 - label, image=image)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -63,7 +63,7 @@ def training(tiny: bool, name: str, way: str) -> Callable[[], Any]:
 def inference(tiny: bool, name: str, way: str) -> Callable[[], Any]:
     """A function that segments one batch."""
     torch.manual_seed(0)
-    segmenter, annotator = networks(name, None)
+    segmenter, annotator, _ = components(name, None)
     model = (segmenter if way == "segmenter" else CoupledModel(segmenter, annotator)).eval()
     image = torch.randn(PATCHES[name])
     return torch.inference_mode()(lambda: model(image))

@@ -268,18 +268,20 @@ def appearance_nll(
     if smoothing > 0:
         blur = _gaussian_window(smoothing)
         image = blur(image) / blur(torch.ones_like(image[:1, :1]))
+    level = image.mean(tuple(range(2, image.ndim)), keepdim=True)
+    image = image - level  # so that squares of it can be subtracted from each other
+    spread = image.square().mean(tuple(range(2, image.ndim)), keepdim=True)
     smooth = _image_sum if sigma is None else _gaussian_window(sigma)
     parts = [membership[:, None] for membership in probs.detach().unbind(1)]  # (B, 1, *S) each
     masses = [smooth(part).clamp_min(torch.finfo(probs.dtype).tiny) for part in parts]
-    distances = [(image - smooth(part * image) / mass).square() for part, mass in zip(parts, masses, strict=True)]
-    inside = [smooth(part * distance) for part, distance in zip(parts, distances, strict=True)]
-    variance = torch.stack(inside).sum(0) / torch.stack(masses).sum(0)
-    level = _image_sum(image) / image[0, 0].numel()
-    spread = (image - level).square().mean(tuple(range(2, image.ndim)), keepdim=True)
+    means = [smooth(part * image) / mass for part, mass in zip(parts, masses, strict=True)]
+    between = torch.stack([mass * mean.square() for mass, mean in zip(masses, means, strict=True)]).sum(0)
+    variance = (smooth(image.square()) - between) / torch.stack(masses).sum(0)
     rounding = torch.finfo(probs.dtype).eps * (spread + level.square())  # all that differs within a constant image
     # Of a flat part, such as a black frame, and of a whole image that is flat.
     least = torch.maximum(_LEAST_VARIANCE * spread, rounding).clamp_min(torch.finfo(probs.dtype).tiny)
-    scaled = torch.stack([(distance / variance.clamp_min(least)).mean(1) for distance in distances], 1) / 2
+    precision = 0.5 / variance.maximum(least)
+    scaled = torch.stack([((image - mean).square() * precision).mean(1) for mean in means], 1)
     costs = (probs * scaled).sum(1, keepdim=True)
     return costs.mean() if where is None else (costs * where).sum() / where.sum().clamp_min(1)
 
@@ -289,19 +291,24 @@ def _image_sum(values: Tensor) -> Tensor:
 
 
 def _gaussian_window(sigma: float) -> Callable[[Tensor], Tensor]:
-    """Separable Gaussian sum over the image axes, zero outside (the normalization cancels in the mean)."""
+    """Separable Gaussian sum over the image axes, zero outside (the normalization cancels in the mean).
+
+    Shifted copies are added up: for a narrow window several times as fast as a convolution of one channel.
+    """
     radius = max(1, round(3 * sigma))
-    line = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float32) / sigma) ** 2)
+    line = torch.exp(-0.5 * (torch.arange(radius + 1) / sigma) ** 2)
+    middle, *weights = (line / (2 * line.sum() - 1)).tolist()
 
     def smooth(values: Tensor) -> Tensor:
-        convolve = (F.conv1d, F.conv2d, F.conv3d)[values.ndim - 3]
-        flat = values.flatten(0, 1)[:, None]
-        for axis in range(2, flat.ndim):
-            shape = [1] * flat.ndim
-            shape[axis] = len(line)
-            padding = [radius if other == axis else 0 for other in range(2, flat.ndim)]
-            flat = convolve(flat, (line / line.sum()).to(flat).view(shape), padding=padding)
-        return flat.view(values.shape)
+        for axis in range(2, values.ndim):
+            total = middle * values
+            for step, weight in enumerate(weights[: values.shape[axis] - 1], 1):
+                length = values.shape[axis] - step
+                ahead, behind = (values.narrow(axis, start, length) for start in (step, 0))
+                total.narrow(axis, 0, length).add_(ahead, alpha=weight)
+                total.narrow(axis, step, length).add_(behind, alpha=weight)
+            values = total
+        return values
 
     return smooth
 

@@ -297,7 +297,9 @@ def slow_appearance(probs, image, windows):
     total = 0.0
     means = np.array([[windows @ (p * c) / (windows @ p) for c in image] for p in probs])  # (L, channels, N)
     distance = (image[None] - means) ** 2
-    inside = np.array([[windows @ (p * distance[k, c]) for c in range(channels)] for k, p in enumerate(probs)]).sum(0)
+    inside = np.zeros((channels, number))  # about the means around x, not around each pixel of the window
+    for k, c, x in np.ndindex(means.shape):
+        inside[c, x] += windows[x] @ (probs[k] * (image[c] - means[k, c, x]) ** 2)
     variance = inside / np.array([windows @ p for p in probs]).sum(0)
     for x in range(number):
         for k in range(len(probs)):
