@@ -215,15 +215,15 @@ def consensus(annotations: Annotations, num_classes: int) -> Tensor:
     drawings = [drawing for drawing in annotations[:2] if drawing is not None]
     if not drawings:
         raise ValueError("consensus needs positive or negative drawings, got neither")
-    label = torch.full_like(drawings[0][:, :1], UNLABELED)
-    number = torch.zeros_like(label, dtype=torch.uint8)  # of classes that are left
+    label = torch.zeros_like(drawings[0][:, :1])  # the sum of the classes that are left: where it is one, that one
+    number = torch.zeros_like(label, dtype=torch.uint8)
     for k in range(num_classes):
         allowed = torch.ones_like(label, dtype=torch.bool)
         if annotations.positive is not None:
             allowed &= ((annotations.positive == k) | (annotations.positive == UNLABELED)).all(1, keepdim=True)
         if annotations.negative is not None:
             allowed &= (annotations.negative != k).all(1, keepdim=True)
-        label.masked_fill_(allowed, k)
+        label.add_(allowed, alpha=k)
         number += allowed
     return label.masked_fill_(number != 1, UNLABELED)
 
