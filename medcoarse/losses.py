@@ -245,13 +245,15 @@ def appearance_nll(
     Args:
         probs: ``(B, L, *S)``.
         image: ``(B, channels, *S)``; every channel is divided by its own variance, then they are averaged.
-        sigma: standard deviation of the window in pixels; ``None`` takes the whole image.
+        sigma: standard deviation of the window in pixels; ``None`` takes the whole image. The variance in a window is
+            that about the mean in the same window.
         smoothing: standard deviation in pixels of a Gaussian that the image is averaged with. Pixel by pixel the prior
             asks the segmenter to follow the noise of the very pixel; half a pixel is enough to break that.
         where: ``(B, 1, *S)``, pixels that the prior is asked about; ``None`` for all.
 
     Returns:
-        Scalar, the mean over these pixels, in nats; 0 where there are none.
+        Scalar, the mean over these pixels, in nats; 0 where there are none. Taken over all pixels of an image that is
+        not flat it is one half, by the choice of ``v``: to follow training, look at other numbers.
 
     Source: Li et al., "Minimization of region-scalable fitting energy" (IEEE TIP 2008), Eq. 7.
     Deviates: soft memberships in place of level sets, mean over pixels in place of the integral; variance and smoothing
@@ -371,7 +373,7 @@ class CoupledLoss(nn.Module):
             see :func:`ruled_out_nll`; the model then has one negative annotator and ``transition`` is not used.
         appearance_weight: weight of :func:`appearance_nll`, beside drawings, where no mask is known; 0 leaves it out.
         appearance_sigma: its window in pixels; ``None`` is the whole image.
-        appearance_smoothing: of the image, in pixels.
+        appearance_smoothing: standard deviation in pixels of the Gaussian that smooths the image for it; 0 does not.
 
     Raises:
         ValueError: a weight that is negative, an unknown warm-up, a matrix that is no transition.

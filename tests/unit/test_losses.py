@@ -291,10 +291,16 @@ def test_nothing_drawn_at_all_is_zero_with_zero_gradient():
         assert torch.autograd.grad(value, logits)[0].abs().max() == 0
 
 
+def slope_of(function, probs):
+    """With means over the whole image the prior's value is always one half: what it says is in its slope."""
+    probs = probs.detach().requires_grad_()
+    return torch.autograd.grad(function(probs), probs)[0]
+
+
 def slow_appearance(probs, image, windows):
-    """Pixel by pixel from the definition; ``windows[x]`` are the weights of all pixels around x, ``(N, N)``."""
+    """What each class costs at each pixel, by the definition; ``windows[x]`` are the weights of all pixels around x."""
     number, channels = probs.shape[1], len(image)
-    total = 0.0
+    costs = np.zeros(probs.shape)
     means = np.array([[windows @ (p * c) / (windows @ p) for c in image] for p in probs])  # (L, channels, N)
     distance = (image[None] - means) ** 2
     inside = np.zeros((channels, number))  # about the means around x, not around each pixel of the window
@@ -303,8 +309,8 @@ def slow_appearance(probs, image, windows):
     variance = inside / np.array([windows @ p for p in probs]).sum(0)
     for x in range(number):
         for k in range(len(probs)):
-            total += probs[k, x] * (distance[k, :, x] / (2 * variance[:, x])).mean()
-    return total / number
+            costs[k, x] = (distance[k, :, x] / (2 * variance[:, x])).mean()
+    return costs
 
 
 @pytest.mark.parametrize("sigma", [None, 2.0])
@@ -314,8 +320,11 @@ def test_appearance_equals_its_definition(sigma):
     probs, image = rng.dirichlet(np.ones(3), number).T, rng.normal(size=(2, number))
     steps = np.abs(np.subtract.outer(np.arange(number), np.arange(number)))
     windows = np.ones((number, number)) if sigma is None else np.exp(-0.5 * (steps / sigma) ** 2) * (steps <= 3 * sigma)
-    value = appearance_nll(torch.from_numpy(probs)[None], torch.from_numpy(image)[None], sigma)
-    assert value.item() == pytest.approx(slow_appearance(probs, image, windows), rel=1e-5)
+    seen, costs = torch.from_numpy(image)[None], slow_appearance(probs, image, windows)
+    value = appearance_nll(torch.from_numpy(probs)[None], seen, sigma)
+    assert value.item() == pytest.approx((probs * costs).sum() / number, rel=1e-5)
+    slope = slope_of(lambda p: appearance_nll(p, seen, sigma), torch.from_numpy(probs)[None])[0]
+    assert slope.numpy() == pytest.approx(costs / number, rel=1e-5)
 
 
 @pytest.mark.parametrize("sigma", [None, 2.0])
@@ -348,12 +357,17 @@ def test_smoothing_is_a_gaussian_mean_of_the_pixels_that_there_are(image):
         return ndimage.gaussian_filter(x, 0.5, mode="constant", axes=range(2, x.ndim), radius=2)
 
     smoothed = torch.from_numpy(gaussian(values.numpy()) / gaussian(np.ones_like(values)))
-    assert appearance_nll(probs, values, smoothing=0.5).item() == pytest.approx(
-        appearance_nll(probs, smoothed).item(), rel=1e-5
-    )
+    expected = slope_of(lambda p: appearance_nll(p, smoothed), probs)
+    assert not torch.allclose(slope_of(lambda p: appearance_nll(p, values), probs), expected, rtol=1e-2)
+    assert torch.allclose(slope_of(lambda p: appearance_nll(p, values, smoothing=0.5), probs), expected, rtol=1e-4)
     loss = CoupledLoss(2, appearance_weight=1.0, appearance_smoothing=0.5)
-    loss(CoupledOutput(probs.log()), Annotations(torch.zeros(2, 1, *image).long(), image=values))
-    assert loss.parts["appearance"].item() == pytest.approx(appearance_nll(probs, smoothed).item(), rel=1e-5)
+    alone = CoupledLoss(2)
+    target = Annotations(torch.zeros(2, 1, *image).long(), image=values)
+    with_prior, without = (
+        slope_of(lambda p, one=one: one(CoupledOutput(p.log()), target), probs) for one in (loss, alone)
+    )
+    through_softmax = slope_of(lambda p: appearance_nll(p.log().softmax(1), smoothed), probs)
+    assert torch.allclose(with_prior - without, through_softmax, atol=1e-6)
 
 
 def test_appearance_is_asked_where_no_mask_is_known():
@@ -363,8 +377,13 @@ def test_appearance_is_asked_where_no_mask_is_known():
     loss = CoupledLoss(2, appearance_weight=1.0)
     loss(CoupledOutput(probs.log()), Annotations(label=label))
     assert set(loss.parts) == {"dense"}  # masks alone: there is nothing to settle
-    loss(CoupledOutput(probs.log()), Annotations(positive=label, label=label, image=image))
-    assert loss.parts["appearance"].item() == pytest.approx(appearance_nll(probs[1:], image[1:]).item(), rel=1e-5)
+    loss = CoupledLoss(2, appearance_weight=1.0)
+    target = Annotations(positive=label, label=label, image=image)
+    asked = slope_of(lambda p: loss(CoupledOutput(p.log()), target), probs)
+    alone = slope_of(lambda p: CoupledLoss(2)(CoupledOutput(p.log()), target), probs)
+    only = slope_of(lambda p: appearance_nll(p.log().softmax(1), image[1:]), probs[1:])
+    assert torch.allclose((asked - alone)[1:], only, atol=1e-6)
+    assert (asked - alone)[0].abs().max() < 1e-6 < only.abs().max() / 100
     value = appearance_nll(probs, image, where=label[:1] == 255)
     assert (value.item(), torch.autograd.grad(value, probs)[0].abs().max().item()) == (0, 0)  # asked about none
 
