@@ -370,6 +370,13 @@ def test_smoothing_is_a_gaussian_mean_of_the_pixels_that_there_are(image):
     assert torch.allclose(with_prior - without, through_softmax, atol=1e-6)
 
 
+def test_the_zero_of_the_image_does_not_matter():
+    """CT numbers start at -1024: squares of such values would swallow the contrast."""
+    probs, image = torch.rand(1, 2, 16, 16).softmax(1), torch.rand(1, 1, 16, 16)
+    expected = slope_of(lambda p: appearance_nll(p, image), probs)
+    assert torch.allclose(slope_of(lambda p: appearance_nll(p, image - 4096), probs), expected, rtol=1e-2)
+
+
 def test_appearance_is_asked_where_no_mask_is_known():
     probs, image = torch.rand(2, 2, 6, 5).softmax(1).requires_grad_(), torch.rand(2, 1, 6, 5)
     label = torch.randint(0, 2, (2, 1, 6, 5))
