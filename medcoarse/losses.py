@@ -279,7 +279,7 @@ def appearance_nll(
     means = [smooth(part * image) / mass for part, mass in zip(parts, masses, strict=True)]
     between = torch.stack([mass * mean.square() for mass, mean in zip(masses, means, strict=True)]).sum(0)
     variance = (smooth(image.square()) - between) / torch.stack(masses).sum(0)
-    rounding = torch.finfo(probs.dtype).eps * (spread + level.square())  # all that differs within a constant image
+    rounding = (64 * torch.finfo(probs.dtype).eps * level).square()  # all that differs within a constant image
     # Of a flat part, such as a black frame, and of a whole image that is flat.
     least = torch.maximum(_LEAST_VARIANCE * spread, rounding).clamp_min(torch.finfo(probs.dtype).tiny)
     precision = 0.5 / variance.maximum(least)
