@@ -361,7 +361,8 @@ class CoupledLoss(nn.Module):
 
     Args:
         num_classes: L.
-        trace_weight: λ, about 0.05; above 0.5 it warns.
+        trace_weight: λ, at most about 0.05, above 0.5 it warns; 0 where the warm-up has settled what the classes are,
+            as in the bundles: there it changes neither the segmentation nor the matrices for the better.
         transition: fixed ``M`` as nested lists or tensor; ``None`` is uniform over the other classes (the swap at
             L = 2). Ignored where the model learns its own.
         warmup: ``"consensus"`` or ``"identity"``.
@@ -434,7 +435,7 @@ class CoupledLoss(nn.Module):
         self.parts: dict[str, Tensor] = {}
 
     def forward(self, output: CoupledOutput, target: Annotations) -> Tensor:
-        """Scalar loss; its unweighted terms stay in ``parts`` (detached) for logging."""
+        """Scalar loss. Its unweighted terms stay in ``parts``, detached; the appearance's, a constant, does not."""
         if not isinstance(output, CoupledOutput):
             raise TypeError(f"CoupledLoss takes the CoupledOutput of a CoupledModel in training, got {type(output)}")
         self._check(output, target)
@@ -451,10 +452,10 @@ class CoupledLoss(nn.Module):
                 if target.image is None:
                     raise ValueError("appearance_weight > 0 needs Annotations.image; pass the image to the loss")
                 unknown = None if target.label is None else target.label == UNLABELED
-                self.parts["appearance"] = appearance_nll(
+                appearance = appearance_nll(
                     logits.softmax(1), target.image.float(), self.appearance_sigma, self.appearance_smoothing, unknown
                 )
-                objectives.append(self.appearance_weight * self.parts["appearance"])
+                objectives.append(self.appearance_weight * appearance)
             self.parts = {name: value.detach() for name, value in self.parts.items()}
             return torch.stack(objectives).sum()
 

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
+from monai.networks.utils import eval_mode
 from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
@@ -199,7 +200,8 @@ class CoupledModel(nn.Module):
             of the annotators reach the segmenter through it. ``None`` gives them the image.
 
     ``annotating`` is the one switch between warm-up (``False``: only the segmenter runs) and coupled training;
-    ``annotator_learns = False`` uses the annotators as they are, without gradients.
+    ``annotator_learns = False`` uses the annotators as they are, without gradients; ``segmenter_learns = False`` does
+    so with the segmenter, as in evaluation.
 
     Raises:
         ValueError: ``learn_transition`` together with learned confusion matrices, or with no negative annotator; a
@@ -231,6 +233,7 @@ class CoupledModel(nn.Module):
         self.annotator = annotator
         self.annotating = True
         self.annotator_learns = True
+        self.segmenter_learns = True
         self.shared_layer = shared_layer
         self.transition_logits: nn.Parameter | None = None
         if learn_transition:
@@ -257,7 +260,11 @@ class CoupledModel(nn.Module):
 
     def couple(self, image: Tensor) -> CoupledOutput:
         """Both networks, in training and in evaluation: class scores and how the annotators err."""
-        logits, seen = self._segment(image)
+        if self.segmenter_learns:
+            logits, seen = self._segment(image)
+        else:
+            with torch.no_grad(), eval_mode(self.segmenter):
+                logits, seen = self._segment(image)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.annotator_learns):
             positive, negative = self.annotator(seen, logits.shape[2:])
         return CoupledOutput(logits, positive, negative, self.log_transition())

@@ -89,19 +89,23 @@ class PrepareBatchCoarse(PrepareBatch):
 
 
 class AnnotatorSchedule:
-    """Train the segmenter alone for the first epochs, then both networks.
+    """Train the segmenter alone for the first epochs, then both networks, in the end the annotators alone.
 
-    It depends on the epoch and the iteration alone, so a resumed run is in the right phase.
+    While both learn, annotators that learn fast explain away what the segmenter could still learn, and slow ones hardly
+    leave their start. So they are slow then, and are fitted to the finished segmenter afterwards, which can no longer
+    change. It depends on the epoch and the iteration alone, so a resumed run is in the right phase.
 
     Args:
         model: the coupled model (not its DDP wrapper).
         warmup_epochs: length of the warm-up; 0 starts coupled at once.
         interval: the annotators learn at every ``interval``-th iteration only. In between their matrices are used as
             they are, without the cost of a backward pass. With gradient accumulation, leave it at 1.
-        last_epoch: the annotators are frozen after this epoch; ``None`` lets them learn to the end.
+        last_epoch: both networks learn up to this epoch, after it the annotators alone, at every iteration. ``None``
+            lets both learn to the end.
 
     Raises:
-        ValueError: an interval below 1.
+        ValueError: an interval below 1; when training starts, annotators that are to learn alone and have nothing to
+            learn, as with ``structure="identity"``.
     """
 
     def __init__(
@@ -116,15 +120,25 @@ class AnnotatorSchedule:
 
     def attach(self, engine: Engine) -> None:
         """Run before every iteration, and at the start of every epoch, before other handlers look at the phase."""
+        engine.add_event_handler(Events.STARTED, self._check)
         engine.add_event_handler(Events.EPOCH_STARTED, self)
         engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def _check(self, engine: Engine) -> None:
+        own = any(not name.startswith("segmenter.") for name, _ in self.model.named_parameters())
+        if self.last_epoch is not None and engine.state.max_epochs > self.last_epoch and not own:
+            raise ValueError(
+                f"after epoch {self.last_epoch} of {engine.state.max_epochs} the annotators learn alone, and these "
+                "have nothing to learn; end with that epoch (annotator_epochs 0) or give them another structure"
+            )
 
     def __call__(self, engine: Engine) -> None:
         """See the class."""
         state = engine.state
-        frozen = self.last_epoch is not None and state.epoch > self.last_epoch
-        self.model.annotating = state.epoch > self.warmup_epochs
-        self.model.annotator_learns = not frozen and state.iteration % self.interval == 0
+        alone = self.last_epoch is not None and state.epoch > self.last_epoch
+        self.model.annotating = alone or state.epoch > self.warmup_epochs
+        self.model.segmenter_learns = not alone
+        self.model.annotator_learns = alone or state.iteration % self.interval == 0
 
 
 class SeedEpoch:
@@ -161,11 +175,22 @@ class PolynomialDecay:
     Args:
         optimizer: its groups may have different initial rates.
         power: 0 keeps the rate constant.
+        last_epoch: the schedule is through after this epoch, in place of the last one, and the epochs that follow have
+            one of their own, from ``second_rate`` in every group.
+        second_rate: see there.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, power: float = 0.9) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        power: float = 0.9,
+        last_epoch: int | None = None,
+        second_rate: float = 0.0,
+    ) -> None:
         self.optimizer = optimizer
         self.power = power
+        self.last_epoch = last_epoch
+        self.second_rate = second_rate
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
 
@@ -175,9 +200,12 @@ class PolynomialDecay:
 
     def __call__(self, engine: Engine) -> None:
         """See the class."""
-        remaining = 1 - (engine.state.epoch - 1) / engine.state.max_epochs
+        done, total = engine.state.epoch - 1, engine.state.max_epochs
+        first = total if self.last_epoch is None else min(self.last_epoch, total)
+        second = done >= first
+        remaining = 1 - ((done - first) / (total - first) if second else done / first)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * remaining**self.power
+            group["lr"] = (self.second_rate if second else group["initial_lr"]) * remaining**self.power
 
 
 class Validate(ValidationHandler):

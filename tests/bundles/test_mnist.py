@@ -106,11 +106,11 @@ def test_schedule_and_networks(bundle, tmp_path):
     built = bundle.workflow("train.json", **bundle.places(tmp_path), num_training=4)
     built.parser.parse()
     read = built.parser.get_parsed_content
-    assert [read(key) for key in ("max_epochs", "warmup_epochs", "batch_size")] == [60, 20, 20]
+    assert [read(key) for key in ("max_epochs", "warmup_epochs", "annotator_epochs", "batch_size")] == [60, 20, 6, 20]
     optimizer, annotator = read("optimizer"), read("annotator")
     assert isinstance(optimizer, torch.optim.AdamW)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-3, 5e-5])
-    assert (annotator.diagonal_floor, annotator.reduction, read("loss").trace_weight) == (0.5, (4, 4), 0.05)
+    assert (annotator.diagonal_floor, annotator.reduction, read("loss").trace_weight) == (0, (4, 4), 0)
 
 
 def test_errors_of_the_annotators_by_hand(bundle, tmp_path):

@@ -89,6 +89,23 @@ def test_annotators_that_do_not_learn_get_no_gradient():
     assert all(p.grad is not None for p in model.segmenter.parameters())
 
 
+@pytest.mark.parametrize("shared", [None, "0"])
+def test_a_segmenter_that_does_not_learn_stays_as_it_is(shared):
+    torch.manual_seed(0)
+    segmenter = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Dropout(0.5))
+    annotator = AnnotatorNet(nn.Identity() if shared else nn.Conv2d(1, 2, 1), 2, 2, num_classes=2)
+    model = CoupledModel(segmenter, annotator, shared_layer=shared)
+    model.segmenter_learns = False
+    before = {name: value.clone() for name, value in segmenter.state_dict().items()}
+    image, drawing = torch.rand(2, 1, 8, 8), torch.randint(0, 2, (2, 1, 8, 8))
+    output = model(image)
+    CoupledLoss(2)(output, Annotations(drawing, drawing)).backward()
+    assert torch.equal(output.logits, segmenter.eval()(image))
+    assert all(p.grad is None for p in segmenter.parameters())
+    assert annotator.head.weight.grad is not None
+    assert all(torch.equal(before[name], value) for name, value in segmenter.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("image", "reduction", "seen"), [((8, 12), 4, (2, 3)), ((9, 7), 2, (5, 4)), ((6, 5), (1, 3), (6, 2))]
 )

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
@@ -14,6 +16,7 @@ from torch import nn
 from medcoarse.confusion import Annotations, CoupledOutput, FullConfusion
 from medcoarse.files import plain, write_atomically, write_json
 from medcoarse.monitoring import AnnotatorMonitor, Progress, drawing_scores
+from medcoarse.networks import AnnotatorNet, CoupledModel
 from medcoarse.workflow import (
     SUPERVISION,
     AnnotatorSchedule,
@@ -54,25 +57,54 @@ def engine_of(epochs: int, length: int, step) -> tuple[Engine, dict]:
     return engine, {"data": list(range(length)), "max_epochs": epochs}
 
 
-def phases(epochs: int, length: int, **arguments) -> list[tuple[bool, bool]]:
-    """(annotating, annotator_learns) at every iteration."""
-    model = SimpleNamespace(annotating=None, annotator_learns=None)
+def coupled_model() -> CoupledModel:
+    return CoupledModel(nn.Conv2d(1, 2, 1), AnnotatorNet(nn.Conv2d(1, 4, 1), 2, 4, num_classes=2))
+
+
+def phases(epochs: int, length: int, **arguments) -> list[tuple[bool, bool, bool]]:
+    """(annotating, segmenter_learns, annotator_learns) at every iteration."""
+    model = coupled_model()
     seen = []
-    engine, run = engine_of(epochs, length, lambda item: seen.append((model.annotating, model.annotator_learns)))
+    engine, run = engine_of(
+        epochs, length, lambda item: seen.append((model.annotating, model.segmenter_learns, model.annotator_learns))
+    )
     AnnotatorSchedule(model, **arguments).attach(engine)
     engine.run(**run)
     return seen
 
 
 def test_warm_up_ends_after_its_epochs():
-    assert phases(4, 1, warmup_epochs=2) == [(False, True), (False, True), (True, True), (True, True)]
+    assert phases(4, 1, warmup_epochs=2) == [(False, True, True)] * 2 + [(True, True, True)] * 2
 
 
-def test_annotators_learn_now_and_then_and_freeze():
-    learns = [learns for _, learns in phases(3, 4, warmup_epochs=0, interval=3, last_epoch=2)]
-    assert learns == [False, False, True, False, False, True, False, False, False, False, False, False]
+def test_annotators_learn_now_and_then_and_alone_in_the_end():
+    seen = phases(4, 3, warmup_epochs=1, interval=2, last_epoch=3)
+    assert [annotating for annotating, _, _ in seen] == [False] * 3 + [True] * 9
+    assert [segmenter for _, segmenter, _ in seen] == [True] * 9 + [False] * 3
+    assert [annotator for _, _, annotator in seen][3:] == [True, False, True, False, True, False] + [True] * 3
+    assert phases(2, 1, warmup_epochs=2, last_epoch=1)[1] == (True, False, True)  # also where the warm-up was all
     with pytest.raises(ValueError, match="interval must be at least 1, got 0"):
-        AnnotatorSchedule(SimpleNamespace(), 0, interval=0)
+        AnnotatorSchedule(coupled_model(), 0, interval=0)
+
+
+def test_annotators_without_parameters_cannot_learn_alone():
+    model = CoupledModel(nn.Conv2d(1, 2, 1), AnnotatorNet(None, 2, 0, num_classes=2, structure="identity"))
+    for epochs in (2, 3):
+        engine, run = engine_of(epochs, 1, lambda item: None)
+        AnnotatorSchedule(model, 0, last_epoch=2).attach(engine)
+        with pytest.raises(ValueError, match="after epoch 2 of 3 the annotators") if epochs == 3 else nullcontext():
+            engine.run(**run)
+
+
+def test_rates_fall_to_nothing_twice():
+    first, second = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [first]}, {"params": [second], "lr": 0.1}], lr=1.0)
+    seen = []
+    engine, run = engine_of(6, 1, lambda item: seen.append([group["lr"] for group in optimizer.param_groups]))
+    PolynomialDecay(optimizer, power=1, last_epoch=4, second_rate=0.5).attach(engine)
+    engine.run(**run)
+    expected = [[1.0, 0.1], [0.75, 0.075], [0.5, 0.05], [0.25, 0.025], [0.5, 0.5], [0.25, 0.25]]
+    assert np.allclose(seen, expected)
 
 
 def test_each_epoch_depends_on_seed_and_epoch_only():
