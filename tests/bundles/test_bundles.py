@@ -145,19 +145,34 @@ def test_evaluation_without_weights_says_so(bundle, tmp_path):
         bundle.evaluate(tmp_path)
 
 
-def test_a_run_resumed_at_an_epoch_boundary_is_bit_identical(bundle, tmp_path):
-    bundle.train(tmp_path / "whole", max_epochs=3)
-    halves = bundle.workflow("train.json", **(bundle.small | bundle.places(tmp_path / "halves") | {"max_epochs": 3}))
+def test_the_annotators_learn_alone_in_the_end(bundle, tmp_path):
+    states = []
+    for epochs in (0, 1):
+        bundle.train(tmp_path / str(epochs), max_epochs=1, warmup_epochs=0, annotator_epochs=epochs)
+        states.append(torch.load(tmp_path / str(epochs) / "models" / "full.pt", weights_only=True)["model"])
+    without, fitted = states
+    same = {name.split(".")[0]: [] for name in fitted}
+    for name, value in fitted.items():
+        same[name.split(".")[0]].append(torch.equal(value, without[name]))
+    assert all(same["segmenter"])
+    assert not any(same["annotator"][-2:])  # weight and bias of the head
+
+
+@pytest.mark.parametrize("interrupted", [2, 4])
+def test_a_run_resumed_at_an_epoch_boundary_is_bit_identical(bundle, tmp_path, interrupted):
+    epochs = {"max_epochs": 3, "annotator_epochs": 2}
+    bundle.train(tmp_path / "whole", **epochs)
+    halves = bundle.workflow("train.json", **(bundle.small | bundle.places(tmp_path / "halves") | epochs))
     halves.initialize()
 
-    @halves.trainer.on(Events.EPOCH_COMPLETED(once=2))
+    @halves.trainer.on(Events.EPOCH_COMPLETED(once=interrupted))
     def interrupt(engine):  # attached last, so the checkpoint of the epoch is written
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         halves.run()
-    resumed = bundle.train(tmp_path / "halves", max_epochs=3, resume=True)
-    assert resumed.trainer.state.iteration == 3 * resumed.trainer.state.epoch_length
+    resumed = bundle.train(tmp_path / "halves", resume=True, **epochs)
+    assert resumed.trainer.state.iteration == 5 * resumed.trainer.state.epoch_length
     for name in ("model.pt", "full.pt"):
         whole, halves = (torch.load(tmp_path / run / "models" / name, weights_only=True) for run in ("whole", "halves"))
         assert_equal(whole, halves)
