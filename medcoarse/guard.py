@@ -174,7 +174,7 @@ def estimated_error(logits: Tensor, confusion: Confusion, drawing: Tensor) -> fl
 
 
 def contradiction(target: Annotations, num_classes: int) -> float:
-    """Share of the pixels drawn in both ways on which no class contradicts nobody.
+    """Share of the pixels drawn in both ways on which the drawings leave more than one class, see `losses.consensus`.
 
     Where two people cannot both be right, one of them errs: their errors add up to this at least.
 

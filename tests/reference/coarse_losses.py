@@ -50,8 +50,13 @@ def consensus(positive, negative, num_classes):
     """positive[r][s], negative[c][s] of one image."""
     labels = []
     for s in range(len(positive[0])):
-        drawn = [row[s] for row in positive if row[s] != 255]
-        excluded = [row[s] for row in negative if row[s] != 255]
-        left = [k for k in range(num_classes) if all(d == k for d in drawn) and k not in excluded]
-        labels.append(left[0] if len(left) == 1 and (drawn or excluded) else 255)
+        votes = {k: 0 for k in range(num_classes)}
+        for row in positive:
+            for k in votes:
+                votes[k] -= row[s] not in (k, 255)
+        for row in negative:
+            if row[s] != 255:
+                votes[row[s]] -= 1
+        first, second = sorted(votes, key=votes.get, reverse=True)[:2]
+        labels.append(first if votes[first] > votes[second] else 255)
     return labels
