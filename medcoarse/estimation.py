@@ -70,35 +70,58 @@ def count_drawings(simulate: SimulateCoarseBatch, label: Tensor, num_draws: int)
     return counts
 
 
-def estimate_confusion(model: CoupledModel, image: Tensor, inferer: Inferer) -> Tensor:
-    """The matrices that the networks estimate for an image of any size.
+class Estimate(NamedTuple):
+    """What the networks make of an image."""
+
+    probs: Tensor  # (1, L, *S)
+    cm: Tensor  # (1, R + C, observed, true, *S), positive annotators first
+
+
+def estimate(model: CoupledModel, image: Tensor, inferer: Inferer) -> Estimate:
+    """The class probabilities and the annotators' matrices that the networks estimate for an image of any size.
 
     Args:
         model: the coupled model.
         image: (1, C, *S) on its device.
-        inferer: as for the segmenter; sliding windows are blended, and their columns still sum to 1.
-
-    Returns:
-        (1, R + C, observed, true, *S), positive annotators first.
+        inferer: as for the segmenter; sliding windows are blended, and the columns of the matrices still sum to 1.
 
     Example:
         >>> from monai.inferers import SimpleInferer
         >>> from medcoarse.networks import AnnotatorNet
         >>> model = CoupledModel(torch.nn.Conv2d(1, 2, 1), AnnotatorNet(torch.nn.Conv2d(1, 4, 1), 2, 4, num_classes=2))
-        >>> estimate_confusion(model, torch.rand(1, 1, 8, 8), SimpleInferer()).shape
-        torch.Size([1, 2, 2, 2, 8, 8])
+        >>> probs, cm = estimate(model, torch.rand(1, 1, 8, 8), SimpleInferer())
+        >>> probs.shape, cm.shape
+        (torch.Size([1, 2, 8, 8]), torch.Size([1, 2, 2, 2, 8, 8]))
     """
     num_classes = model.annotator.num_classes
 
-    def annotators(patch: Tensor) -> Tensor:
+    def everything(patch: Tensor) -> Tensor:
         output = model.couple(patch)
         groups = [group for group in (output.positive, output.negative) if group is not None]
         maps = [confusion_maps(group, num_classes, len(patch), output.logits.shape[2:]) for group in groups]
-        return torch.cat([one.to(patch.device) for one in maps], 1).flatten(1, 3)
+        cm = torch.cat([one.to(patch.device) for one in maps], 1).flatten(1, 3)
+        return torch.cat([output.logits.float().softmax(1), cm], 1)
 
     with torch.no_grad(), eval_mode(model):
-        flat = torch.as_tensor(inferer(image, annotators))
-    return torch.unflatten(flat, 1, (-1, num_classes, num_classes))
+        found = torch.as_tensor(inferer(image, everything))
+    return Estimate(found[:, :num_classes], torch.unflatten(found[:, num_classes:], 1, (-1, num_classes, num_classes)))
+
+
+def as_drawn(cm: Tensor, num_positive: int, transition: Tensor) -> Tensor:
+    """What is seen of the matrices: `A` of positive annotators, `M A` of negative ones.
+
+    Args:
+        cm: (B, R + C, observed, true, *S), positive annotators first.
+        num_positive: R.
+        transition: M (L, L).
+
+    Example:
+        >>> as_drawn(torch.eye(2).expand(1, 2, 2, 2), 1, 1 - torch.eye(2))[0, :, 0].tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    positive, negative = cm[:, :num_positive], cm[:, num_positive:]
+    shaped = transition.to(cm.dtype).view(1, 1, *transition.shape, *(1,) * (cm.ndim - 4))
+    return torch.cat([positive, compose(shaped, negative)], 1)
 
 
 def confusion_scores(
@@ -225,7 +248,7 @@ class AnnotatorReport:
             label = OutsideToUnlabeled()(label, item[self.mask_key])
         label = torch.as_tensor(label).as_subclass(Tensor)[None].long()
         image = torch.as_tensor(item["image"]).as_subclass(Tensor)[None].float()
-        cm = estimate_confusion(self.model, image.to(next(self.model.parameters()).device), self.inferer).cpu()
+        cm = estimate(self.model, image.to(next(self.model.parameters()).device), self.inferer).cm.cpu()
         never_errs = identity(cm.shape[2]).view(*cm.shape[2:4], *(1,) * (cm.ndim - 4)).expand_as(cm)
         tables = [metrics.mean_confusion(cm.double(), label, weight=counts.sum(2))]
         tables.append(metrics.repeated_confusion(counts, label))
@@ -246,9 +269,7 @@ class AnnotatorReport:
 
     def _as_drawn(self, cm: Tensor) -> Tensor:
         """What is seen of the matrices: `A` of positive annotators, `M A` of negative ones."""
-        positive, negative = torch.split(cm, [self.model.annotator.num_positive, self.model.annotator.num_negative], 1)
-        transition = self.transition.view(1, 1, *self.transition.shape, *(1,) * (cm.ndim - 4))
-        return torch.cat([positive, compose(transition, negative)], 1)
+        return as_drawn(cm, self.model.annotator.num_positive, self.transition)
 
     def _case(
         self, name: str, item: Mapping[str, Any], label: Tensor, counts: Tensor, drawn: Tensor

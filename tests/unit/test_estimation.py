@@ -14,7 +14,7 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer
 
 from medcoarse import annotators, estimation, metrics
 from medcoarse.confusion import UNLABELED, sample_annotation
-from medcoarse.estimation import AnnotatorReport, confusion_scores, count_drawings, estimate_confusion
+from medcoarse.estimation import AnnotatorReport, confusion_scores, count_drawings, estimate
 from medcoarse.losses import CoupledLoss
 from medcoarse.networks import AnnotatorNet, CoupledModel
 from medcoarse.panels import AnnotatorMaps
@@ -175,8 +175,8 @@ def test_estimates_of_any_structure_and_size(structure):
     model, image = coupled(structure, 2, 1), torch.rand(1, 1, 19, 23)
     if structure == "full":
         torch.nn.init.normal_(model.annotator.head.weight)
-    whole = estimate_confusion(model, image, SimpleInferer())
-    windows = estimate_confusion(model, image, SlidingWindowInferer((8, 8), overlap=0.25, mode="gaussian"))
+    whole = estimate(model, image, SimpleInferer()).cm
+    windows = estimate(model, image, SlidingWindowInferer((8, 8), overlap=0.25, mode="gaussian")).cm
     assert whole.shape == windows.shape == (1, 3, 2, 2, 19, 23)
     assert torch.allclose(windows.sum(2), torch.ones(1), atol=1e-5)
     assert model.training

@@ -1,0 +1,271 @@
+"""The annotators of a data set, reviewed from their drawings and what the networks learned: whom to trust, which
+drawings to send back, whom to ask next. Nothing here needs a dense mask.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.inferers import Inferer
+from torch import Tensor
+from tqdm import tqdm
+
+from medcoarse import reliability
+from medcoarse.confusion import UNLABELED, Annotations
+from medcoarse.estimation import Estimate, as_drawn, estimate
+from medcoarse.files import plain, write_atomically, write_json
+from medcoarse.losses import CoupledLoss
+from medcoarse.metrics import conditional_table
+from medcoarse.monitoring import transition_of
+from medcoarse.networks import CoupledModel
+from medcoarse.review_page import Shown, review_page
+
+logger = logging.getLogger(__name__)
+
+
+class AnnotatorReview:
+    """After an evaluation, review who drew the images of a data set: `annotators.json` and `annotators.html`.
+
+    The JSON, and the page that shows it, hold for each annotator the reliability with the bounds between which 95% of
+    resampled sets of images lie, the mean confusion matrix (`confusion`: estimated by the networks, on all images;
+    `counted`: of what was drawn against the estimated truth), frequent errors in words, and by how many millimetres
+    the drawings are too large or too small; the drawings that fit the estimated truth least, with the regions that are
+    likely wrong; and whom to ask next about which image.
+
+    Args:
+        model: the coupled model, its weights loaded by the time the evaluation is through.
+        loss: holds the fixed transition matrix.
+        dataset: items with an image and drawings `positive` and `negative` (at least one of them), such as the training
+            images; one item an image.
+        inferer: as for the segmenter.
+        class_names: of the L classes.
+        directory: where the two files are written.
+        annotator_names: R + C names, positive first; by default "positive", "negative", or numbered.
+        spacing: mm per voxel along each axis; ``None`` counts voxels.
+        num_worst: so many drawings are shown.
+        num_questions: so many questions are listed.
+        shown_key: the image to show where it is not the one that the networks get.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: names that do not match the model's annotators; drawings that do not, when it runs.
+    """
+
+    def __init__(
+        self,
+        model: CoupledModel,
+        loss: CoupledLoss,
+        dataset: Any,
+        inferer: Inferer,
+        class_names: Sequence[str],
+        directory: str | Path,
+        annotator_names: Sequence[str] | None = None,
+        spacing: Sequence[float] | None = None,
+        num_worst: int = 12,
+        num_questions: int = 20,
+        shown_key: str = "image",
+        seed: int = 0,
+    ) -> None:
+        self.model, self.loss, self.dataset, self.inferer = model, loss, dataset, inferer
+        self.class_names, self.directory = tuple(class_names), Path(directory)
+        self.num_worst, self.num_questions = num_worst, num_questions
+        self.spacing, self.shown_key, self.seed = spacing, shown_key, seed
+        number = model.annotator.num_annotators
+        self.names = tuple(
+            annotator_names or _default_names(model.annotator.num_positive, model.annotator.num_negative)
+        )
+        if len(self.names) != number or len(set(self.names)) != number:
+            raise ValueError(f"annotator_names must be {number} different names, got {', '.join(self.names)}")
+
+    def attach(self, engine: Engine) -> None:
+        """Run when the evaluation is through; list it behind the handler that loads the weights."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """See the class."""
+        numbers = range(len(self.dataset))
+        looks = [self._look(n) for n in tqdm(numbers, "Reviewing", disable=not sys.stderr.isatty())]
+        content = self._content(looks)
+        shown = [self._show(*pair) for pair in self._worst(looks)]
+        for entry, one in zip(content["worst"], shown, strict=True):
+            entry["regions"] = [region._asdict() for region in one.regions]
+        errors = [self._show(n, None) for n in range(min(3, len(looks)))]
+        write_json(self.directory / "annotators.json", plain(content))
+        page = review_page(content, shown, errors).encode()
+        write_atomically(self.directory / "annotators.html", lambda file: file.write(page))
+        for one in content["annotators"]:
+            logger.info("%s: reliability %.3f (%.3f to %.3f)", one["name"], *one["reliability"].values())
+        logger.info("The review of the annotators is in %s", self.directory / "annotators.html")
+
+    def _estimate(self, item: Mapping[str, Any]) -> tuple[Estimate, Annotations]:
+        """What is estimated of an item, on the CPU and as it would be drawn, and what was drawn."""
+        image = _tensor(item["image"])[None].float()
+        drawings = {key: _tensor(item[key])[None] for key in ("positive", "negative") if key in item}
+        annotations, annotator = Annotations(**drawings), self.model.annotator
+        drew = reliability.kinds_of(annotations)
+        if drew != ["positive"] * annotator.num_positive + ["negative"] * annotator.num_negative:
+            raise ValueError(
+                f"the model has {annotator.num_positive} positive and {annotator.num_negative} negative annotators, "
+                f"{_name(item)} has drawings by {drew.count('positive')} and {drew.count('negative')}"
+            )
+        probs, cm = estimate(self.model, image.to(next(self.model.parameters()).device), self.inferer)
+        transition = transition_of(self.model, self.loss)
+        return Estimate(probs.cpu(), as_drawn(cm.cpu(), annotator.num_positive, transition)), annotations
+
+    def _look(self, index: int) -> _Look:
+        item = self.dataset[index]
+        (probs, cm), annotations = self._estimate(item)
+        kinds = reliability.kinds_of(annotations)
+        drawn = reliability.drawn_counts(annotations, probs)
+        return _Look(
+            _name(item),
+            reliability.expected_counts(cm, probs)[0],
+            drawn[0],
+            reliability.annotation_quality(drawn, kinds)[0],
+            reliability.uncertainty(probs)[0],
+            self._tendencies(probs, annotations, kinds),
+        )
+
+    def _tendencies(self, probs: Tensor, annotations: Annotations, kinds: Sequence[str]) -> Tensor:
+        """Millimetres (R, L); NaN where a drawing has no outline of that class, as strokes have not."""
+        truth, drawings = probs[0].argmax(0).numpy(), reliability.drawings_of(annotations)[0].numpy()
+        spacing = self.spacing or (1.0,) * truth.ndim
+        found = torch.full((len(kinds), len(self.class_names)), math.nan, dtype=torch.float64)
+        for r, kind in enumerate(kinds):
+            if (drawings[r] == UNLABELED).any() or (kind == "negative" and len(self.class_names) > 2):
+                continue
+            for k in range(1, len(self.class_names)):
+                meant = drawings[r] == k if kind == "positive" else drawings[r] != k
+                found[r, k] = reliability.tendency_mm(meant, truth == k, spacing)
+        return found
+
+    def _worst(self, looks: Sequence[_Look]) -> list[tuple[int, int]]:
+        """(image, annotator) of the drawings that fit least, worst first."""
+        quality = torch.stack([look.quality for look in looks])
+        order = torch.argsort(quality.nan_to_num(math.inf).flatten(), stable=True)[: self.num_worst].tolist()
+        pairs = [divmod(place, quality.shape[1]) for place in order]
+        return [(n, r) for n, r in pairs if not quality[n, r].isnan()]
+
+    def _show(self, index: int, who: int | None) -> Shown:
+        """An image of the page: a drawing that fits badly, or where each annotator is expected to err."""
+        item = self.dataset[index]
+        (probs, cm), annotations = self._estimate(item)
+        drawings, kinds = reliability.drawings_of(annotations)[0], reliability.kinds_of(annotations)
+        diagonal = torch.diagonal(cm[0], dim1=1, dim2=2).movedim(-1, 1)  # (R, L, *S)
+        positive = torch.tensor([kind == "positive" for kind in kinds]).view(-1, *[1] * (diagonal.ndim - 1))
+        errs = (torch.where(positive, 1 - diagonal, diagonal) * probs[0]).sum(1)
+        regions = []
+        if who is not None:
+            spacing = self.spacing or (1.0,) * (probs.ndim - 2)
+            regions = reliability.suspicious_regions(drawings[who], probs[0], kinds[who], spacing)
+        return Shown(
+            _name(item), self.names, kinds, who, _tensor(item[self.shown_key]).cpu(), drawings, probs[0], errs, regions
+        )
+
+    def _content(self, looks: Sequence[_Look]) -> dict[str, Any]:
+        expected, drawn, quality = (
+            torch.stack([getattr(look, name) for look in looks]) for name in ("expected", "drawn", "quality")
+        )
+        kinds: list[reliability.Kind] = ["positive"] * self.model.annotator.num_positive
+        kinds += ["negative"] * self.model.annotator.num_negative
+        trust = reliability.reliability(expected, kinds, seed=self.seed)
+        tendency = torch.stack([look.tendency for look in looks])
+        annotators = [
+            {
+                "name": name,
+                "kind": kinds[r],
+                "num_images": int((~quality[:, r].isnan()).sum()),
+                "reliability": {"score": trust[r].score, "low": trust[r].low, "high": trust[r].high},
+                "confusion": trust[r].confusion.tolist(),
+                "counted": conditional_table(drawn[:, r].sum(0)).tolist(),
+                "quality": quality[:, r].nanmedian().item(),
+                "habits": [
+                    habit._asdict() | {"text": habit_text(habit, self.class_names)}
+                    for habit in (reliability.habits(expected[:, r].sum(0)) if kinds[r] == "positive" else [])
+                ],
+                "tendency_mm": self._tendency_of(tendency[:, r]),
+            }
+            for r, name in enumerate(self.names)
+        ]
+        has_drawn = drawn.sum((-2, -1)) > 0
+        asked = reliability.next_questions(
+            torch.stack([look.uncertainty for look in looks]), expected, kinds, has_drawn
+        )
+        return {
+            "class_names": list(self.class_names),
+            "unit": "voxels" if self.spacing is None else "mm",
+            "num_images": len(looks),
+            "annotators": sorted(annotators, key=lambda one: -one["reliability"]["score"]),
+            "worst": [
+                {
+                    "image": looks[n].name,
+                    "annotator": self.names[r],
+                    "quality": quality[n, r].item(),
+                    "usual": quality[:, r].nanmedian().item(),
+                }
+                for n, r in self._worst(looks)
+            ],
+            "ask_next": [
+                one._asdict() | {"image": looks[one.image].name, "annotator": self.names[one.annotator]}
+                for one in asked[: self.num_questions]
+            ],
+        }
+
+    def _tendency_of(self, values: Tensor) -> dict[str, dict[str, float]]:
+        """Mean and spread over the images by class, of the classes that had an outline somewhere."""
+        found = {}
+        for k, name in enumerate(self.class_names):
+            known = values[:, k][~values[:, k].isnan()]
+            if len(known):
+                found[name] = {"mean": known.mean().item(), "std": known.std(correction=0).item()}
+        return found
+
+
+def habit_text(habit: reliability.Habit, class_names: Sequence[str]) -> str:
+    """A frequent error in words.
+
+    Example:
+        >>> habit_text(reliability.Habit("misses", 0, 1, 0.4), ["background", "vessel"])
+        'leaves out 40% of vessel'
+        >>> habit_text(reliability.Habit("swaps", 2, 1, 0.8), ["background", "core", "edema"])
+        'swaps edema and core (80%)'
+    """
+    drawn, true, share = class_names[habit.drawn], class_names[habit.true], f"{habit.share:.0%}"
+    return {
+        "swaps": f"swaps {drawn} and {true} ({share})",
+        "mistakes": f"draws {drawn} on {share} of {true}",
+        "misses": f"leaves out {share} of {true}",
+        "adds": f"{share} of what is drawn as {drawn} is {true}",
+    }[habit.name]
+
+
+class _Look(NamedTuple):
+    """What is kept of an image."""
+
+    name: str
+    expected: Tensor  # (R, observed, true)
+    drawn: Tensor  # (R, observed, true)
+    quality: Tensor  # (R,)
+    uncertainty: Tensor  # ()
+    tendency: Tensor  # (R, L)
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.as_tensor(np.asarray(values) if not isinstance(values, Tensor) else values).as_subclass(Tensor)
+
+
+def _name(item: Mapping[str, Any]) -> str:
+    return Path(str(getattr(item["image"], "meta", {}).get("filename_or_obj", "image"))).name
+
+
+def _default_names(num_positive: int, num_negative: int) -> list[str]:
+    numbers = {"positive": num_positive, "negative": num_negative}
+    return [kind if n == 1 else f"{kind} {r + 1}" for kind, n in numbers.items() for r in range(n)]

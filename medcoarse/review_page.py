@@ -1,0 +1,211 @@
+"""The review of the annotators as one HTML page: tables, bars and small pictures, nothing to load from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from medcoarse.pictures import annotation_overlay, label_picture, picture
+from medcoarse.reliability import Region
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --bar: #5fa3d3; --ink: #135a96; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: .5rem 0 1rem; } th, td { padding: .25rem .7rem; text-align: left; }
+th { font-weight: 600; border-bottom: 1px solid var(--line); } td.number { text-align: right; }
+.matrix td { text-align: center; min-width: 3rem; } .annotators { display: grid; gap: 1rem 2rem;
+grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); } .bar { position: relative; width: 12rem; height: 1rem;
+background: var(--line); } .bar i { position: absolute; top: 0; bottom: 0; left: 0; background: var(--bar); }
+.bar b { position: absolute; top: 35%; height: 30%; background: var(--ink); }
+figure { margin: 0 0 1rem; display: inline-block; } figcaption { font-size: .85rem; }
+img { width: 11rem; image-rendering: pixelated; border: 1px solid var(--line); }
+.row { display: flex; gap: .75rem; flex-wrap: wrap; }
+small, .note { color: gray; }
+"""
+_WRONG = np.array([255, 140, 0], np.float32)
+
+
+class Shown(NamedTuple):
+    """An image of the page."""
+
+    name: str
+    annotators: Sequence[str]
+    kinds: Sequence[str]
+    who: int | None  # the annotator whose drawing is shown; None shows where each is expected to err
+    image: Tensor  # (C, *S)
+    drawings: Tensor  # (R, *S)
+    probs: Tensor  # (L, *S)
+    errs: Tensor  # chance that an annotator errs (R, *S)
+    regions: Sequence[Region]
+
+
+def review_page(content: Mapping[str, Any], worst: Sequence[Shown], errors: Sequence[Shown]) -> str:
+    """The page.
+
+    Args:
+        content: as in `annotators.json`, see :class:`medcoarse.review.AnnotatorReview`.
+        worst: pictures of its entries `worst`, in their order.
+        errors: images on which to show where each annotator is expected to err.
+    """
+    names, unit = content["class_names"], content["unit"]
+    parts = [
+        "<h1>Who drew, and how well</h1>",
+        f"<p>{content['num_images']} images. No dense mask was used: the truth is what the segmentation network "
+        "estimates, so everything here is an estimate too.</p>",
+        "<h2>Annotators, most reliable first</h2>",
+        _ranking(content["annotators"], unit),
+        f'<div class="annotators">{"".join(_annotator(one, names) for one in content["annotators"])}</div>',
+    ]
+    if errors:
+        parts += ["<h2>Where each is expected to err</h2>", *(_expected_errors(one) for one in errors)]
+    if worst:
+        parts.append("<h2>Drawings to look at again</h2>")
+        parts.append(
+            '<p class="note">Those that fit the estimated truth least. Quality is Dice between the two; orange is '
+            "where the drawing is likely wrong.</p>"
+        )
+        parts += [_drawing(entry, one, unit) for entry, one in zip(content["worst"], worst, strict=True)]
+    parts += ["<h2>Whom to ask next</h2>", _questions(content["ask_next"])]
+    parts.append('<p class="note">Made with medcoarse. Research software, not a medical device.</p>')
+    body = "\n".join(parts)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Annotators</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>{body}</body></html>'
+    )
+
+
+def _ranking(annotators: Sequence[Mapping[str, Any]], unit: str) -> str:
+    head = _row("th", ["", "annotator", "draws", "images", "reliability", "", "too large by", "frequent errors"])
+    rows = []
+    for place, one in enumerate(annotators, 1):
+        score, low, high = (one["reliability"][key] for key in ("score", "low", "high"))
+        bar = (
+            f'<div class="bar"><i style="width:{score:.1%}"></i>'
+            f'<b style="left:{low:.1%};width:{max(high - low, 0.004):.1%}"></b></div>'
+        )
+        sizes = "; ".join(
+            f"{html.escape(name)} {value['mean']:+.2f} ± {value['std']:.2f} {unit}"
+            for name, value in one["tendency_mm"].items()
+        )
+        habits = "; ".join(html.escape(habit["text"]) for habit in one["habits"]) or "–"
+        number = f"{score:.3f} <small>({low:.3f}–{high:.3f})</small>"
+        name = html.escape(one["name"])
+        rows.append(_row("td", [place, name, one["kind"], one["num_images"], bar, number, sizes or "–", habits]))
+    note = (
+        '<p class="note">Reliability: mean over the classes of the chance that it is drawn as what it is (or not ruled '
+        "out). In brackets and as a dark line: where 95% of resampled sets of images lie.</p>"
+    )
+    return f"<table>{head}{''.join(rows)}</table>{note}"
+
+
+def _annotator(one: Mapping[str, Any], names: Sequence[str]) -> str:
+    verb = "drawn" if one["kind"] == "positive" else "ruled out"
+    tables = "".join(
+        f"<small>{title}</small>{_matrix(one[key], names, verb)}"
+        for key, title in (("confusion", "estimated, all images"), ("counted", "counted on what was drawn"))
+    )
+    return f"<div><h3>{html.escape(one['name'])}</h3>{tables}</div>"
+
+
+def _matrix(table: Sequence[Sequence[float]], names: Sequence[str], verb: str) -> str:
+    head = _row("th", [f"{verb} \\ true", *map(html.escape, names)])
+    rows = []
+    for name, line in zip(names, table, strict=True):
+        cells = "".join(
+            "<td>–</td>" if value != value else f'<td style="background:rgba(95,163,211,{value:.2f})">{value:.2f}</td>'
+            for value in line
+        )
+        rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
+    return f'<table class="matrix">{head}{"".join(rows)}</table>'
+
+
+def _expected_errors(one: Shown) -> str:
+    plane = _plane(one.drawings[0])
+    figures = [_figure(picture(_cut(one.image, plane)), one.name)]
+    figures += [
+        _figure(_heat(_cut(one.image, plane), _cut(one.errs[r][None], plane)[0]), name)
+        for r, name in enumerate(one.annotators)
+    ]
+    return f'<div class="row">{"".join(figures)}</div>'
+
+
+def _drawing(entry: Mapping[str, Any], one: Shown, unit: str) -> str:
+    assert one.who is not None
+    drawing, positive = one.drawings[one.who], one.kinds[one.who] == "positive"
+    plane, num_classes = _plane(drawing), len(one.probs)
+    image, drawn = _cut(one.image, plane), _cut(drawing[None], plane)
+    truth = one.probs.argmax(0)[None]
+    known = drawing != 255
+    said = one.probs.gather(0, drawing.where(known, drawing.new_zeros(())).long()[None])[0]
+    wrong = (1 - said if positive else said).where(known, said.new_zeros(()))
+    overlay = annotation_overlay(image, drawn if positive else None, None if positive else drawn, 0, num_classes)
+    power = f"{unit}{'²³'[drawing.ndim - 2]}"
+    regions = "; ".join(
+        f"{' x '.join(f'{first}–{last - 1}' for first, last in region.box)} ({region.size:.1f} {power})"
+        for region in one.regions
+    )
+    caption = (
+        f"<b>{html.escape(one.name)}</b>, {html.escape(entry['annotator'])}: quality {entry['quality']:.2f}, "
+        f"usually {entry['usual']:.2f}. Likely wrong: {regions or 'no region in particular'}"
+    )
+    figures = [
+        _figure(picture(image), "image"),
+        _figure(overlay, "drawn"),
+        _figure(label_picture(_cut(truth, plane)[0], num_classes), "estimated truth"),
+        _figure(_heat(image, _cut(wrong[None], plane)[0]), "likely wrong"),
+    ]
+    return f'<p>{caption}</p><div class="row">{"".join(figures)}</div>'
+
+
+def _questions(questions: Sequence[Mapping[str, Any]]) -> str:
+    if not questions:
+        return "<p>Everybody has drawn every image.</p>"
+    head = _row("th", ["image", "annotator", "uncertainty (nats)", "expected reliability there"])
+    rows = [
+        _row(
+            "td",
+            [html.escape(q["image"]), html.escape(q["annotator"]), f"{q['uncertainty']:.4f}", f"{q['accuracy']:.3f}"],
+        )
+        for q in questions
+    ]
+    return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _row(cell: str, values: Sequence[Any]) -> str:
+    return "<tr>" + "".join(f"<{cell}>{value}</{cell}>" for value in values) + "</tr>"
+
+
+def _figure(pixels: NDArray[np.uint8], caption: str) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    text = html.escape(caption)
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+def _heat(image: Tensor, chance: Tensor) -> NDArray[np.uint8]:
+    """A chance in orange over the image in grey."""
+    grey = picture(image).astype(np.float32).mean(-1, keepdims=True)
+    share = chance.numpy().clip(0, 1)[..., None]
+    pixels: NDArray[np.uint8] = np.round((1 - share) * grey + share * _WRONG).astype(np.uint8)
+    return pixels
+
+
+def _plane(drawing: Tensor) -> int | None:
+    """The plane of a volume in which most was drawn."""
+    if drawing.ndim == 2:
+        return None
+    drawn = (drawing != 255) & (drawing != 0)
+    return int(drawn.sum((0, 1)).argmax())
+
+
+def _cut(values: Tensor, plane: int | None) -> Tensor:
+    return values if plane is None else values[..., plane]
