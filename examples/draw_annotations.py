@@ -132,8 +132,8 @@ def main(path: Path) -> None:
     """Draw the picture and write it in one go."""
     mask = example_mask()
     results = operations(mask)
-    figure = Figure(figsize=(13.5, 12.2), layout="constrained")
-    grid = figure.add_gridspec(3, 1, height_ratios=[2, 4, 0.14])
+    figure = Figure(figsize=(13.5, 14.1), layout="constrained")
+    grid = figure.add_gridspec(3, 1, height_ratios=[2, 5, 0.14])
     above, below, foot = (figure.add_subfigure(grid[k]) for k in range(3))
     for axes, (name, result) in zip(block(above, "Operations", len(results)), results.items(), strict=True):
         show_operation(axes, name, result, mask)

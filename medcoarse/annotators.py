@@ -58,6 +58,8 @@ _RULES: Mapping[str, _Rule] = {
     "num_fractures": ("None or an integer >= 0", lambda value: value is None or _is_count(value, 0)),
     "ratio": ("a number in [0, 1]", lambda value: _is_number(value, 1.0)),
     "num_parts": ("an integer >= 1", lambda value: _is_count(value, 1)),
+    "swap_ratio": ("a number in [0, 1]", lambda value: _is_number(value, 1.0)),
+    "swap_class": ("None or an integer >= 0", lambda value: value is None or _is_count(value, 0)),
 }
 """What a field of a profile must be, in words and as a test; all others are lengths."""
 
@@ -69,7 +71,7 @@ class AnnotatorProfile:
     Args:
         kind: "positive" paints the target class, "negative" paints its complement.
         dense: say something at every voxel; otherwise what is not drawn stays unlabeled.
-        blank: draw nothing at all.
+        blank: draw nothing at all: a sparse annotation says nothing, a dense positive one says background everywhere.
         thin_mm: depth taken off all around.
         preserve: thinning keeps the skeleton, so that thin structures survive.
         thicken_mm: depth put on all around.
@@ -85,6 +87,10 @@ class AnnotatorProfile:
         fracture_length_mm: length of a cut in 2D, diameter in 3D.
         ratio: drawn voxels over voxels of the true region, at most; in [0, 1]. What is kept lies around random centres.
         num_parts: number of these centres.
+        swap_ratio: share of what was said to be the target that is called another class, and share of what was said to
+            be that class that is called the target; in [0, 1]. Each share is exact and lies around `num_parts` random
+            centres of its own. Without a target, so are all classes, see `swapped_classes`.
+        swap_class: that other class; None for the next one, see `swapped_classes`.
 
     Raises:
         ValueError: a field of the wrong type or out of range; cuts by ratio that have no length.
@@ -112,6 +118,8 @@ class AnnotatorProfile:
     fracture_length_mm: float = 10.0
     ratio: float = 1.0
     num_parts: int = 1
+    swap_ratio: float = 0.0
+    swap_class: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
@@ -175,17 +183,18 @@ def sample_parameters(
     Returns:
         Seeds of the random fields; for each cut, its direction (a unit vector across it) and its place; the places of
         the parts that are kept. A place p stands for voxel number `p * n // 2**32` of the n voxels drawn up to then, in
-        memory order. With `target=None`, "classes" holds one such dictionary for each class.
+        memory order. With `target=None`, "classes" holds one such dictionary for each class. An annotator who swaps
+        classes has "swap_places", those of each pair of `swapped_classes`.
 
     Raises:
-        ValueError: the label map or the target does not fit `num_classes`.
+        ValueError: the label map, the target or the swapped class does not fit `num_classes`.
 
     Example:
         >>> label = np.zeros((9, 9), np.uint8); label[4, 2:7] = 1
         >>> sorted(sample_parameters(AnnotatorProfile(), label, 1, None, np.random.default_rng(0)))
         ['cut_directions', 'cut_places', 'field_seed', 'num_classes', 'other_seed', 'part_places']
     """
-    label = _checked(label, target, num_classes)
+    label = _checked(profile, label, target, num_classes)
     regions = [region_of(profile, label, k) for k in drawn_classes(target, num_classes)]
     sizes = [outlines.boundary_size(region, spacing) if cuts_by_ratio(profile) else 0.0 for region in regions]
     return random_choices(profile, sizes, label.ndim, target, rng, num_classes)
@@ -201,7 +210,7 @@ def apply(
     "not k" is not drawn stands the other class if there are two, otherwise one of the other classes at random.
     Without a target, every class is drawn in turn. Positive: later classes lie on top, and a dense annotation gives
     what nobody drew to the nearest drawn class, of equally near ones to the last. Negative: one of the classes ruled
-    out at a voxel, each equally likely.
+    out at a voxel, each equally likely. Swaps come last: they change what is said, not where.
 
     Args:
         profile: who draws.
@@ -223,7 +232,7 @@ def apply(
         array([[0, 1, 1, 0]], dtype=uint8)
     """
     num_classes = parameters["num_classes"]
-    label = _checked(label, target, num_classes)
+    label = _checked(profile, label, target, num_classes)
     rng = np.random.default_rng(parameters["other_seed"])
     sizes = morphology.as_spacing(spacing, label.ndim)
     masks = [
@@ -238,7 +247,7 @@ def apply(
         return sample(rng, label.shape)
 
     encode(profile, annotation, masks, target, num_classes, chance, distance, radii)
-    return annotation
+    return _swap(profile, annotation, swapped_classes(profile, target, num_classes), sizes, parameters)
 
 
 def draw(
@@ -349,6 +358,36 @@ def drawn_classes(target: int | None, num_classes: int) -> Sequence[int]:
     return range(num_classes) if target is None else [target]
 
 
+def swapped_classes(profile: AnnotatorProfile, target: int | None, num_classes: int) -> list[tuple[int, int]]:
+    """Pairs (said, called instead) of the classes that this annotator mixes up; empty for one who doesn't.
+
+    The target and `swap_class`, both ways. By default that is the next class, and after the last one the first that
+    is not the background; with two classes the other one. Without a target every class but the background goes to the
+    next one; with two classes both.
+
+    Raises:
+        ValueError: the swapped class is the target or none of the classes, or there is no target to swap it with.
+
+    Example:
+        >>> swapped_classes(AnnotatorProfile(swap_ratio=0.5), 3, num_classes=4)
+        [(3, 1), (1, 3)]
+        >>> swapped_classes(AnnotatorProfile(swap_ratio=0.5), None, num_classes=4)
+        [(1, 2), (2, 3), (3, 1)]
+    """
+    other = profile.swap_class
+    if not profile.swap_ratio or profile.blank:
+        return []
+    if target is None and other is None:
+        return [(k, _next_class(k, num_classes)) for k in range(0 if num_classes == 2 else 1, num_classes)]
+    if target is None or other == target or (other is not None and other >= num_classes):
+        raise ValueError(
+            f"swap_class must be a class below num_classes={num_classes} other than the target, got {other} for target "
+            f"{target}; leave it None for the next class."
+        )
+    other = _next_class(target, num_classes) if other is None else other
+    return [(target, other), (other, target)]
+
+
 def choices_for(parameters: Parameters, target: int) -> Parameters:
     """The part of recorded parameters that one drawn class needs.
 
@@ -380,13 +419,17 @@ def random_choices(
 ) -> Parameters:
     """What `sample_parameters` returns, from the size of the outline of each drawn class (only for `cuts_by_ratio`).
 
+    Swaps are drawn last, so that an annotator who swaps classes draws the same shapes as one who doesn't.
+
     Example:
         >>> random_choices(AnnotatorProfile(num_fractures=1), [0.0], 2, 1, np.random.default_rng(0), 2)["cut_places"]
         [323153949]
     """
     common = {"num_classes": num_classes, "other_seed": int(rng.integers(_PLACES))}
     choices = [_choices_of_one(profile, _num_cuts(profile, b, spatial_dims), spatial_dims, rng) for b in boundary_sizes]
-    return common | ({"classes": choices} if target is None else choices[0])
+    pairs = swapped_classes(profile, target, num_classes)
+    swaps = {"swap_places": rng.integers(_PLACES, size=(len(pairs), profile.num_parts)).tolist()} if pairs else {}
+    return common | ({"classes": choices} if target is None else choices[0]) | swaps
 
 
 class Pen(NamedTuple):
@@ -430,6 +473,16 @@ def num_kept(profile: AnnotatorProfile, drawn: int, region: int) -> int:
     return drawn if profile.ratio == 1 else min(drawn, wanted)
 
 
+def num_swapped(profile: AnnotatorProfile, said: int) -> int:
+    """How many voxels of a class are called another one: the share that is swapped, but at least one if there is one.
+
+    Example:
+        >>> [num_swapped(AnnotatorProfile(swap_ratio=0.3), said) for said in (20, 1, 0)]
+        [6, 1, 0]
+    """
+    return min(said, max(1, round(profile.swap_ratio * said)))
+
+
 def diagonal(shape: Sequence[int], sizes: Sequence[float]) -> float:
     """A length in mm that no distance in an image exceeds.
 
@@ -470,7 +523,9 @@ def encode(
         array([[1, 1, 0]], dtype=uint8)
     """
     unknown = annotation == UNLABELED
-    if target is None and profile.kind == "positive":
+    if profile.blank and profile.dense and profile.kind == "positive":
+        annotation[...] = 0
+    elif target is None and profile.kind == "positive":
         _layer(annotation, masks, profile.dense, distance, radii)
     elif target is None:
         _rule_out(annotation, masks, chance)
@@ -481,15 +536,20 @@ def encode(
     else:
         annotation[...] = 1 - target if num_classes == 2 else _others(annotation, target, num_classes, chance)
     if target is not None:
-        _paint(annotation, masks[0], target)
+        _paint(annotation, masks[0], target)  # of a blank annotator it is empty
     _paint(annotation, unknown, UNLABELED)
 
 
-def _checked(label: NDArray[Any], target: int | None, num_classes: int) -> NDArray[Any]:
+def _checked(profile: AnnotatorProfile, label: NDArray[Any], target: int | None, num_classes: int) -> NDArray[Any]:
     if label.ndim not in (2, 3) or label.dtype.kind not in "iu":
         raise ValueError(f"label must hold integers and have 2 or 3 axes, got {label.dtype} of shape {label.shape}.")
     check_values(label, target, num_classes)
+    swapped_classes(profile, target, num_classes)
     return label
+
+
+def _next_class(k: int, num_classes: int) -> int:
+    return 1 - k if num_classes == 2 else k % (num_classes - 1) + 1
 
 
 def _choices_of_one(profile: AnnotatorProfile, cuts: int, spatial_dims: int, rng: np.random.Generator) -> Parameters:
@@ -553,6 +613,23 @@ def _shrink(
     if number == drawn:
         return mask
     return morphology.shrink_to_ratio(mask, number / drawn, _voxels_at(parameters["part_places"], mask), spacing)
+
+
+def _swap(
+    profile: AnnotatorProfile,
+    annotation: LabelMap,
+    pairs: Sequence[tuple[int, int]],
+    spacing: tuple[float, ...],
+    parameters: Parameters,
+) -> LabelMap:
+    """Call a share of each class another one, all at once."""
+    swapped = annotation.copy() if pairs else annotation
+    for (said, instead), places in zip(pairs, parameters.get("swap_places", ()), strict=True):
+        mask = annotation == said
+        if number := int(np.count_nonzero(mask)):
+            share = num_swapped(profile, number) / number
+            _paint(swapped, morphology.shrink_to_ratio(mask, share, _voxels_at(places, mask), spacing), instead)
+    return swapped
 
 
 def _paint(annotation: Values, where: Values, value: int) -> None:

@@ -71,7 +71,7 @@ def draw_batch(
         >>> bool((drawn[1].numpy() == annotators.draw(coarse, labels[1].numpy(), seed=4).annotation).all())
         True
     """
-    labels = _checked(labels, target, num_classes, "seeds", seeds)
+    labels = _checked(profile, labels, target, num_classes, "seeds", seeds)
     spatial_dims = labels.ndim - 1
     sizes = as_spacing(spacing, spatial_dims)
     classes = annotators.drawn_classes(target, num_classes)
@@ -114,7 +114,7 @@ def apply_batch(
         tensor([[[0, 1, 1, 0]]], dtype=torch.uint8)
     """
     num_classes = parameters[0]["num_classes"] if parameters else 2
-    labels = _checked(labels, target, num_classes, "parameters", parameters)
+    labels = _checked(profile, labels, target, num_classes, "parameters", parameters)
     sizes = as_spacing(spacing, labels.ndim - 1)
     masks = [
         _drawn(profile, annotators.region_of(profile, labels, k), sizes, choices)
@@ -129,7 +129,7 @@ def apply_batch(
     annotation = labels.to(torch.uint8, copy=True)
     distance = partial(squared_distance, spacing=sizes)
     annotators.encode(profile, annotation, masks, target, num_classes, chance, distance, _radii(labels, sizes))
-    return annotation
+    return _swap(profile, annotation, annotators.swapped_classes(profile, target, num_classes), sizes, parameters)
 
 
 def squared_distance(mask: Tensor, radius_mm: float, spacing: _Spacing = None) -> Tensor:
@@ -355,7 +355,9 @@ def shrink_to_number(mask: Tensor, numbers: Sequence[int], centers: Tensor, spac
     return torch.zeros_like(first).scatter_(1, order, first).view(mask.shape)
 
 
-def _checked(labels: Tensor, target: int | None, num_classes: int, name: str, one_each: Sequence[Any]) -> Tensor:
+def _checked(
+    profile: AnnotatorProfile, labels: Tensor, target: int | None, num_classes: int, name: str, one_each: Sequence[Any]
+) -> Tensor:
     if labels.ndim not in (3, 4) or labels.is_floating_point() or labels.dtype == torch.bool:
         got = f"{labels.dtype} of shape {tuple(labels.shape)}"
         raise ValueError(f"labels must hold integers and have shape (B, *S) with 2 or 3 spatial axes, got {got}.")
@@ -363,6 +365,7 @@ def _checked(labels: Tensor, target: int | None, num_classes: int, name: str, on
         raise ValueError(f"{name} must be one for each of the {len(labels)} label maps, got {len(one_each)}.")
     labels = labels if labels.dtype == torch.uint8 else labels.long()  # 255 wraps around in int8
     annotators.check_values(labels, target, num_classes)
+    annotators.swapped_classes(profile, target, num_classes)
     return labels
 
 
@@ -445,6 +448,26 @@ def _shrink(
     centers = _voxels_at([one["part_places"] for one in parameters], mask)[:, 1:]
     numbers = [annotators.num_kept(profile, *both) for both in counts]
     return shrink_to_number(mask, numbers, centers.view(len(mask), -1, len(sizes)), sizes)
+
+
+def _swap(
+    profile: AnnotatorProfile,
+    annotation: Tensor,
+    pairs: Sequence[tuple[int, int]],
+    sizes: tuple[float, ...],
+    parameters: Sequence[Parameters],
+) -> Tensor:
+    """Call a share of each class another one, all at once."""
+    if not pairs or not len(annotation):
+        return annotation
+    swapped = annotation.clone()
+    for pair, (said, instead) in enumerate(pairs):
+        mask = annotation == said
+        numbers = [annotators.num_swapped(profile, n) for n in mask.flatten(1).sum(1).tolist()]
+        centers = _voxels_at([one["swap_places"][pair] for one in parameters], mask)[:, 1:]
+        moved = shrink_to_number(mask, numbers, centers.view(len(mask), -1, len(sizes)), sizes)
+        swapped.masked_fill_(moved, instead)
+    return swapped
 
 
 def _voxels_at(places: Sequence[Sequence[int]], mask: Tensor) -> Tensor:

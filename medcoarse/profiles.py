@@ -20,6 +20,13 @@ UNDER = AnnotatorProfile(thin_mm=1.0)
 WRONG = AnnotatorProfile(swell_mm=3.0, swell_strength_mm=1.0, fracture_ratio=0.8)
 BLANK = AnnotatorProfile(blank=True, dense=False)
 
+DHE_GOOD = AnnotatorProfile()
+DHE_OVER = AnnotatorProfile(thicken_mm=2.0)
+DHE_UNDER = AnnotatorProfile(thin_mm=1.0)
+DHE_WRONG = AnnotatorProfile(thicken_mm=2.0, fracture_ratio=0.4)
+DHE_SWAPPED = AnnotatorProfile(swap_ratio=0.4, num_parts=3)
+DHE_BLANK = AnnotatorProfile(blank=True)
+
 COARSE_POSITIVE = AnnotatorProfile(swell_mm=3.0, fracture_ratio=0.4)
 COARSE_NEGATIVE = _negative(swell_mm=2.0, fracture_ratio=0.25)
 
@@ -42,6 +49,15 @@ LEVEL_2_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.6, fracture_ratio
 LEVEL_3_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.6, fracture_ratio=0.25)
 LEVEL_4_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.4, fracture_ratio=0.1)
 LEVEL_5_NEGATIVE = _negative(swell_mm=1.0, swell_strength_mm=0.2, fracture_ratio=0.05)
+
+DHE_BINARY = ("dhe_good", "dhe_over", "dhe_under", "dhe_wrong", "dhe_blank")
+"""The five annotators whom DHE simulates on digits and lesions, dense and positive: a faithful one, one who paints too
+much, one too little, one who paints too much and leaves gaps, and one who says background everywhere (`blank`, which is
+not of them, says nothing). It gives no sizes: these are in pixels of a digit."""
+
+DHE_MULTI_CLASS = ("dhe_good", "dhe_over", "dhe_under", "dhe_swapped", "dhe_blank")
+"""The same where DHE has several classes, as on BraTS: the wrong one takes two fifths of the target class for another
+and the reverse. Give the class they err about as `target`; the others stay as they are."""
 
 PROFILES: Mapping[str, AnnotatorProfile] = MappingProxyType(
     {name.lower(): value for name, value in tuple(globals().items()) if isinstance(value, AnnotatorProfile)}

@@ -38,7 +38,8 @@ def as_profiles(profiles: Profile | Sequence[Profile], kind: Kind | None = None)
 
     Args:
         profiles: one or a sequence; nothing gives no annotator.
-        kind: what all of them have to be. A dictionary that doesn't say gets it, and so does a blank annotator.
+        kind: what all of them have to be. A dictionary that doesn't say gets it, and so does an annotator who says
+            nothing at all.
 
     Raises:
         ValueError: an unknown name or field, or another kind than asked for.
@@ -50,7 +51,8 @@ def as_profiles(profiles: Profile | Sequence[Profile], kind: Kind | None = None)
     resolved = []
     for profile in [profiles] if isinstance(profiles, AnnotatorProfile | str | Mapping) else profiles:
         fields = as_dict(as_profile(profile))
-        if kind and (fields["blank"] or (isinstance(profile, Mapping) and "kind" not in profile)):
+        says_nothing = fields["blank"] and not fields["dense"]
+        if kind and (says_nothing or (isinstance(profile, Mapping) and "kind" not in profile)):
             fields["kind"] = kind
         if kind and fields["kind"] != kind:
             raise ValueError(f"{kind} needs profiles of kind {kind!r}, got {profile!r} of kind {fields['kind']!r}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from medcoarse import morphology as m
 from medcoarse import outlines
-from medcoarse.annotators import UNLABELED, apply, draw
+from medcoarse.annotators import UNLABELED, AnnotatorProfile, apply, draw
 from medcoarse.morphology import smooth_field
 from medcoarse.profiles import PROFILES
 
@@ -158,7 +159,8 @@ class TestAnnotators:
     def test_chance_has_an_effect_exactly_where_it_should(self, name):
         profile, label = PROFILES[name], blobs(2).astype(np.uint8)
         drawings = [draw(profile, label, seed=seed).annotation for seed in range(4)]
-        random = profile.swell_mm or profile.num_fractures or profile.fracture_ratio or profile.ratio < 1
+        swaps = profile.swap_ratio and profile.swap_ratio < 1
+        random = profile.swell_mm or profile.num_fractures or profile.fracture_ratio or profile.ratio < 1 or swaps
         assert any((d != drawings[0]).any() for d in drawings) == bool(random)
 
     @pytest.mark.parametrize(("dims", "edge"), EDGES)
@@ -167,7 +169,8 @@ class TestAnnotators:
         for target in (0, 1, None):
             annotation = draw(PROFILES[name], label, target, seed=1).annotation
             assert (annotation.shape, annotation.dtype) == (label.shape, np.uint8)
-            allowed = {0, 1} if PROFILES[name].dense and target is not None else {0, 1, UNLABELED}
+            says_all = PROFILES[name].dense and (target is not None or PROFILES[name].blank)
+            allowed = {0, 1} if says_all else {0, 1, UNLABELED}
             assert set(np.unique(annotation)) <= allowed
 
     @pytest.mark.parametrize("dims", [2, 3])
@@ -184,6 +187,46 @@ class TestAnnotators:
         before = label.copy()
         draw(PROFILES[name], label)
         assert (label == before).all()
+
+
+class TestSwaps:
+    """An annotator who takes a share of one class for another and the reverse."""
+
+    def profile(self, ratio: float, parts: int = 2) -> AnnotatorProfile:
+        return AnnotatorProfile(swap_ratio=ratio, num_parts=parts)
+
+    def label(self, dims: int) -> np.ndarray:
+        return (blobs(dims) + 2 * (blobs(dims, seed=5) & ~blobs(dims))).astype(np.uint8)
+
+    @pytest.mark.parametrize(("dims", "spacing"), CASES)
+    def test_ratio_0_is_nothing_ratio_1_is_all_and_between_it_grows(self, dims, spacing):
+        label = self.label(dims)
+        drawn = [draw(self.profile(r), label, 1, spacing, 3, 4).annotation for r in (0.0, 0.2, 0.5, 0.9, 1.0)]
+        changed = [d != label for d in drawn]
+        assert not changed[0].any()
+        assert all((few <= many).all() for few, many in pairwise(changed))
+        assert (drawn[-1] == np.array([0, 2, 1, 3], np.uint8)[label]).all()
+
+    @pytest.mark.parametrize(("dims", "spacing"), CASES)
+    def test_shares_are_exact_and_nothing_else_changes(self, dims, spacing):
+        label = self.label(dims)
+        label[blobs(dims, seed=9)] = UNLABELED
+        drawn = draw(self.profile(0.3), label, 1, spacing, 3, 4).annotation
+        for k in (1, 2):
+            n = int((label == k).sum())
+            assert (drawn[label == k] == 3 - k).sum() == round(0.3 * n) > 3
+        other = (label != 1) & (label != 2)
+        assert (drawn[other] == label[other]).all()
+
+    @pytest.mark.parametrize("dims", [2, 3])
+    def test_the_shapes_are_those_of_one_who_does_not_swap(self, dims):
+        plain = AnnotatorProfile(swell_mm=2.0, fracture_ratio=0.4, ratio=0.8, num_parts=2)
+        swaps = replace(plain, swap_ratio=0.4)
+        label = self.label(dims)
+        for target in (1, None):
+            shapes, swapped = (draw(p, label, target, None, 7, 3).annotation for p in (plain, swaps))
+            assert ((shapes == 0) == (swapped == 0)).all()
+            assert (shapes != swapped).any()
 
 
 @pytest.mark.parametrize("name", [name for name, profile in PROFILES.items() if not profile.dense])

@@ -81,3 +81,15 @@ def inside_polygons(shape, polygons):
         return crossings % 2 == 1
 
     return _built(np.zeros(shape), is_inside)
+
+
+def swap(annotation, pairs, ratio, places, spacing):
+    """Of each class said, the voxels nearest to any of the centres are called the other class of its pair."""
+    swapped = annotation.copy()
+    for (said, instead), own in zip(pairs, places, strict=True):
+        voxels = [x for x in _every(annotation) if annotation[x] == said]
+        centers = [voxels[place * len(voxels) // 2**32] for place in own if voxels]
+        voxels.sort(key=lambda x: min(distance_mm(x, c, spacing) for c in centers))  # stable: ties in memory order
+        for x in voxels[: max(1, round(ratio * len(voxels)))]:
+            swapped[x] = instead
+    return swapped

@@ -28,6 +28,7 @@ from medcoarse.morphology import (
     thin,
 )
 from medcoarse.outlines import polygonize
+from tests.reference import slow_morphology
 
 OVER_1 = a.AnnotatorProfile(thicken_mm=1.0)
 NEGATIVE = a.AnnotatorProfile(kind="negative")
@@ -95,6 +96,9 @@ class TestProfile:
             ({"ratio": "1"}, r"ratio must be a number in \[0, 1\], got '1'"),
             ({"num_parts": 0}, "num_parts must be an integer >= 1, got 0"),
             ({"num_parts": None}, "num_parts must be an integer >= 1, got None"),
+            ({"swap_ratio": -0.1}, r"swap_ratio must be a number in \[0, 1\], got -0.1"),
+            ({"swap_class": -1}, "swap_class must be None or an integer >= 0, got -1"),
+            ({"swap_class": 1.0}, "swap_class must be None or an integer >= 0, got 1.0"),
             ({"num_fractures": -1}, "num_fractures must be None or an integer >= 0, got -1"),
             ({"num_fractures": 3.0}, "num_fractures must be None or an integer >= 0, got 3.0"),
             ({"num_fractures": False}, "num_fractures must be None or an integer >= 0, got False"),
@@ -186,8 +190,17 @@ class TestEncoding:
 
     def test_blank(self):
         assert self.drawn(profiles.BLANK) == [U] * 7
-        assert self.drawn(replace(profiles.BLANK, dense=True)) == [0, 0, 0, 0, 2, 2, U]
         assert self.drawn(profiles.BLANK, target=None) == [U] * 7
+        assert self.drawn(replace(profiles.BLANK, kind="negative"), target=0) == [U] * 7
+
+    @pytest.mark.parametrize("target", [0, 1, 2, None])
+    def test_dense_and_blank_is_background_everywhere(self, target):
+        assert self.drawn(profiles.DHE_BLANK, target) == [0] * 6 + [U]
+        assert self.drawn(replace(profiles.DHE_BLANK, swap_ratio=1.0, thicken_mm=2.0), target) == [0] * 6 + [U]
+
+    def test_dense_negative_blank_rules_nothing_out(self):
+        nothing_ruled_out = a.draw(replace(profiles.DHE_BLANK, kind="negative"), row(0, 1, U)).annotation
+        assert nothing_ruled_out.tolist() == [[0, 0, U]]  # "not background" everywhere
 
     @pytest.mark.parametrize(
         ("label", "target", "message"),
@@ -202,6 +215,85 @@ class TestEncoding:
     def test_errors(self, label, target, message):
         with pytest.raises(ValueError, match=message):
             a.draw(profiles.GOOD, label, target)
+
+
+class TestSwaps:
+    label = row(0, 1, 1, 1, 1, 2, 2, 3, U)
+
+    def drawn(self, label: np.ndarray | None = None, target: int | None = 1, num_classes: int = 4, **fields) -> list:
+        profile = a.AnnotatorProfile(**{"swap_ratio": 0.5} | fields)
+        return a.draw(profile, self.label if label is None else label, target, num_classes=num_classes).annotation
+
+    def test_by_hand(self):
+        """The second of the ones is the centre of their part, the second of the twos is that of theirs."""
+        profile = a.AnnotatorProfile(swap_ratio=0.5)
+        parameters = a.draw(profile, self.label, 1, num_classes=4).parameters | {"swap_places": [[2**30], [2**31]]}
+        assert a.apply(profile, self.label, 1, None, parameters).tolist() == [[0, 2, 2, 1, 1, 2, 1, 3, U]]
+
+    def test_all_of_them(self):
+        swapped = {1: [0, 2, 2, 2, 2, 1, 1, 3, U], 2: [0, 1, 1, 1, 1, 3, 3, 2, U], 3: [0, 3, 3, 3, 3, 2, 2, 1, U]}
+        for target, expected in swapped.items():
+            assert self.drawn(target=target, swap_ratio=1.0).tolist() == [expected]
+        assert self.drawn(target=1, swap_ratio=1.0, swap_class=0).tolist() == [[1, 0, 0, 0, 0, 2, 2, 3, U]]
+        assert self.drawn(target=None, swap_ratio=1.0).tolist() == [[0, 2, 2, 2, 2, 3, 3, 1, U]]
+        for target in (0, 1, None):
+            assert self.drawn(row(0, 0, 1, U), target, 2, swap_ratio=1.0).tolist() == [[1, 1, 0, U]]
+
+    def test_pairs(self):
+        profile = a.AnnotatorProfile(swap_ratio=0.1)
+        found = [a.swapped_classes(profile, target, n) for target, n in ((0, 2), (0, 4), (2, 3), (None, 2), (None, 3))]
+        assert found == [
+            [(0, 1), (1, 0)],
+            [(0, 1), (1, 0)],
+            [(2, 1), (1, 2)],
+            [(0, 1), (1, 0)],
+            [(1, 2), (2, 1)],
+        ]
+        assert a.swapped_classes(profiles.GOOD, 1, 4) == []
+
+    def test_absent_class_and_single_voxel(self):
+        assert self.drawn(row(0, 0, 1, 1), 1, 3).tolist() in ([[0, 0, 2, 1]], [[0, 0, 1, 2]])
+        assert self.drawn(row(0, 0), 1, 3).tolist() == [[0, 0]]
+        assert self.drawn(row(0, 1), 1, 3, swap_ratio=0.01).tolist() == [[0, 2]]
+        assert self.drawn(row(U, U), 1, 3).tolist() == [[U, U]]
+
+    def test_what_was_drawn_is_swapped_not_what_is_true(self):
+        assert self.drawn(row(0, 1, 0, 0, 0, 2), swap_ratio=1.0, thicken_mm=1.0).tolist() == [[2, 2, 2, 0, 0, 1]]
+        assert self.drawn(swap_ratio=1.0, dense=False).tolist() == [[U, 2, 2, 2, 2, U, U, U, U]]
+        negative = self.drawn(row(0, 0, 1), 1, 2, swap_ratio=1.0, kind="negative")
+        assert negative.tolist() == [[0, 0, 1]]
+
+    @pytest.mark.parametrize("dims", [2, 3])
+    @pytest.mark.parametrize("spaced", [False, True])
+    def test_equals_the_reference(self, dims, spaced):
+        shape, spacing = ((13, 11), (0.75, 1.5)) if dims == 2 else ((6, 5, 7), (0.75, 0.5, 2.0))
+        spacing = spacing if spaced else (1.0,) * dims
+        for seed in range(6):
+            label = np.random.default_rng(seed).integers(0, 4, shape).astype(np.uint8)
+            label[np.random.default_rng(seed + 100).random(shape) < 0.1] = U
+            for target in (1, 3, None):
+                profile = a.AnnotatorProfile(swap_ratio=0.35, num_parts=3)
+                drawing = a.draw(profile, label, target, spacing, seed, num_classes=4)
+                pairs, places = a.swapped_classes(profile, target, 4), drawing.parameters["swap_places"]
+                expected = slow_morphology.swap(label, pairs, 0.35, places, spacing)
+                assert (drawing.annotation == expected).all()
+                assert (drawing.annotation != label).any()
+
+    @pytest.mark.parametrize(
+        ("swap_class", "target", "message"),
+        [
+            (
+                1,
+                1,
+                "swap_class must be a class below num_classes=4 other than the target, got 1 for target 1; leave it",
+            ),
+            (4, 1, "swap_class must be a class below num_classes=4 other than the target, got 4 for target 1"),
+            (2, None, "got 2 for target None; leave it None for the next class"),
+        ],
+    )
+    def test_errors(self, swap_class, target, message):
+        with pytest.raises(ValueError, match=message):
+            self.drawn(target=target, swap_class=swap_class)
 
 
 class TestEveryClass:
@@ -341,6 +433,29 @@ class TestHowGoodTheyAre:
         assert over.sum() > 1.5 * label.sum()
         assert under.sum() < 0.7 * label.sum()
 
+    def test_the_annotators_of_dhe(self):
+        label = vessels()
+        good, over, under, wrong, blank = (
+            a.draw(profiles.as_profile(name), label, seed=2).annotation for name in profiles.DHE_BINARY
+        )
+        assert (good == label).all()
+        assert ((over >= label).all(), over.sum() > 1.5 * label.sum()) == (True, True)
+        assert ((under <= label).all(), under.sum() < 0.7 * label.sum()) == (True, True)
+        assert (wrong <= over).all()  # too much, with gaps
+        assert (wrong < label).sum() > 0.03 * label.sum()
+        assert wrong.sum() > 1.2 * label.sum()
+        assert (blank == 0).all()
+        two = label + label * (np.indices(label.shape)[1] > 64)  # one half of the vessels is of another class
+        drawn = [
+            a.draw(profiles.as_profile(name), two, 1, seed=2, num_classes=3).annotation
+            for name in profiles.DHE_MULTI_CLASS
+        ]
+        assert all(((d == 2) == (two == 2)).all() for d in drawn[:3:2])
+        for k in (1, 2):
+            assert (drawn[3][two == k] == 3 - k).mean() == pytest.approx(0.4, abs=0.01)
+        assert ((drawn[3] == 0) == (two == 0)).all()
+        assert (drawn[4] == 0).all()
+
     def test_strokes_on_a_blob_look_like_those_of_people(self):
         cover, precision = [], []
         for seed in range(12):
@@ -417,6 +532,7 @@ class TestPage:
             exec(code, names)
         assert (names["again"] == names["annotation"]).all()
         assert names["drawn"]["positive"].shape == (2, 64, 64)
+        assert names["five"].shape == (5, 64, 64)
 
     def test_its_script_draws_the_picture(self, tmp_path):
         main = runpy.run_path(str(self.folder / "draw_annotations.py"))["main"]

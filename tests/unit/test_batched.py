@@ -25,6 +25,9 @@ SOME = {
     "white noise": a.AnnotatorProfile(swell_mm=4.0, swell_smoothness_mm=0.0),
     "thinned, nothing preserved": a.AnnotatorProfile(thin_mm=1.5, preserve=False, num_fractures=2),
     "blank but dense": a.AnnotatorProfile(blank=True, num_fractures=2),
+    "swaps": a.AnnotatorProfile(swap_ratio=0.4, num_parts=2, swell_mm=2.0),
+    "swaps all of the strokes": a.AnnotatorProfile(swap_ratio=1.0, dense=False, ratio=0.5),
+    "swaps what is ruled out": a.AnnotatorProfile(kind="negative", swap_ratio=0.2),
     "sparse with gaps": a.AnnotatorProfile(kind="negative", thin_mm=2.0, preserve=False, swell_mm=1.0),
 }
 ALL = {**profiles.PROFILES, **SOME}
@@ -62,7 +65,7 @@ class TestDrawing:
     @pytest.mark.parametrize("name", ALL)
     def test_equals_drawing_one_by_one(self, name, dims):
         for spacing in (None, SPACINGS[dims]):
-            for target, num_classes in ((1, 2), (0, 2), (1, 3), (None, 3)):
+            for target, num_classes in ((1, 2), (0, 2), (1, 3), (None, 3), (None, 2)):
                 drawn, expected = both_ways(ALL[name], batch(dims, num_classes), target, spacing, num_classes)
                 assert (drawn == expected).all(), (spacing, target, num_classes)
 
@@ -126,6 +129,10 @@ class TestDrawing:
             batched.draw_batch(profiles.GOOD, label, 2, seeds=[0])
         with pytest.raises(ValueError, match="spacing must be 2 positive numbers"):
             batched.draw_batch(profiles.GOOD, label, spacing=(1.0, 1.0, 1.0), seeds=[0])
+        with pytest.raises(
+            ValueError, match="swap_class must be a class below num_classes=2 other than the target, got 2"
+        ):
+            batched.draw_batch(a.AnnotatorProfile(swap_ratio=0.5, swap_class=2), label, seeds=[0])
         with pytest.raises(ValueError, match="parameters must be one for each of the 1 label maps, got 0"):
             batched.apply_batch(profiles.GOOD, label, 1, None, [])
 

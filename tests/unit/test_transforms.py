@@ -68,6 +68,10 @@ class TestNames:
         assert [p.kind for p in as_profiles(NEGATIVE, "negative")] == ["negative"] * 3
         assert as_profiles("good") == (profiles.GOOD,)
         assert as_profiles(()) == ()
+        with pytest.raises(
+            ValueError, match="negative needs profiles of kind 'negative', got 'dhe_blank' of kind 'pos"
+        ):
+            as_profiles("dhe_blank", "negative")  # background everywhere is not the same as nothing ruled out
         with pytest.raises(ValueError, match="positive needs profiles of kind 'positive', got 'coarse_negative'"):
             SimulateCoarsed("label", positive="coarse_negative")
         with pytest.raises(ValueError, match="unknown annotator profile 'perfect'; known are good, over"):
@@ -412,6 +416,21 @@ class TestBatches:
             item = SimulateCoarsed("label", POSITIVE, NEGATIVE, seed=5)({"label": values})
             assert same(positive[b].numpy(), item["positive"])
             assert same(negative[b].numpy(), item["negative"])
+
+    @pytest.mark.parametrize("dims", [2, 3])
+    def test_annotators_of_dhe_with_several_classes(self, dims):
+        labels = [np.minimum(label(dims, seed=seed) + 2 * label(dims, seed=seed + 9), 2) for seed in range(3)]
+        batch = torch.from_numpy(np.stack(labels))
+        for target in (1, 2, None):
+            positive, _ = SimulateCoarseBatch(profiles.DHE_MULTI_CLASS, target=target, num_classes=3)(batch)
+            for b, values in enumerate(labels):
+                item = SimulateCoarsed("label", profiles.DHE_MULTI_CLASS, target=target, num_classes=3)(
+                    {"label": values}
+                )
+                assert same(positive[b].numpy(), item["positive"])
+                assert same(ReplayCoarsed("label")(item | {"positive": 0})["positive"], item["positive"])
+            assert (positive[:, 4] == 0).all()
+            assert not torch.equal(positive[:, 3], batch[:, 0])
 
     def test_annotators_draw_independently(self):
         values = label()
