@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from medcoarse import __version__
+from medcoarse.assignment import ANNOTATORS_KEY, Annotators, assign_annotators, assignment_problems, with_annotators
+from medcoarse.files import write_json
 from medcoarse.inspection import (
     PIL_SUFFIXES,
     Rules,
@@ -59,7 +61,8 @@ def load_datalist(
         path: the JSON file.
         section: key of the section, e.g. ``"training"``.
         base_dir: folder the names are relative to; ``None`` for the folder of ``path``.
-        path_keys: keys whose text is a file name; ``None`` for every key whose value is text or a list of texts.
+        path_keys: keys whose text is a file name; ``None`` for every key whose value is text or a list of texts, but
+            for keys that end in ``annotators``: these name people.
         num_items: the first so many entries; ``None`` for all of them.
 
     Returns:
@@ -119,7 +122,53 @@ def _absolute(entry: Item, folder: Path, path_keys: Sequence[str] | None) -> Ite
             return [join(v) for v in value]
         return os.path.normpath(folder / value) if isinstance(value, str) and value else value
 
-    return {k: join(v) if path_keys is None or k in path_keys else v for k, v in entry.items()}
+    def holds_files(key: str) -> bool:
+        return not key.endswith(ANNOTATORS_KEY) if path_keys is None else key in path_keys
+
+    return {k: join(v) if holds_files(k) else v for k, v in entry.items()}
+
+
+def write_annotators(
+    path: PathLike,
+    annotators: Annotators,
+    per_image: int = 1,
+    seed: int = 0,
+    section: str = "training",
+    key: str = ANNOTATORS_KEY,
+) -> list[list[int]]:
+    """Draw who annotates which image of a datalist and write it into the file, in place of what stood there.
+
+    Args:
+        path: the JSON file; everything else in it stays.
+        annotators: how many there are, or their names, which are written then.
+        per_image: how many annotators each image gets.
+        seed: >= 0.
+        section: key of the section.
+        key: where it is written.
+
+    Returns:
+        What `assign_annotators` drew.
+
+    Raises:
+        DataError: no such file, not JSON, or no such section.
+        ValueError: as for `assign_annotators`.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "datalist.json"
+        >>> _ = path.write_text('{"training": ["a.png", "b.png"]}')
+        >>> drawn = write_annotators(path, ["Ada", "Max"])
+        >>> sorted(item["annotators"] for item in load_datalist(path))
+        [['Ada'], ['Max']]
+    """
+    path = Path(path)
+    content = _read_json(path)
+    entries = _section(content, section, path)
+    names = None if isinstance(annotators, int) else annotators
+    number = annotators if isinstance(annotators, int) else len(annotators)
+    assignment = assign_annotators(len(entries), number, per_image, seed)
+    write_json(path, content | {section: with_annotators(entries, assignment, names, key)})
+    return assignment
 
 
 def verify_datalist(
@@ -134,14 +183,16 @@ def verify_datalist(
     allow_missing_annotation: bool = False,
     same_channels: bool = True,
     num_threads: int = 2,
+    annotators: Annotators | None = None,
 ) -> int:
     """Decode every file of a datalist once and raise one error that lists all problems.
 
     Looked at: files exist and decode to the end; image, labels and masks lie on one grid; labels and masks have one
     channel and only expected values; images hold no NaN or infinity and all have the same number of channels; every
     item has an annotation and the required keys; a mask is not blank; a key of ``mask_keys`` that one item has, all
-    have; no image (by content) stands in two sections. A label without any foreground is fine: there may have been
-    nothing to draw.
+    have; no image (by content) stands in two sections; who drew an image (key ``annotators``, where items have it) is a
+    list of numbers or names, each once, and everyone drew something. A label without any foreground is fine: there may
+    have been nothing to draw.
 
     Args:
         items: entries as `load_datalist` returns them, or several sections by name.
@@ -156,6 +207,7 @@ def verify_datalist(
         allow_missing_annotation: accept items without any annotation.
         same_channels: refuse images whose number of channels differs from that of most.
         num_threads: files decoded at a time.
+        annotators: how many annotators there are, or their names; ``None`` where only the form of the lists is checked.
 
     Returns:
         The number of files decoded.
@@ -191,6 +243,7 @@ def verify_datalist(
     if same_channels:
         problems += channel_problems(sections, image_key, facts)
     problems += leaks(sections, image_key)
+    problems += assignment_problems(sections, annotators)
     _raise_problems(problems, f"{count(sum(map(len, sections.values())), 'item')}, {count(len(facts), 'file')}")
     return len(facts)
 

@@ -57,7 +57,7 @@ not of them, says nothing). It gives no sizes: these are in pixels of a digit.""
 
 DHE_MULTI_CLASS = ("dhe_good", "dhe_over", "dhe_under", "dhe_swapped", "dhe_blank")
 """The same where DHE has several classes, as on BraTS: the wrong one takes two fifths of the target class for another
-and the reverse. Give the class they err about as `target`; the others stay as they are."""
+and the reverse. Give the class they err about as `target`. Only the blank one changes the remaining classes."""
 
 PROFILES: Mapping[str, AnnotatorProfile] = MappingProxyType(
     {name.lower(): value for name, value in tuple(globals().items()) if isinstance(value, AnnotatorProfile)}

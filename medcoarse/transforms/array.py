@@ -19,8 +19,10 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import RandomizableTransform, Transform
 from monai.utils.enums import TransformBackends
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_numpy
+from numpy.typing import NDArray
 
 from medcoarse.annotators import AnnotatorProfile, Drawing, Kind, Values, apply, draw, merge_strokes
+from medcoarse.assignment import annotator_numbers
 from medcoarse.batched import apply_batch, draw_batch
 from medcoarse.confusion import UNLABELED
 from medcoarse.morphology import as_spacing
@@ -376,6 +378,46 @@ class OutsideToUnlabeled(Transform):
         if values.dtype in (np.int8, np.bool_):
             raise ValueError(f"{values.dtype} cannot hold the unlabeled value {UNLABELED}; convert the label to uint8.")
         return convert_to_dst_type(np.where(inside, values, values.dtype.type(UNLABELED)), label, dtype=values.dtype)[0]
+
+
+class HideAnnotators(Transform):
+    """Mark the annotations of those who didn't see an image as unlabeled (255).
+
+    Args:
+        names: names of the annotators in the order of the channels, where they are given by name.
+
+    Raises:
+        ValueError: when called, an annotator whom the annotation has no channel for.
+
+    Example:
+        >>> HideAnnotators()(np.array([[0, 1], [1, 1], [0, 0]]), [0, 2])
+        array([[  0,   1],
+               [255, 255],
+               [  0,   0]])
+    """
+
+    backend = _BACKEND + _TORCH
+
+    def __init__(self, names: Sequence[str] | None = None) -> None:
+        self.names = names
+
+    def __call__(self, annotation: NdarrayOrTensor, drew: Any) -> NdarrayOrTensor:  # type: ignore[override]
+        """The annotation (R, *S) with 255 in the channels of all but those who drew; its type stays."""
+        seen = self.seen(annotation, drew)
+        if annotation.dtype in (np.int8, np.bool_, torch.int8, torch.bool):
+            got = annotation.dtype
+            raise ValueError(f"{got} cannot hold the unlabeled value {UNLABELED}; convert the annotation to uint8.")
+        hidden = annotation.clone() if isinstance(annotation, torch.Tensor) else annotation.copy()
+        hidden[np.flatnonzero(~seen).tolist()] = UNLABELED
+        return hidden
+
+    def seen(self, annotation: NdarrayOrTensor, drew: Any) -> NDArray[np.bool_]:
+        """Which of the annotators of an annotation (R, *S) drew it, bool (R,)."""
+        if self.names is not None and len(self.names) != len(annotation):
+            raise ValueError(f"annotation must have a channel for each of {self.names}, got {len(annotation)}.")
+        seen = np.zeros(len(annotation), bool)
+        seen[annotator_numbers(drew, len(annotation) if self.names is None else self.names)] = True
+        return seen
 
 
 def random_seed(state: np.random.RandomState) -> int:

@@ -8,9 +8,11 @@ from typing import Any
 
 from monai.config.type_definitions import KeysCollection, NdarrayOrTensor
 from monai.transforms.transform import MapTransform, RandomizableTransform
-from monai.utils.misc import ensure_tuple
+from monai.utils.misc import ensure_tuple, ensure_tuple_rep
 
+from medcoarse.assignment import ANNOTATORS_KEY
 from medcoarse.transforms.array import (
+    HideAnnotators,
     MergeStrokes,
     OutsideToUnlabeled,
     Profile,
@@ -336,6 +338,60 @@ class HideLabeld(MapTransform):
             for key in self.key_iterator(item):
                 item[key] = self.outside(item[key], 0 * item[key][:1])
         return item
+
+
+class HideAnnotatorsd(MapTransform):
+    """Mark the annotations of those who didn't see an image as unlabeled (255).
+
+    Lists of annotators differ in length from item to item and would not make a batch, so each is replaced by one yes or
+    no for each annotator, bool (R,), which this transform reads as well.
+
+    Args:
+        keys: annotations (R, *S).
+        annotators_key: key of who drew them, as numbers or names; one for all keys or one for each of them. An item
+            without it was drawn by everyone.
+        names: names of the annotators in the order of the channels, where they are given by name.
+        allow_missing_keys: skip missing annotations.
+
+    Raises:
+        ValueError: when called, an annotator whom the annotation has no channel for; annotations that share who drew
+            them and differ in channels.
+
+    Example:
+        >>> import numpy as np
+        >>> hide = HideAnnotatorsd("positive")
+        >>> item = hide({"positive": np.array([[0, 1], [1, 1]]), "annotators": [1]})
+        >>> item["positive"].tolist(), item["annotators"].tolist()
+        ([[255, 255], [1, 1]], [False, True])
+    """
+
+    backend = HideAnnotators.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        annotators_key: KeysCollection = ANNOTATORS_KEY,
+        names: Sequence[str] | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.annotators_key = ensure_tuple_rep(annotators_key, len(self.keys))
+        self.hide = HideAnnotators(names)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        """The item with what it says of those who drew it only."""
+        item = dict(data)
+        seen: Item = {}
+        for key, annotators_key in self.key_iterator(item, self.annotators_key):
+            drew = data.get(annotators_key, range(len(item[key])))
+            now = self.hide.seen(item[key], drew)
+            if len(seen.setdefault(annotators_key, now)) != len(now):
+                raise ValueError(
+                    f"{key!r} has {len(now)} annotators, but {annotators_key!r} is about "
+                    f"{len(seen[annotators_key])}; give each of the keys an annotators_key of its own."
+                )
+            item[key] = self.hide(item[key], drew)
+        return item | seen
 
 
 def _to_json(drawings: Sequence[tuple[NdarrayOrTensor, Record]]) -> str:

@@ -14,6 +14,7 @@ import pytest
 from monai.data import load_decathlon_datalist
 from PIL import Image
 
+from medcoarse.assignment import assign_annotators, assignment_of, with_annotators
 from medcoarse.datalist import (
     MAX_LINES,
     DataError,
@@ -25,6 +26,7 @@ from medcoarse.datalist import (
     verify_datalist,
     verify_les_av,
     verify_prepared,
+    write_annotators,
 )
 
 COMMITTED = Path(__file__).resolve().parents[2] / "bundles" / "les_av" / "configs" / "datalist.json"
@@ -114,6 +116,63 @@ class TestLoad:
     def test_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"nothing.json: no such datalist; pass the path"):
             load_datalist(tmp_path / "nothing.json")
+
+
+class TestAnnotators:
+    def test_people_are_no_files(self, tmp_path: Path) -> None:
+        entry = {"image": "a.png", "annotators": ["Ada", "Max"], "negative_annotators": ["Eva"]}
+        path = tmp_path / "datalist.json"
+        path.write_text(json.dumps({"training": [entry]}))
+        (item,) = load_datalist(path)
+        assert (item["annotators"], item["negative_annotators"]) == (["Ada", "Max"], ["Eva"])
+        assert load_datalist(path, path_keys=["annotators"])[0]["annotators"][0] == str(tmp_path / "Ada")
+
+    @pytest.mark.parametrize("annotators", [3, ["Ada", "Max", "Eva"]])
+    def test_are_drawn_and_written(self, tmp_path: Path, annotators: Any) -> None:
+        path = tmp_path / "datalist.json"
+        content = {"name": "mine", "training": ["a.png", {"image": "b.png", "fold": 1}, "c.png"], "test": ["d.png"]}
+        path.write_text(json.dumps(content))
+        assignment = write_annotators(path, annotators, per_image=2, seed=5)
+        assert assignment == assign_annotators(3, 3, 2, 5)
+        items = load_datalist(path)
+        assert assignment_of(items, annotators) == assignment
+        assert items[1]["fold"] == 1
+        found = json.loads(path.read_text())
+        assert (found["name"], found["test"]) == ("mine", ["d.png"])
+        assert [set(entry) for entry in found["training"]] == [
+            {"image", "annotators"},
+            {"image", "fold", "annotators"},
+            {"image", "annotators"},
+        ]
+        write_annotators(path, annotators, per_image=1)
+        assert [len(item["annotators"]) for item in load_datalist(path)] == [1, 1, 1]
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["datalist.json"]
+
+    def test_the_file_stays_whole_where_they_cannot_be_drawn(self, tmp_path: Path) -> None:
+        path = tmp_path / "datalist.json"
+        path.write_text('{"training": ["a.png"]}')
+        with pytest.raises(ValueError, match=r"per_image must be in 0 .. 2"):
+            write_annotators(path, 2, per_image=3)
+        with pytest.raises(DataError, match="no section 'test'"):
+            write_annotators(path, 2, section="test")
+        with pytest.raises(DataError, match="no such datalist"):
+            write_annotators(tmp_path / "nothing.json", 2)
+        assert path.read_text() == '{"training": ["a.png"]}'
+
+    def test_are_verified(self, root: Path) -> None:
+        items = les_av_items(root)
+        drew = with_annotators(items, assign_annotators(len(items), 2))
+        assert verify_datalist({"training": drew}, label_values=(0, 255), annotators=2) == 3 * len(items)
+        test_items = les_av_items(root, section="test")  # nobody is listed there
+        assert verify_datalist({"training": drew, "test": test_items}, label_values=(0, 255)) > 3 * len(items)
+        drew[0]["annotators"] = [7]
+        del drew[1]["annotators"]
+        with pytest.raises(DataError) as caught:
+            verify_datalist({"training": drew}, label_values=(0, 255), annotators=3)
+        text = str(caught.value)
+        assert "training[0]: annotators lists 7, but there are 3, numbered from 0" in text
+        assert "training[1]: no 'annotators', which other items have; list who drew it" in text
+        assert "annotator 2 drew no image" in text
 
 
 class TestVerify:

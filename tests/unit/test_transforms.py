@@ -13,8 +13,10 @@ from monai.transforms import Compose, RandFlipd, RandomizableTrait, Resized
 
 from medcoarse import annotators as a
 from medcoarse import profiles
+from medcoarse.assignment import assign_annotators, with_annotators
 from medcoarse.transforms import array, dictionary
 from medcoarse.transforms.array import (
+    HideAnnotators,
     MergeStrokes,
     OutsideToUnlabeled,
     RandSimulateCoarse,
@@ -24,6 +26,7 @@ from medcoarse.transforms.array import (
     as_profiles,
 )
 from medcoarse.transforms.dictionary import (
+    HideAnnotatorsd,
     HideLabeld,
     MergeStrokesd,
     OutsideToUnlabeledd,
@@ -60,7 +63,7 @@ def same(one, other) -> bool:
 class TestNames:
     def test_no_clash_with_monai(self):
         ours = {name for module in (array, dictionary) for name in vars(module) if "oarse" in name or "trokes" in name}
-        ours |= {"OutsideToUnlabeled", "OutsideToUnlabeledd"}
+        ours |= {"OutsideToUnlabeled", "OutsideToUnlabeledd", "HideAnnotators", "HideAnnotatorsd"}
         assert {"SimulateCoarse", "RandSimulateCoarsed", "MergeStrokesd"} <= ours
         assert not [name for name in ours if hasattr(mt, name)]
 
@@ -277,6 +280,85 @@ def test_labels_are_hidden_only_where_the_mask_is_unknown(dims):
     assert torch.equal(hidden.affine, values.affine)
     for item in ({"label": values, "has_mask": True}, {"label": values}):
         assert torch.equal(hide(item)["label"], values)
+
+
+class TestHideAnnotators:
+    def drawn(self, dims: int = 2) -> np.ndarray:
+        return SimulateCoarse(profiles.DHE_BINARY)(label(dims))
+
+    @pytest.mark.parametrize("dims", [2, 3])
+    @pytest.mark.parametrize("drew", [[], [0], [1, 4], [4, 3, 2, 1, 0]])
+    def test_only_those_who_drew_say_something(self, dims, drew):
+        drawn = self.drawn(dims)
+        before = drawn.copy()
+        for kind in (np.asarray, torch.from_numpy, lambda x: meta(x, (2.0,) * dims), lambda x: x.astype(np.int64)):
+            hidden = HideAnnotators()(kind(drawn), drew)
+            assert type(hidden) is type(kind(drawn))
+            assert hidden.dtype == kind(drawn).dtype
+            for r in range(5):
+                assert same(np.asarray(hidden[r]), drawn[r] if r in drew else np.full_like(drawn[r], U))
+        assert same(drawn, before)
+
+    def test_metadata_is_kept(self):
+        values = meta(self.drawn(), (0.5, 2.0))
+        hidden = HideAnnotatorsd("positive")({"positive": values, "annotators": [1]})["positive"]
+        assert isinstance(hidden, MetaTensor)
+        assert torch.equal(hidden.affine, values.affine)
+
+    def test_dictionary_equals_array_and_is_its_own_second_time(self):
+        drawn, hide = self.drawn(), HideAnnotatorsd("positive", names=["a", "b", "c", "d", "e"])
+        item = {"positive": drawn, "annotators": ["d", "a"]}
+        once = hide(item)
+        assert same(once["positive"], HideAnnotators()(drawn, [0, 3]))
+        assert once["annotators"].tolist() == [True, False, False, True, False]
+        twice = hide(once)
+        assert same(twice["positive"], once["positive"])
+        assert same(twice["annotators"], once["annotators"])
+        assert item["annotators"] == ["d", "a"]
+
+    def test_without_a_list_everyone_drew_it(self):
+        item = HideAnnotatorsd("positive")({"positive": self.drawn()})
+        assert same(item["positive"], self.drawn())
+        assert item["annotators"].all()
+
+    def test_several_keys(self):
+        item = {"positive": self.drawn(), "negative": self.drawn()[:2], "annotators": [0], "n": [1]}
+        hide = HideAnnotatorsd(["positive", "negative"], annotators_key=["annotators", "n"])
+        hidden = hide(item)
+        assert same(hidden["negative"], HideAnnotators()(self.drawn()[:2], [1]))
+        assert (hidden["annotators"].tolist(), hidden["n"].tolist()) == ([True] + [False] * 4, [False, True])
+        both = HideAnnotatorsd(["positive", "merged"])(item | {"merged": self.drawn()})
+        assert same(both["positive"], both["merged"])
+        with pytest.raises(ValueError, match="'negative' has 2 annotators, but 'annotators' is about 5; give each"):
+            HideAnnotatorsd(["positive", "negative"])(item)
+        assert HideAnnotatorsd("other", allow_missing_keys=True)({"image": 1}) == {"image": 1}
+        with pytest.raises(KeyError, match="other"):
+            HideAnnotatorsd("other")({"image": 1})
+
+    def test_any_pattern_makes_a_batch(self):
+        wanted = [0, 1, 5, 2, 3, 1]
+        assignment = assign_annotators(6, 5, wanted)
+        items = with_annotators([{"label": label(seed=seed)} for seed in range(6)], assignment)
+        steps = Compose([SimulateCoarsed("label", profiles.DHE_BINARY), HideAnnotatorsd("positive")])
+        (batch,) = DataLoader(CacheDataset(items, steps, progress=False), batch_size=6)
+        drew = np.array([[r in numbers for r in range(5)] for numbers in assignment])
+        assert (batch["annotators"].numpy() == drew).all()
+        assert ((batch["positive"] != U).flatten(2).any(2).numpy() == drew).all()
+        everyone = SimulateCoarse(profiles.DHE_BINARY)(label(seed=2))
+        assert same(batch["positive"][2].numpy(), everyone)  # hiding some changes nothing of the others' drawings
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="annotators lists 5, but there are 5, numbered from 0"):
+            HideAnnotators()(self.drawn(), [5])
+        with pytest.raises(ValueError, match=r"annotation must have a channel for each of \['a', 'b'\], got 5"):
+            HideAnnotators(["a", "b"])(self.drawn(), ["a"])
+        with pytest.raises(ValueError, match="annotators says yes or no 4 times, but there are 5"):
+            HideAnnotators()(self.drawn(), np.ones(4, bool))
+        for kind in (torch.bool, torch.int8):
+            with pytest.raises(ValueError, match=f"{kind} cannot hold the unlabeled value 255; convert"):
+                HideAnnotators()(torch.zeros(2, 3, 3, dtype=kind), [0])
+        with pytest.raises(ValueError, match="int8 cannot hold the unlabeled value 255"):
+            HideAnnotators()(np.zeros((2, 3, 3), np.int8), [0])
 
 
 ITEMS = [{"label": label(seed=seed)} for seed in range(6)]
