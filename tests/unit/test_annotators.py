@@ -474,6 +474,9 @@ class TestHowGoodTheyAre:
             (profiles.MNIST_MILD_NEGATIVE, 0.30),
             (profiles.MNIST_HEAVY_POSITIVE, 0.33),
             (profiles.MNIST_HEAVY_NEGATIVE, 0.20),
+            (profiles.DHE_OVER, 0.39),
+            (profiles.DHE_UNDER, 0.49),
+            (profiles.DHE_WRONG, 0.34),
         ):
             found = np.mean([target_iou(profile, digit, seed) for seed, digit in enumerate(digits)])
             assert found == pytest.approx(expected, abs=0.015)
