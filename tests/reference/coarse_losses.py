@@ -50,7 +50,7 @@ def consensus(positive, negative, num_classes):
     """positive[r][s], negative[c][s] of one image."""
     labels = []
     for s in range(len(positive[0])):
-        votes = {k: 0 for k in range(num_classes)}
+        votes = dict.fromkeys(range(num_classes), 0)
         for row in positive:
             for k in votes:
                 votes[k] -= row[s] not in (k, 255)
