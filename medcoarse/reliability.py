@@ -134,19 +134,27 @@ def uncertainty(probs: Tensor) -> Tensor:
     return torch.as_tensor(torch.special.entr(p).sum(1).mean(-1))
 
 
-def tendency_mm(drawing: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: Sequence[float]) -> float:
+def tendency_mm(
+    drawing: NDArray[np.bool_],
+    truth: NDArray[np.bool_],
+    spacing: Sequence[float],
+    known: NDArray[np.bool_] | None = None,
+) -> float:
     """By how much a drawing is too large (above 0) or too small all around, in mm.
 
     The mean of two signed distances: of the drawing's outline from the true one, positive outside, and of the true
-    outline from the drawing's, positive inside. A drawing that is too large by d all around gets d.
+    outline from the drawing's, positive inside. A drawing that is too large by d all around gets d, or a little more
+    at its corners. An outline is where a mask meets a known voxel outside of it, so neither the image's border nor the
+    edge of a stroke is one.
 
     Args:
         drawing: what was drawn (*S).
         truth: the structure (*S).
         spacing: mm per voxel along each axis.
+        known: where the drawing says something (*S); by default everywhere.
 
     Returns:
-        Millimetres; NaN where one of them is empty or fills the image: there is no outline to compare.
+        Millimetres; NaN where one of them has no outline.
 
     Raises:
         ValueError: shapes or spacing that do not match.
@@ -158,24 +166,28 @@ def tendency_mm(drawing: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: S
         >>> round(tendency_mm(large, small, (0.5, 0.5)), 1), tendency_mm(small, small, (0.5, 0.5))
         (1.0, 0.0)
     """
-    if drawing.shape != truth.shape or len(spacing) != truth.ndim:
-        got = f"{drawing.shape}, {truth.shape} and spacing {tuple(spacing)}"
-        raise ValueError(f"drawing and truth must have one shape and the spacing its length, got {got}")
-    if any(mask.all() or not mask.any() for mask in (drawing, truth)):
+    known = np.ones(drawing.shape, bool) if known is None else known
+    if not drawing.shape == truth.shape == known.shape or len(spacing) != truth.ndim:
+        got = f"{drawing.shape}, {truth.shape}, {known.shape} and spacing {tuple(spacing)}"
+        raise ValueError(f"drawing, truth and known must have one shape and the spacing its length, got {got}")
+    outlines = [_outline(mask & known, known) for mask in (drawing, truth)]
+    if not all(outline.any() for outline in outlines):
         return float("nan")
-    outside = _signed_distance(truth, spacing)[_outline(drawing)].mean()
-    inside = -_signed_distance(drawing, spacing)[_outline(truth)].mean()
+    outside = _signed_distance(truth, outlines[1], spacing)[outlines[0]].mean()
+    inside = -_signed_distance(drawing, outlines[0], spacing)[outlines[1]].mean()
     return float((outside + inside) / 2)
 
 
-def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    outline: NDArray[np.bool_] = mask & ~ndimage.binary_erosion(mask, border_value=1)
+def _outline(mask: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Voxels of the mask beside a known one outside of it."""
+    outline: NDArray[np.bool_] = mask & ndimage.binary_dilation(known & ~mask)
     return outline
 
 
-def _signed_distance(mask: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float64]:
-    """Distance from the outermost voxels of the mask, negative inside."""
-    outline = _outline(mask)
+def _signed_distance(
+    mask: NDArray[np.bool_], outline: NDArray[np.bool_], spacing: Sequence[float]
+) -> NDArray[np.float64]:
+    """Distance from the outline, negative inside the mask."""
     distance: NDArray[np.float64] = ndimage.distance_transform_edt(~outline, sampling=spacing)
     return np.where(mask, -distance, distance)
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 from torch import Tensor
 from tqdm import tqdm
@@ -32,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class AnnotatorReview:
-    """After an evaluation, review who drew the images of a data set: `annotators.json` and `annotators.html`.
+    """Review who drew the images of a data set: `annotators.json` and `annotators.html`.
 
     The JSON, and the page that shows it, hold for each annotator the reliability with the bounds between which 95% of
     resampled sets of images lie, the mean confusion matrix (`confusion`: estimated by the networks, on all images;
@@ -41,7 +40,7 @@ class AnnotatorReview:
     likely wrong; and whom to ask next about which image.
 
     Args:
-        model: the coupled model, its weights loaded by the time the evaluation is through.
+        model: the coupled model, with trained weights by the time it is called.
         loss: holds the fixed transition matrix.
         dataset: items with an image and drawings `positive` and `negative` (at least one of them), such as the training
             images; one item an image.
@@ -56,7 +55,7 @@ class AnnotatorReview:
         seed: of the resampling.
 
     Raises:
-        ValueError: names that do not match the model's annotators; drawings that do not, when it runs.
+        ValueError: names that do not match the model's annotators; drawings that do not, when it is called.
     """
 
     def __init__(
@@ -85,11 +84,7 @@ class AnnotatorReview:
         if len(self.names) != number or len(set(self.names)) != number:
             raise ValueError(f"annotator_names must be {number} different names, got {', '.join(self.names)}")
 
-    def attach(self, engine: Engine) -> None:
-        """Run when the evaluation is through; list it behind the handler that loads the weights."""
-        engine.add_event_handler(Events.COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self) -> None:
         """See the class."""
         numbers = range(len(self.dataset))
         looks = [self._look(n) for n in tqdm(numbers, "Reviewing", disable=not sys.stderr.isatty())]
@@ -140,11 +135,11 @@ class AnnotatorReview:
         spacing = self.spacing or (1.0,) * truth.ndim
         found = torch.full((len(kinds), len(self.class_names)), math.nan, dtype=torch.float64)
         for r, kind in enumerate(kinds):
-            if (drawings[r] == UNLABELED).any() or (kind == "negative" and len(self.class_names) > 2):
-                continue
+            if kind == "negative" and len(self.class_names) > 2:
+                continue  # what is not ruled out is no structure
             for k in range(1, len(self.class_names)):
-                meant = drawings[r] == k if kind == "positive" else drawings[r] != k
-                found[r, k] = reliability.tendency_mm(meant, truth == k, spacing)
+                meant = drawings[r] == k if kind == "positive" else drawings[r] == 0
+                found[r, k] = reliability.tendency_mm(meant, truth == k, spacing, drawings[r] != UNLABELED)
         return found
 
     def _worst(self, looks: Sequence[_Look]) -> list[tuple[int, int]]:
