@@ -351,6 +351,37 @@ def conditional_table(counts: Tensor) -> Tensor:
     return n / n.sum(-2, keepdim=True)
 
 
+def joint_table(cm: Tensor, prior: Tensor) -> Tensor:
+    """Table that an annotator is expected to draw, `joint[i, j] = p(observed = i, true = j) = cm[i, j] prior[j]`.
+
+    It takes the place of counts in the scores: `sensitivity` of it is the diagonal of the matrix, `specificity` how
+    often a class is not drawn where it is not, and `precision` its predictive value, the probability that what is
+    drawn as a class is that class.
+
+    Args:
+        cm: conditional tables (..., R, observed, true), columns sum to 1.
+        prior: probability of each class (..., true), one for all annotators.
+
+    Returns:
+        float64 (..., R, observed, true); 0 in the column of a class whose prior is 0, NaN for an annotator without
+        matrix.
+
+    Example:
+        >>> cm, prior = torch.tensor([[[0.9, 0.3], [0.1, 0.7]]]), torch.tensor([0.8, 0.2])
+        >>> sensitivity(joint_table(cm, prior))
+        tensor([[0.9000, 0.7000]], dtype=torch.float64)
+        >>> precision(joint_table(cm, prior))  # 0.72 / (0.72 + 0.06), 0.14 / (0.14 + 0.08)
+        tensor([[0.9231, 0.6364]], dtype=torch.float64)
+    """
+    if cm.ndim < 3 or cm.shape[-1] != cm.shape[-2] or prior.shape[-1:] != cm.shape[-1:]:
+        raise ValueError(
+            f"cm must be (..., R, L, L) and prior (..., L), got {tuple(cm.shape)} and {tuple(prior.shape)}; average "
+            "matrices over pixels first"
+        )
+    absent = (prior == 0)[..., None, None, :] & ~cm.isnan().all((-2, -1), keepdim=True)
+    return (cm.double() * prior.double()[..., None, None, :]).masked_fill(absent, 0)
+
+
 def empirical_confusion(annotation: Tensor, label: Tensor, num_classes: int, mask: Tensor | None = None) -> Tensor:
     """Confusion matrix of drawings, counted where something was drawn and the truth is known.
 
