@@ -17,7 +17,7 @@ SILENT = 0
 """Vote of an annotator who said nothing; class k is vote k + 1."""
 
 _FEW = 2**22  # so many codes are counted in a table; more than that are sorted
-_PIECE = 2**18  # voxels that are encoded at a time, so that temporaries stay in the processor's cache
+_PIECE = 2**14  # voxels looked at at a time: they stay in the processor's cache, and one thread does them
 
 
 class Patterns(NamedTuple):

@@ -54,10 +54,10 @@ def spatial_staple(
     """STAPLE with a confusion matrix for every voxel, pooled in a window around it and pulled to the global one.
 
     ``θ_r,x(i | s) = (mean_{y near x} W_y(s) [D_r(y) = i] + κ θ_r(i | s)) / (mean_{y near x} W_y(s) [r drew y] + κ)``,
-    with θ_r from :func:`medcoarse.fusion.staple.staple`, in turn with the posteriors ``W``. Without the pull (κ = 0)
-    the classes are free to swap from window to window.
+    with θ_r from :func:`medcoarse.fusion.staple.staple`, in turn with the posteriors ``W``. Where the pull is weak
+    (κ < 1) classes are free to swap from window to window, most of all where one annotator is alone.
 
-    Memory beyond inputs and results is that of one more ``probs`` and about five maps, for any number of annotators;
+    Memory beyond inputs and results is about that of two more ``probs`` and a few maps, for any number of annotators;
     the matrices themselves (``R L^2`` maps) exist only if asked for.
 
     Args:
@@ -102,7 +102,7 @@ def spatial_staple(
     for said, soft, cm, pi in zip(
         _as_volumes(annotations), _as_volumes(start.probs), start.cm, start.prior, strict=True
     ):
-        image = _Image(said, cm, pi, sides, bias, [bool((drawing != UNLABELED).all()) for drawing in said])
+        image = _Image(said, cm, pi, sides, bias)
         number, change = 0, math.inf
         while number < max_iterations and change >= tol:
             number, change = number + 1, image.improve(soft)
@@ -136,7 +136,6 @@ class _Image(NamedTuple):
         prior: ``(L,)``.
         window: its sides in voxels, three of them.
         bias: κ.
-        complete: which annotators said something everywhere.
     """
 
     said: Tensor
@@ -144,16 +143,16 @@ class _Image(NamedTuple):
     prior: Tensor
     window: tuple[int, ...]
     bias: float
-    complete: list[bool]
 
     def improve(self, soft: Tensor) -> float:
         """One M and one E step: replace the posteriors ``(L, D, H, W)`` and return by how much they changed."""
         log_soft = torch.empty_like(soft)
         for s, total in enumerate(log_soft):
             total.fill_(self.prior[s].log())
-            for r, i, theta in self._matrices(soft[s], s):
-                log_theta = self._spread(theta.clamp_(min=torch.finfo(theta.dtype).tiny).log_())  # never -inf for all
-                total += log_theta.where(self.said[r] == i, 0)
+            for r, columns in self._matrices(soft[s], s):
+                for i, theta in enumerate(columns):
+                    log_theta = self._spread(theta.clamp_(min=torch.finfo(theta.dtype).tiny).log_())  # never -inf
+                    total += log_theta.where(self.said[r] == i, 0)
         change = 0.0
         pieces = (torch.split(x.flatten(1), _PIECE, 1) for x in (soft, log_soft))
         for old, new in zip(*pieces, strict=True):
@@ -166,25 +165,21 @@ class _Image(NamedTuple):
         """The matrices at every voxel, ``(R, L, L, D, H, W)``."""
         fields = soft.new_full((*self.cm.shape, *soft.shape[1:]), torch.nan)
         for s in range(len(soft)):
-            for r, i, theta in self._matrices(soft[s], s):
-                fields[r, i, s] = self._spread(theta)
+            for r, columns in self._matrices(soft[s], s):
+                for i, theta in enumerate(columns):
+                    fields[r, i, s] = self._spread(theta)
         return fields
 
-    def _matrices(self, soft: Tensor, s: int) -> Iterator[tuple[int, int, Tensor]]:
-        """``θ_r(i | s)`` in every window that lies inside the image: r, i and the map, one after the other."""
-        everywhere = self._pooled(soft)
+    def _matrices(self, soft: Tensor, s: int) -> Iterator[tuple[int, Tensor]]:
+        """``θ_r(. | s)`` in every window that lies inside the image: r and L maps, one annotator after the other."""
         for r, matrix in enumerate(self.cm):
-            if matrix[:, s].isnan().any():  # said nothing, or the class is absent
+            overall = matrix[:, s].view(-1, 1, 1, 1)
+            if overall.isnan().any():  # said nothing, or the class is absent
                 continue
-            drawn = everywhere
-            if not self.complete[r]:
-                drawn = self._pooled(soft.where(self.said[r] != UNLABELED, 0))
-            for i, overall in enumerate(matrix[:, s]):
-                found = self._pooled(soft.where(self.said[r] == i, 0))
-                if self.bias == 0:
-                    yield r, i, torch.where(drawn > 0, found / drawn, overall).clamp_(max=1)
-                else:
-                    yield r, i, found.add_(self.bias * overall).div_(drawn + self.bias).clamp_(max=1)
+            found = torch.stack([self._pooled(soft.where(self.said[r] == i, 0)) for i in range(len(matrix))])
+            drawn = found.sum(0)
+            found.add_(overall, alpha=self.bias).div_(drawn + self.bias)
+            yield r, found if self.bias > 0 else torch.where(drawn > 0, found, overall)
 
     def _pooled(self, values: Tensor) -> Tensor:
         """Mean in every window that lies inside the image."""
