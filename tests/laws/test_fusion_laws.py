@@ -26,7 +26,7 @@ SOFT = {
     "STAPLE where they disagree": partial(staple, disagreement_only=True),
     "STAPLE of all images": partial(staple, scope="dataset"),
     "Spatial STAPLE": spatial_staple,
-    "Spatial STAPLE, little bias": partial(spatial_staple, bias=1.0),
+    "Spatial STAPLE, one window size": partial(spatial_staple, window_mm=5),
 }
 MATRICES = {name: method for name, method in SOFT.items() if name not in ("mean", "STAPLE where they disagree")}
 ERRORS = (0.05, 0.15, 0.25, 0.3)
