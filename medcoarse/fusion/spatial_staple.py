@@ -152,7 +152,7 @@ class _Image(NamedTuple):
             for r, columns in self._matrices(soft[s], s):
                 for i, theta in enumerate(columns):
                     log_theta = self._spread(theta.clamp_(min=torch.finfo(theta.dtype).tiny).log_())  # never -inf
-                    total += log_theta.where(self.said[r] == i, 0)
+                    total.addcmul_(log_theta, self._drew(r, i))
         change = 0.0
         pieces = (torch.split(x.flatten(1), _PIECE, 1) for x in (soft, log_soft))
         for old, new in zip(*pieces, strict=True):
@@ -176,16 +176,20 @@ class _Image(NamedTuple):
             overall = matrix[:, s].view(-1, 1, 1, 1)
             if overall.isnan().any():  # said nothing, or the class is absent
                 continue
-            found = torch.stack([self._pooled(soft.where(self.said[r] == i, 0)) for i in range(len(matrix))])
+            found = torch.stack([self._pooled(soft * self._drew(r, i)) for i in range(len(matrix))])
             drawn = found.sum(0)
             found.add_(overall, alpha=self.bias).div_(drawn + self.bias)
             yield r, found if self.bias > 0 else torch.where(drawn > 0, found, overall)
 
+    def _drew(self, r: int, i: int) -> Tensor:
+        """1.0 where annotator r said class i, 0.0 elsewhere: products are several times faster than choices."""
+        return (self.said[r] == i).to(self.cm.dtype)
+
     def _pooled(self, values: Tensor) -> Tensor:
         """Mean in every window that lies inside the image."""
-        for axis in (2, 1, 0):  # the cheapest one while the map is large
-            values = _moving_mean(values, axis, self.window[axis])
-        return values
+        for axis in (2, 1, 0):
+            values = _moving_sum(values, axis, self.window[axis])
+        return values.div(math.prod(self.window)).clamp_(min=0)
 
     def _spread(self, pooled: Tensor) -> Tensor:
         """To every voxel the window around it, near the border the outermost one."""
@@ -193,20 +197,20 @@ class _Image(NamedTuple):
         return F.pad(pooled[None, None], padding, mode="replicate")[0, 0]
 
 
-def _moving_mean(values: Tensor, axis: int, width: int) -> Tensor:
-    """Mean over ``width`` neighbours along an axis, where all of them exist.
+def _moving_sum(values: Tensor, axis: int, width: int) -> Tensor:
+    """Sum of ``width`` neighbours along an axis, where all of them exist.
 
     Example:
-        >>> _moving_mean(torch.tensor([[[1.0, 3.0, 5.0, 1.0]]]), axis=2, width=2)
-        tensor([[[2., 4., 3.]]])
+        >>> _moving_sum(torch.tensor([[[1.0, 3.0, 5.0, 1.0]]]), axis=2, width=2)
+        tensor([[[4., 8., 6.]]])
     """
     if width == 1:
         return values
     number = values.shape[axis] - width + 1
     total = _cumulative(values, axis)
-    mean = total.narrow(axis, width - 1, number) / width
-    mean.narrow(axis, 1, number - 1).sub_(total.narrow(axis, 0, number - 1), alpha=1 / width)
-    return mean.clamp_(min=0)
+    sums = total.narrow(axis, width - 1, number).clone()
+    sums.narrow(axis, 1, number - 1).sub_(total.narrow(axis, 0, number - 1))
+    return sums
 
 
 def _cumulative(values: Tensor, axis: int) -> Tensor:
