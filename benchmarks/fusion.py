@@ -40,7 +40,10 @@ def case(tiny: bool, way: str, side: int) -> Callable[[], Any]:
         images = [SimpleITK.GetImageFromArray(volume) for volume in drawn]
         if way.endswith("voting"):
             return lambda: SimpleITK.LabelVoting(images, 255)
-        return lambda: SimpleITK.STAPLE(images, confidenceWeight=1.0, foregroundValue=1)
+        method = SimpleITK.STAPLEImageFilter()
+        method.SetForegroundValue(1)
+        method.SetMaximumIterations(1000)
+        return lambda: method.Execute(images)
     annotations = torch.from_numpy(drawn)[None]
     if way == SPATIAL:
         return lambda: spatial_staple(annotations, 2, max_iterations=1)
