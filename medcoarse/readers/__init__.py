@@ -1,0 +1,1 @@
+"""Real annotations as they are published, read into arrays."""

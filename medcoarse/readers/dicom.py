@@ -1,0 +1,242 @@
+"""A DICOM CT series as one volume in Hounsfield units, and boxes of it on another grid."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from medcoarse.datalist import DataError
+
+AIR_HU = -1024
+"""Written where there is nothing: outside the scan, and where a scanner padded with something lower."""
+
+_SPACING_TOLERANCE = 0.1
+_INSTALL = "pip install 'medcoarse[dicom]'"
+
+
+@dataclass(frozen=True)
+class Series:
+    """A CT volume and where it lies.
+
+    Convention: arrays are indexed (slice, row, column), slices ascending along the normal of the image plane (towards
+    the head for the usual axial series), and so are ``spacing_mm`` and the rows of ``axes``. Index i lies at
+    ``origin_mm + (spacing_mm * i) @ axes`` in DICOM's patient coordinates (left, posterior, superior).
+    """
+
+    volume: npt.NDArray[np.int16]
+    spacing_mm: npt.NDArray[np.float64]
+    origin_mm: npt.NDArray[np.float64]
+    axes: npt.NDArray[np.float64]
+    sop_uids: tuple[str, ...]
+    z_mm: tuple[float, ...]
+    """Third component of every slice's ImagePositionPatient, as LIDC's annotations state it."""
+
+
+def pydicom_module() -> Any:
+    """pydicom, which is an optional dependency.
+
+    Raises:
+        DataError: it is not installed; says how to install it.
+    """
+    try:
+        import pydicom
+    except ImportError:
+        raise DataError(f"DICOM files are read with pydicom, which is not installed; {_INSTALL}") from None
+    return pydicom
+
+
+def read_tags(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, str]:
+    """Some header fields of a DICOM file as text, empty where the file has none; no pixels are read.
+
+    Raises:
+        DataError: no DICOM file, or damaged.
+    """
+    header = _read(Path(path), stop_before_pixels=True, specific_tags=list(names))
+    with _quietly():
+        return {name: str(header.get(name, "")) for name in names}
+
+
+def read_series(paths: Iterable[str | os.PathLike[str]]) -> Series:
+    """Assemble the slices of one CT series.
+
+    Slices are sorted by their position along the normal of the image plane (ImagePositionPatient), whatever their
+    names and instance numbers say. Hounsfield units = RescaleSlope * stored value + RescaleIntercept, rounded, and at
+    least -1024: some scanners pad the corners with -2000.
+
+    Args:
+        paths: the files of the slices, in any order.
+
+    Returns:
+        The volume and its geometry.
+
+    Raises:
+        DataError: no slices, a damaged one, slices of several series, sizes or orientations, two slices at one place,
+            or a gap, i.e. a step between slices that differs by over 10% from the usual one.
+    """
+    files = [Path(path) for path in paths]
+    if not files:
+        raise DataError("no DICOM slices to read; fetch the series again")
+    slices = [(path, _slice(path)) for path in files]
+    where = files[0].parent
+    _require_one(slices, "SeriesInstanceUID", where)
+    _require_one(slices, "shape", where)
+    _require_one(slices, "ImageOrientationPatient", where)
+    _require_one(slices, "PixelSpacing", where)
+    facts = sorted((facts for _, facts in slices), key=lambda facts: float(facts["position"] @ facts["axes"][0]))
+    positions = np.array([facts["position"] for facts in facts])
+    step = _step(positions @ facts[0]["axes"][0], facts[0]["thickness"], where)
+    return Series(
+        np.stack([facts["pixels"] for facts in facts]),
+        np.array([step, *facts[0]["PixelSpacing"]]),
+        positions[0],
+        facts[0]["axes"],
+        tuple(facts["sop_uid"] for facts in facts),
+        tuple(positions[:, 2].tolist()),
+    )
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without pydicom's warnings: they quote the header, which may name people."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _read(path: Path, **options: Any) -> Any:
+    pydicom = pydicom_module()
+    try:
+        with _quietly():
+            return pydicom.dcmread(path, **options)
+    except Exception as error:  # pydicom promises no types; the text is left out, for it may quote the header
+        raise DataError(f"{path}: damaged or no DICOM file ({type(error).__name__}); fetch it again") from None
+
+
+def _slice(path: Path) -> dict[str, Any]:
+    """Pixels and geometry of one slice."""
+    data = _read(path)
+    try:
+        row_axis, column_axis = np.array(data.ImageOrientationPatient, dtype=float).reshape(2, 3)
+        stored = data.pixel_array.astype(np.float32)
+        hounsfield = stored * float(data.RescaleSlope) + float(data.RescaleIntercept)
+        return {
+            "pixels": np.clip(np.rint(hounsfield), AIR_HU, 32767).astype(np.int16),
+            "shape": stored.shape,
+            "position": np.array(data.ImagePositionPatient, dtype=float),
+            "axes": np.stack([np.cross(row_axis, column_axis), column_axis, row_axis]),
+            "ImageOrientationPatient": tuple(np.round(np.concatenate([row_axis, column_axis]), 4).tolist()),
+            "PixelSpacing": tuple(float(value) for value in data.PixelSpacing),
+            "thickness": float(data.get("SliceThickness") or 1),
+            "SeriesInstanceUID": str(data.SeriesInstanceUID),
+            "sop_uid": str(data.SOPInstanceUID),
+        }
+    except Exception as error:  # as above; a file cut short shows when its pixels are decoded
+        raise DataError(f"{path}: no whole CT slice ({type(error).__name__}); fetch it again") from None
+
+
+def _require_one(slices: Sequence[tuple[Path, Mapping[str, Any]]], key: str, where: Path) -> None:
+    """All slices must agree in something."""
+    first = slices[0][1][key]
+    for path, facts in slices:
+        if facts[key] != first:
+            names = f"{slices[0][0].name} and {path.name}"
+            raise DataError(f"{where}: {names} differ in {key}; keep the slices of one series in a folder")
+
+
+def _step(heights: npt.NDArray[np.float64], thickness: float, where: Path) -> float:
+    """Distance between slices, which must be the same all along."""
+    steps = np.diff(heights)
+    if not len(steps):
+        return thickness
+    usual = float(np.median(steps))
+    if usual <= 0 or steps.min() < 0.01 * usual:
+        raise DataError(f"{where}: two slices at one position; remove the copy or fetch the series again")
+    worst = int(np.abs(steps - usual).argmax())
+    if abs(steps[worst] - usual) > _SPACING_TOLERANCE * usual:
+        raise DataError(
+            f"{where}: slices are usually {usual:g} mm apart, but {steps[worst]:g} mm between slices {worst + 1} and "
+            f"{worst + 2} of {len(heights)} in the order of position; a slice may be missing, fetch the series again"
+        )
+    return float(steps.mean())
+
+
+def resample(
+    array: npt.NDArray[Any],
+    spacing_mm: Sequence[float] | npt.NDArray[np.float64],
+    centre: Sequence[float] | npt.NDArray[np.float64],
+    shape: Sequence[int],
+    target_mm: float = 1.0,
+    order: int = 1,
+    fill: float = 0,
+) -> npt.NDArray[Any]:
+    """A box of an array on an isotropic grid with the same axes.
+
+    Output index j lies at input index ``centre + (j - (shape - 1) / 2) * target_mm / spacing_mm``. No smoothing.
+
+    Args:
+        array: *S.
+        spacing_mm: of the array's axes.
+        centre: input index that comes to lie in the middle of the box.
+        shape: of the box.
+        target_mm: distance of its pixels.
+        order: 1 interpolates linearly (images), 0 takes the nearest pixel (masks).
+        fill: what lies over half a pixel outside the array.
+
+    Returns:
+        The box, in the array's type.
+
+    Example:
+        >>> resample(np.array([0, 10, 20]), [2.0], [1], [5]).tolist()
+        [0, 5, 10, 15, 20]
+        >>> resample(np.array([0, 10, 20]), [2.0], [0], [5], order=0, fill=-1).tolist()
+        [-1, 0, 0, 10, 10]
+    """
+    steps = target_mm / np.asarray(spacing_mm, dtype=float)
+    offset = first_index(spacing_mm, centre, shape, target_mm)
+    box: npt.NDArray[Any] = ndimage.affine_transform(
+        array, steps, offset, tuple(shape), array.dtype, order, "nearest", prefilter=False
+    )
+    for axis, length in enumerate(array.shape):
+        index = offset[axis] + steps[axis] * np.arange(shape[axis])
+        np.moveaxis(box, axis, 0)[(index < -0.5) | (index > length - 0.5)] = fill
+    return box
+
+
+def first_index(
+    spacing_mm: Sequence[float] | npt.NDArray[np.float64],
+    centre: Sequence[float] | npt.NDArray[np.float64],
+    shape: Sequence[int],
+    target_mm: float = 1.0,
+) -> npt.NDArray[np.float64]:
+    """Input index at which a box of `resample` begins.
+
+    Example:
+        >>> first_index([2.0], [1], [5]).tolist()
+        [0.0]
+    """
+    steps = target_mm / np.asarray(spacing_mm, dtype=float)
+    return np.asarray(np.asarray(centre, dtype=float) - steps * (np.asarray(shape) - 1) / 2)
+
+
+def nifti_affine(series: Series, index: npt.NDArray[np.float64], target_mm: float = 1.0) -> npt.NDArray[np.float64]:
+    """Affine of a box of `resample` stored as NIfTI, i.e. indexed (column, row, slice), in RAS coordinates.
+
+    Args:
+        series: where the box was taken from.
+        index: index in the series at which it begins, see `first_index`.
+        target_mm: distance of its pixels.
+    """
+    affine = np.eye(4)
+    affine[:3, :3] = series.axes[::-1].T * target_mm
+    affine[:3, 3] = series.origin_mm + (series.spacing_mm * index) @ series.axes
+    affine[:2] *= -1  # left, posterior -> right, anterior
+    return affine
