@@ -208,7 +208,7 @@ def prepare_cases(
             made += there is None
         except DataError as error:
             found.append(str(error))
-    require_none(found, skip_incomplete)
+    require_none(found[len(problems) :], skip_incomplete)
     left_out = [text.replace(f"{source_dir}{os.sep}", "") for text in found]
     _finish(output_dir, cases, items, facts, header, split, left_out)
     kept = len(items) - made

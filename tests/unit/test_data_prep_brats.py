@@ -218,6 +218,7 @@ def test_scans_can_be_left_out(new_folder: Path, tmp_path: Path, capsys: pytest.
     captured = capsys.readouterr()
     assert "3 scans prepared, 0 there already, 2 left out" in captured.out
     assert f"{damaged}: damaged or no NIfTI file" in captured.err
+    assert captured.err.count("no t2w") == 1, "told once"
     assert len(all_items(out)) == 12
     record = json.loads((out / "provenance.json").read_text())
     assert len(record["left_out"]) == 2

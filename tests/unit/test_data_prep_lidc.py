@@ -245,6 +245,7 @@ def test_crops_by_hand(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not masks[:, 2:].any(), "who did not outline it: background"
     image = np.asarray(loaded[2]["image"])[0]
     assert image[88, 88] == pytest.approx(350 + (13.5 - 3) - (15.5 - 3), abs=0.51)
+    assert image[91, 88] == pytest.approx(350 + (13.5 - 3) - (15.5 + 3), abs=0.51), "columns come first"
     assert (image == -1024).sum() > 180 * 180 - 22 * 22, "outside the scan"
     affine = loaded[0]["image"].affine
     assert affine.shape == (3, 3)
