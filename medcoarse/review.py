@@ -33,11 +33,12 @@ logger = logging.getLogger(__name__)
 class AnnotatorReview:
     """Review who drew the images of a data set: `annotators.json` and `annotators.html`.
 
-    The JSON, and the page that shows it, hold for each annotator the reliability with the bounds between which 95% of
-    resampled sets of images lie, the mean confusion matrix (`confusion`: estimated by the networks, on all images;
-    `counted`: of what was drawn against the estimated truth), frequent errors in words, and by how many millimetres
-    the drawings are too large or too small; the drawings that fit the estimated truth least, with the regions that are
-    likely wrong; and whom to ask next about which image.
+    The JSON, and the page that shows it, hold for each annotator the mean confusion matrix (`confusion`: estimated by
+    the networks, on all images; `counted`: of what was drawn against the estimated truth); from what was drawn, the
+    reliability with the bounds between which 95% of resampled sets of images lie, frequent errors in words, and by how
+    many millimetres the drawings are too large or too small; the drawings that fit the estimated truth least, with the
+    regions that are likely wrong; and whom to ask next about which image. The bounds say how much the images matter,
+    not how far the estimated truth is from the truth.
 
     Args:
         model: the coupled model, with trained weights by the time it is called.
@@ -55,7 +56,7 @@ class AnnotatorReview:
         seed: of the resampling.
 
     Raises:
-        ValueError: names that do not match the model's annotators; drawings that do not, when it is called.
+        ValueError: names that do not match the model's annotators; drawings that do not, or none, when it is called.
     """
 
     def __init__(
@@ -87,6 +88,8 @@ class AnnotatorReview:
     def __call__(self) -> None:
         """See the class."""
         numbers = range(len(self.dataset))
+        if not numbers:
+            raise ValueError("there is nothing to review: the data set is empty")
         looks = [self._look(n) for n in tqdm(numbers, "Reviewing", disable=not sys.stderr.isatty())]
         content = self._content(looks)
         shown = [self._show(*pair) for pair in self._worst(looks)]
@@ -171,7 +174,7 @@ class AnnotatorReview:
         )
         kinds: list[reliability.Kind] = ["positive"] * self.model.annotator.num_positive
         kinds += ["negative"] * self.model.annotator.num_negative
-        trust = reliability.reliability(expected, kinds, seed=self.seed)
+        trust = reliability.reliability(drawn, kinds, seed=self.seed)
         tendency = torch.stack([look.tendency for look in looks])
         annotators = [
             {
@@ -179,12 +182,12 @@ class AnnotatorReview:
                 "kind": kinds[r],
                 "num_images": int((~quality[:, r].isnan()).sum()),
                 "reliability": {"score": trust[r].score, "low": trust[r].low, "high": trust[r].high},
-                "confusion": trust[r].confusion.tolist(),
-                "counted": conditional_table(drawn[:, r].sum(0)).tolist(),
+                "confusion": conditional_table(expected[:, r].sum(0)).tolist(),
+                "counted": trust[r].confusion.tolist(),
                 "quality": quality[:, r].nanmedian().item(),
                 "habits": [
                     habit._asdict() | {"text": habit_text(habit, self.class_names)}
-                    for habit in (reliability.habits(expected[:, r].sum(0)) if kinds[r] == "positive" else [])
+                    for habit in (reliability.habits(drawn[:, r].sum(0)) if kinds[r] == "positive" else [])
                 ],
                 "tendency_mm": self._tendency_of(tendency[:, r]),
             }
@@ -198,7 +201,7 @@ class AnnotatorReview:
             "class_names": list(self.class_names),
             "unit": "voxels" if self.spacing is None else "mm",
             "num_images": len(looks),
-            "annotators": sorted(annotators, key=lambda one: -one["reliability"]["score"]),
+            "annotators": sorted(annotators, key=_least_reliable_last),
             "worst": [
                 {
                     "image": looks[n].name,
@@ -251,6 +254,12 @@ class _Look(NamedTuple):
     quality: Tensor  # (R,)
     uncertainty: Tensor  # ()
     tendency: Tensor  # (R, L)
+
+
+def _least_reliable_last(annotator: Mapping[str, Any]) -> float:
+    """To sort by; who drew nothing comes last of all."""
+    score: float = annotator["reliability"]["score"]
+    return math.inf if math.isnan(score) else -score
 
 
 def _tensor(values: Any) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -87,21 +88,23 @@ def _ranking(annotators: Sequence[Mapping[str, Any]], unit: str) -> str:
     rows = []
     for place, one in enumerate(annotators, 1):
         score, low, high = (one["reliability"][key] for key in ("score", "low", "high"))
-        bar = (
-            f'<div class="bar"><i style="width:{score:.1%}"></i>'
-            f'<b style="left:{low:.1%};width:{max(high - low, 0.004):.1%}"></b></div>'
-        )
+        bar, number = "", "drew nothing"
+        if not math.isnan(score):
+            number = f"{score:.3f} <small>({low:.3f}–{high:.3f})</small>"
+            bar = (
+                f'<div class="bar"><i style="width:{score:.1%}"></i>'
+                f'<b style="left:{low:.1%};width:{max(high - low, 0.004):.1%}"></b></div>'
+            )
         sizes = "; ".join(
             f"{html.escape(name)} {value['mean']:+.2f} ± {value['std']:.2f} {unit}"
             for name, value in one["tendency_mm"].items()
         )
         habits = "; ".join(html.escape(habit["text"]) for habit in one["habits"]) or "–"
-        number = f"{score:.3f} <small>({low:.3f}–{high:.3f})</small>"
         name = html.escape(one["name"])
         rows.append(_row("td", [place, name, one["kind"], one["num_images"], bar, number, sizes or "–", habits]))
     note = (
-        '<p class="note">Reliability: mean over the classes of the chance that it is drawn as what it is (or not ruled '
-        "out). In brackets and as a dark line: where 95% of resampled sets of images lie.</p>"
+        '<p class="note">Reliability: mean over the classes of the chance that it is drawn as what it is estimated to '
+        "be (or not ruled out). In brackets and as a dark line: where 95% of resampled sets of images lie.</p>"
     )
     return f"<table>{head}{''.join(rows)}</table>{note}"
 
@@ -120,7 +123,9 @@ def _matrix(table: Sequence[Sequence[float]], names: Sequence[str], verb: str) -
     rows = []
     for name, line in zip(names, table, strict=True):
         cells = "".join(
-            "<td>–</td>" if value != value else f'<td style="background:rgba(95,163,211,{value:.2f})">{value:.2f}</td>'
+            "<td>–</td>"
+            if math.isnan(value)
+            else f'<td style="background:rgba(95,163,211,{value:.2f})">{value:.2f}</td>'
             for value in line
         )
         rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.inferers import SimpleInferer
+from torch import nn
+
+from medcoarse.losses import CoupledLoss
+from medcoarse.networks import AnnotatorNet, CoupledModel
+from medcoarse.review import AnnotatorReview
+
+NAMES = ["background", "core", "edema"]
+
+
+class Reads(nn.Module):
+    """A segmenter for images that show their classes as 0, 1 and 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, image):
+        return torch.cat([-self.scale * (image - k).square() for k in range(3)], 1)
+
+
+def model(num_positive: int, num_negative: int = 0) -> CoupledModel:
+    return CoupledModel(Reads(), AnnotatorNet(None, 2, 0, 3, num_positive, num_negative, structure="global"))
+
+
+def case(n: int, depth: int | None) -> torch.Tensor:
+    """A label map (H, W[, D]): a block of each structure, somewhere else in each image."""
+    label = torch.zeros(24, 24, dtype=torch.long)
+    label[4 + n : 10 + n, 3:9] = 1
+    label[6:12, 13 + n : 19 + n] = 2
+    return label if depth is None else label[..., None].repeat(1, 1, depth)
+
+
+def item(n: int, drawings: torch.Tensor, depth: int | None, key: str = "positive"):
+    image = MetaTensor(case(n, depth)[None].float(), meta={"filename_or_obj": f"/secret/case_{n}.png"})
+    return {"image": image, key: MetaTensor(drawings)}
+
+
+def people(n: int, depth: int | None) -> torch.Tensor:
+    """A faithful one, one who swaps core and edema, one who draws the core too large, one who draws nothing."""
+    label = case(n, depth)
+    swaps = torch.where(label == 0, 0, 3 - label)
+    larger = label.clone()
+    larger[3 + n : 11 + n, 2:10] = 1
+    return torch.stack([label, swaps, larger, torch.full_like(label, 255)])
+
+
+def review(tmp_path, items, num_positive=4, num_negative=0, **options):
+    reviewed = model(num_positive, num_negative)
+    AnnotatorReview(reviewed, CoupledLoss(3), items, SimpleInferer(), NAMES, tmp_path, **options)()
+    content = json.loads((tmp_path / "annotators.json").read_text())
+    return content, (tmp_path / "annotators.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("depth", [None, 3])
+def test_who_is_right_and_what_the_others_do(tmp_path, depth):
+    items = [item(n, people(n, depth), depth) for n in range(4)]
+    spacing = [0.5, 0.5] if depth is None else [0.5, 0.5, 2.0]
+    names = ["Ada", "Bea", "Cy", "<Dan>"]
+    content, page = review(tmp_path, items, annotator_names=names, spacing=spacing, num_worst=5)
+    assert [one["name"] for one in content["annotators"]] == ["Ada", "Cy", "Bea", "<Dan>"]
+    ada, cy, bea, dan = content["annotators"]
+    assert ada["reliability"]["score"] == pytest.approx(1, abs=1e-5)
+    assert ada["habits"] == []
+    assert ada["tendency_mm"]["core"]["mean"] == 0
+    assert [habit["text"] for habit in bea["habits"]] == ["swaps edema and core (100%)"]
+    assert [habit["text"] for habit in cy["habits"]] == ["44% of what is drawn as core is background"]  # 28 of 64
+    assert cy["tendency_mm"]["core"]["mean"] == pytest.approx(0.5, abs=0.05)
+    assert cy["tendency_mm"]["edema"]["mean"] == 0
+    assert (dan["num_images"], dan["habits"], dan["tendency_mm"]) == (0, [], {})
+    assert dan["reliability"]["score"] is None or math.isnan(dan["reliability"]["score"])
+    assert [one["annotator"] for one in content["worst"]] == ["Bea"] * 4 + ["Cy"]
+    assert all(one["regions"] for one in content["worst"])
+    assert {one["annotator"] for one in content["ask_next"]} == {"<Dan>"}
+    assert "<Dan>" not in page
+    assert "&lt;Dan&gt;" in page
+    assert "/secret" not in page + json.dumps(content)
+    assert len(re.findall("data:image/png;base64", page)) == 5 * 4 + 3 * 5  # worst drawings, expected errors
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_regions_of_a_planted_error(tmp_path):
+    drawings = [case(n, None)[None].clone() for n in range(3)]
+    drawings[1][0, 20:23, 0:5] = 2
+    content, page = review(tmp_path, [item(n, drawings[n], None) for n in range(3)], 1, num_worst=1)
+    (worst,) = content["worst"]
+    assert (worst["image"], worst["usual"]) == ("case_1.png", pytest.approx(1, abs=1e-5))
+    assert worst["regions"] == [{"box": [[20, 23], [0, 5]], "size": pytest.approx(15, abs=1e-3)}]
+    assert content["ask_next"] == []
+    assert "Everybody has drawn every image" in page
+    assert "20–22 x 0–4 (15.0 voxels²)" in page
+
+
+def test_negative_annotators(tmp_path):
+    """One who rules out a wrong class everywhere, beside one who rules out what is there on edema."""
+    label = [case(n, None) for n in range(3)]
+    right = [torch.where(one == 1, 0, 1) for one in label]
+    wrong = [torch.where(one == 2, 2, now) for one, now in zip(label, right, strict=True)]
+    items = [item(n, torch.stack([right[n], wrong[n]]), None, "negative") for n in range(3)]
+    content, _ = review(tmp_path, items, 0, 2)
+    first, second = content["annotators"]
+    assert (first["name"], second["name"]) == ("negative 1", "negative 2")
+    assert first["reliability"]["score"] == pytest.approx(1, abs=1e-5)
+    assert second["reliability"]["score"] == pytest.approx(2 / 3, abs=1e-5)
+    assert content["worst"][0]["annotator"] == "negative 2"
+
+
+def test_what_does_not_fit_is_said(tmp_path):
+    with pytest.raises(ValueError, match="annotator_names must be 4 different names, got a, b"):
+        review(tmp_path, [], annotator_names=["a", "b"])
+    with pytest.raises(ValueError, match=r"2 positive and 0 negative annotators, case_0\.png has drawings by 4 and 0"):
+        review(tmp_path, [item(0, people(0, None), None)], 2)
+    with pytest.raises(ValueError, match="nothing to review: the data set is empty"):
+        review(tmp_path, [])
+    assert list(tmp_path.iterdir()) == []
