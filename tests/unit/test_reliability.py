@@ -113,6 +113,16 @@ def test_tendency_follows_the_spacing():
     assert tendency_mm(drawing.T, truth.T, (3.0, 1.0)) == pytest.approx(2)
 
 
+def test_tendency_is_the_mean_of_both_ways():
+    """A stray line six rows above the structure: (0 + 0 + 6) / 3 from the drawing, 0 from the truth."""
+    truth = np.zeros((20, 20), bool)
+    truth[8:12] = True
+    drawing = truth.copy()
+    drawing[2] = True
+    assert tendency_mm(drawing, truth, (1, 1)) == pytest.approx(1)
+    assert tendency_mm(truth, drawing, (1, 1)) == pytest.approx(-1)
+
+
 def test_tendency_needs_two_outlines():
     some, full, empty = np.zeros((8, 8), bool), np.ones((8, 8), bool), np.zeros((8, 8), bool)
     some[2:4, 2:4] = True
