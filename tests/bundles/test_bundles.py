@@ -145,6 +145,21 @@ def test_evaluation_without_weights_says_so(bundle, tmp_path):
         bundle.evaluate(tmp_path)
 
 
+def test_review_of_those_who_drew(bundle, trained, tmp_path):
+    places = bundle.places(tmp_path) | {"ckpt_dir": str(trained / "models")}
+    bundle.run("train.json", "review.json", **bundle.small, **places)
+    content = json.loads((tmp_path / "annotators.json").read_text())
+    assert {one["name"] for one in content["annotators"]} == {"positive", "negative"}
+    assert {one["num_images"] for one in content["annotators"]} == {content["num_images"]}
+    assert content["ask_next"] == []
+    assert (tmp_path / "annotators.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_review_without_weights_says_so(bundle, tmp_path):
+    with pytest.raises(SystemExit, match=r"no weights at .*full\.pt: train first"):
+        bundle.run("train.json", "review.json", **bundle.small, **bundle.places(tmp_path))
+
+
 def test_the_annotators_learn_alone_in_the_end(bundle, tmp_path):
     states = []
     for epochs in (0, 1):

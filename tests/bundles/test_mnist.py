@@ -63,6 +63,24 @@ def test_strokes_are_merged_and_have_one_annotator(bundle, tmp_path):
     assert bundle.metrics(tmp_path)["facts"]["supervision"] == "strokes"
 
 
+@pytest.mark.parametrize("per_image", [5, 1])
+def test_five_annotators_and_what_is_said_of_them(bundle, tmp_path, per_image):
+    configs, options = ("train.json", "annotators.json"), bundle.small | bundle.places(tmp_path)
+    options |= {"annotators_per_image": per_image, "warmup_epochs": 0}
+    built = bundle.run(*configs, **options)
+    data = built.parser.get_parsed_content("train#dataset")
+    drew = torch.stack([(item["positive"] != 255).flatten(1).any(1) for item in data])
+    assert drew.shape == (len(data), 5)
+    assert (drew.sum(1) == per_image).all()
+    assert drew.sum(0).max() - drew.sum(0).min() <= 1
+    for item in data:
+        assert (item["positive"][4] != 1).all()  # who says that there is no digit
+    bundle.run(*configs, "review.json", **options)
+    content = json.loads((tmp_path / "annotators.json").read_text())
+    assert sum(one["num_images"] for one in content["annotators"]) == per_image * len(data)
+    assert len(content["ask_next"]) == (0 if per_image == 5 else len(data))
+
+
 @pytest.mark.parametrize("supervision", ["dense", "semi"])
 def test_other_supervision(bundle, tmp_path, supervision):
     bundle.train(tmp_path, supervision=supervision, num_dense=2, max_epochs=1)
