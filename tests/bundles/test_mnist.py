@@ -81,6 +81,17 @@ def test_five_annotators_and_what_is_said_of_them(bundle, tmp_path, per_image):
     assert len(content["ask_next"]) == (0 if per_image == 5 else len(data))
 
 
+@pytest.mark.parametrize("method", ["majority", "staple", "spatial_staple"])
+def test_training_on_fused_labels(bundle, tmp_path, method):
+    options = bundle.small | bundle.places(tmp_path) | {"supervision": "dense"}
+    built = bundle.run("train.json", "annotators.json", **options, fusion=method)
+    dense = bundle.workflow("train.json", **options)
+    dense.parser.parse()
+    fused, true = (one.parser.get_parsed_content("train#dataset") for one in (built, dense))
+    agree = [float((one["label"] == other["label"]).float().mean()) for one, other in zip(fused, true, strict=True)]
+    assert 0.5 < sum(agree) / len(agree) < 1
+
+
 @pytest.mark.parametrize("supervision", ["dense", "semi"])
 def test_other_supervision(bundle, tmp_path, supervision):
     bundle.train(tmp_path, supervision=supervision, num_dense=2, max_epochs=1)

@@ -8,6 +8,7 @@ from monai.losses import DiceLoss
 from scipy.ndimage import gaussian_filter
 
 from medcoarse.baselines.blur_threshold import BlurThreshold
+from medcoarse.baselines.fused_labels import METHODS, FuseAnnotationsd, fuse
 from medcoarse.baselines.partial import PartialLoss, balanced_nll
 from medcoarse.confusion import Annotations, CoupledOutput
 from medcoarse.losses import CoupledLoss, dense_nll, partial_dice
@@ -117,3 +118,23 @@ def test_blur_and_threshold():
     assert (scores[1] - scores[0]).item() == pytest.approx(8 * 0.55, rel=1e-3)  # the logit of class 1
     with pytest.raises(ValueError, match="one channel, got 3"):
         BlurThreshold(2)(torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("size", [(9, 8), (5, 6, 4)])
+def test_fused_labels_of_four_of_whom_one_errs(size):
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 3, (1, 1, *size), generator=generator).to(torch.uint8)
+    annotations = label.repeat(1, 4, *[1] * len(size))
+    annotations[:, 3] = (annotations[:, 3] + 1) % 3
+    annotations[:, 0].flatten()[:5] = 255
+    for method in METHODS:
+        assert torch.equal(fuse(annotations, 3, method), label), method
+        fused = FuseAnnotationsd("positive", num_classes=3, method=method)({"positive": annotations[0]})
+        assert torch.equal(fused["label"], label[0])
+
+
+def test_fusion_with_what_it_does_not_know():
+    with pytest.raises(ValueError, match="method must be one of majority, staple, spatial_staple, got 'mean'"):
+        fuse(torch.zeros(1, 2, 4, 4), 2, "mean")
+    nothing = torch.full((1, 3, 4, 4), 255)
+    assert all((fuse(nothing, 2, method) == 255).all() for method in METHODS)
