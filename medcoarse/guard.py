@@ -77,7 +77,7 @@ def diagnose(seen: Mapping[str, float]) -> dict[str, str]:
             found["permutation"] = (
                 f"The segmentation calls most pixels of two classes by each other's name, going by the {name} drawings "
                 f"(it agrees with {seen.get(f'agreement_{name}', 0.0):.0%} of them): the classes are swapped. Lengthen "
-                "the warm-up, keep diagonal_floor at 0.5 and lower the annotators' learning rate."
+                "the warm-up, set diagonal_floor to 0.5 and lower the annotators' learning rate."
             )
         if seen.get(f"error_{name}", 0.0) > _NEARLY_CHANCE * seen.get(f"chance_{name}", 1.0):
             found["uniform"] = (
@@ -88,8 +88,8 @@ def diagnose(seen: Mapping[str, float]) -> dict[str, str]:
         if not found and seen.get(f"undominated_{name}", 0.0) > _MOSTLY:
             found["indifference"] = (
                 f"At {seen[f'undominated_{name}']:.0%} of the pixels and classes another class explains the {name} "
-                "drawings as well as the class that was drawn: the segmentation is free to choose. Keep diagonal_floor "
-                "at 0.5, lower trace_weight and lengthen the warm-up."
+                "drawings as well as the class that was drawn: the segmentation is free to choose. Set diagonal_floor "
+                "to 0.5, lower trace_weight and lengthen the warm-up."
             )
     explained = [seen[key] for key in ("error_positive", "error_negative") if key in seen]
     contradictory = seen.get("contradiction", 0.0)

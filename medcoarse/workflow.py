@@ -91,7 +91,7 @@ class PrepareBatchCoarse(PrepareBatch):
 class AnnotatorSchedule:
     """Train the segmenter alone for the first epochs, then both networks, in the end the annotators alone.
 
-    While both learn, annotators that learn fast explain away what the segmenter could still learn, and slow ones hardly
+    While both learn, annotators that learn fast can explain away what the segmenter could learn, and slow ones hardly
     leave their start. So they are slow then, and are fitted to the finished segmenter afterwards, which can no longer
     change. It depends on the epoch and the iteration alone, so a resumed run is in the right phase.
 
