@@ -263,7 +263,7 @@ class CoupledModel(nn.Module):
         if self.segmenter_learns:
             logits, seen = self._segment(image)
         else:
-            with torch.no_grad(), eval_mode(self.segmenter):
+            with eval_mode(self.segmenter):  # without gradients, too
                 logits, seen = self._segment(image)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.annotator_learns):
             positive, negative = self.annotator(seen, logits.shape[2:])
