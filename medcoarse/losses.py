@@ -374,8 +374,8 @@ class CoupledLoss(nn.Module):
 
     Args:
         num_classes: L.
-        trace_weight: λ, at most about 0.05, above 0.5 it warns; 0 where the warm-up has settled what the classes are,
-            as in the bundles: there it changes neither the segmentation nor the matrices for the better.
+        trace_weight: λ, at most about 0.05, above 0.5 it warns. 0 because the trace makes neither the segmentation nor
+            the matrices better where the warm-up has settled what the classes are.
         transition: fixed ``M`` as nested lists or tensor; ``None`` is uniform over the other classes (the swap at
             L = 2). Ignored where the model learns its own.
         warmup: ``"consensus"`` or ``"identity"``.
@@ -383,6 +383,9 @@ class CoupledLoss(nn.Module):
         dice_weight: weight of :func:`partial_dice`, on the :func:`consensus` of the drawings and on dense masks; 0
             leaves it out. It holds the size of a structure where the likelihood alone lets it grow into the pixels on
             which the drawings contradict each other.
+        coupled_dice_weight: its weight on the consensus once the annotators are there; ``None`` is ``dice_weight``. 0
+            suits images that one of several people drew each: that drawing is then the whole consensus, and its errors
+            are what the annotators should explain.
         negative_sets: the negative maps of an image are one annotator's and rule out a set of classes at each pixel,
             see :func:`ruled_out_nll`; the model then has one negative annotator and ``transition`` is not used.
         appearance_weight: weight of :func:`appearance_nll`, beside drawings, where no mask is known; 0 leaves it out.
@@ -408,7 +411,7 @@ class CoupledLoss(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        trace_weight: float = 0.05,
+        trace_weight: float = 0.0,
         transition: Tensor | list[list[float]] | None = None,
         warmup: str = "consensus",
         dense_weight: float = 1.0,
@@ -417,10 +420,12 @@ class CoupledLoss(nn.Module):
         appearance_sigma: float | None = None,
         appearance_smoothing: float = 0.0,
         dice_weight: float = 0.0,
+        coupled_dice_weight: float | None = None,
     ) -> None:
         super().__init__()
-        if min(trace_weight, dense_weight, dice_weight, appearance_weight) < 0:
-            got = f"{trace_weight=}, {dense_weight=}, {dice_weight=}, {appearance_weight=}"
+        coupled_dice_weight = dice_weight if coupled_dice_weight is None else coupled_dice_weight
+        if min(trace_weight, dense_weight, dice_weight, coupled_dice_weight, appearance_weight) < 0:
+            got = f"{trace_weight=}, {dense_weight=}, {dice_weight=}, {coupled_dice_weight=}, {appearance_weight=}"
             raise ValueError(f"weights must not be negative, got {got}")
         if trace_weight > 0.5:
             warnings.warn(
@@ -444,6 +449,7 @@ class CoupledLoss(nn.Module):
         self.appearance_sigma = appearance_sigma
         self.appearance_smoothing = appearance_smoothing
         self.dice_weight = dice_weight
+        self.coupled_dice_weight = coupled_dice_weight
         self.register_buffer("log_transition", matrix.log(), persistent=False)
         self.parts: dict[str, Tensor] = {}
 
@@ -459,8 +465,7 @@ class CoupledLoss(nn.Module):
             if target.label is not None:
                 self.parts["dense"] = dense_nll(logits.log_softmax(1), target.label)
                 objectives.append(self.dense_weight * self.parts["dense"])
-            if self.dice_weight > 0:
-                objectives += self._dice_terms(logits.softmax(1), agreed, target.label)
+            objectives += self._dice_terms(logits, self._consensus_dice(output), agreed, target.label)
             if self.appearance_weight > 0 and (target.positive is not None or target.negative is not None):
                 if target.image is None:
                     raise ValueError("appearance_weight > 0 needs Annotations.image; pass the image to the loss")
@@ -477,8 +482,12 @@ class CoupledLoss(nn.Module):
         if target.positive is None and target.negative is None:
             return None
         warm = output.positive is None and output.negative is None
-        needed = self.dice_weight > 0 or (warm and self.warmup == "consensus")
+        needed = self._consensus_dice(output) > 0 or (warm and self.warmup == "consensus")
         return consensus(target, self.num_classes) if needed else None
+
+    def _consensus_dice(self, output: CoupledOutput) -> float:
+        warm = output.positive is None and output.negative is None
+        return self.dice_weight if warm else self.coupled_dice_weight
 
     def _coarse_terms(
         self, logits: Tensor, output: CoupledOutput, target: Annotations, agreed: Tensor | None
@@ -504,13 +513,16 @@ class CoupledLoss(nn.Module):
             parts["trace"] = torch.stack([terms.trace for terms in groups.values()]).sum()
         return [terms.objective for terms in groups.values()], parts
 
-    def _dice_terms(self, probs: Tensor, agreed: Tensor | None, label: Tensor | None) -> list[Tensor]:
+    def _dice_terms(
+        self, logits: Tensor, consensus_weight: float, agreed: Tensor | None, label: Tensor | None
+    ) -> list[Tensor]:
         """Dice on the consensus of the drawings and on the masks."""
         objectives = []
-        for name, known, weight in (("consensus", agreed, 1.0), ("dense", label, self.dense_weight)):
-            if known is not None:
-                self.parts[f"{name}_dice"] = partial_dice(probs, known)
-                objectives.append(weight * self.dice_weight * self.parts[f"{name}_dice"])
+        dense_weight = self.dense_weight * self.dice_weight
+        for name, known, weight in (("consensus", agreed, consensus_weight), ("dense", label, dense_weight)):
+            if known is not None and weight > 0:
+                self.parts[f"{name}_dice"] = partial_dice(logits.softmax(1), known)
+                objectives.append(weight * self.parts[f"{name}_dice"])
         return objectives
 
     def _negative_terms(self, logits: Tensor, output: CoupledOutput, negative: Tensor, trace_weight: float) -> Terms:

@@ -58,7 +58,7 @@ def test_identity_collapse(scene):
     )
     found = diagnose(observe(output, target))
     assert list(found) == ["identity"]
-    assert "learning their errors. Raise trace_weight" in found["identity"]
+    assert "learning their errors. Raise the annotators'" in found["identity"]
 
 
 def test_annotators_who_agree_may_be_perfect(scene):

@@ -274,6 +274,25 @@ def test_many_structures_in_one_loss_and_its_parts():
     assert total.item() == pytest.approx(parts + 0.5 * appearance, rel=1e-5)
 
 
+def test_dice_on_the_consensus_may_end_with_the_warm_up():
+    log_probs, drawing = batch((4, 4))
+    confusion = confusion_of("full", (4, 4), 0.5)
+    target = Annotations(drawing, label=torch.randint(0, L, (B, 1, 4, 4)))
+
+    def terms(output: CoupledOutput, **weights: float) -> tuple[float, dict]:
+        loss = CoupledLoss(L, dice_weight=3.0, **weights)
+        return loss(output, target).item(), loss.parts
+
+    warm, coupled = CoupledOutput(log_probs), CoupledOutput(log_probs, confusion)
+    assert terms(warm, coupled_dice_weight=0) == terms(warm)
+    whole, parts = terms(coupled)
+    for weight in (0.0, 1.0):
+        other, left = terms(coupled, coupled_dice_weight=weight)
+        assert whole - other == pytest.approx((3 - weight) * parts["consensus_dice"].item(), rel=1e-4)
+        assert ("consensus_dice" in left) == (weight > 0)
+        assert left["dense_dice"] == parts["dense_dice"]  # masks are no drawings
+
+
 def test_images_without_any_drawing_leave_the_others_alone():
     log_probs, drawing = batch((4, 4))
     drawing[1] = 255
@@ -435,6 +454,7 @@ def test_classes_vary_by_a_hundredth_of_the_image_at_least():
     [
         ({"trace_weight": -0.1}, "must not be negative, got trace_weight=-0.1"),
         ({"dice_weight": -1.0}, "must not be negative"),
+        ({"coupled_dice_weight": -1.0}, "must not be negative"),
         ({"appearance_smoothing": -0.5}, "appearance_smoothing must not be negative, got -0.5"),
         ({"warmup": "none"}, '"consensus" or "identity"'),
         ({"dense_weight": -1.0}, "must not be negative"),
