@@ -6,14 +6,14 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pydoc import locate
 from typing import Any
 
 from monai.bundle import ConfigComponent, ConfigParser, ReferenceResolver
 
-from medcoarse.experiments.tables import Overrides, Table, TableError
+from medcoarse.experiments.tables import Overrides, Row, Table, TableError
 
 REQUIRED = ("training", "seed", "output_dir", "ckpt_dir")
 PLACED = ("seed", "output_dir", "ckpt_dir", "resume", "dataset_dir", "bundle_root")
@@ -28,11 +28,17 @@ class Bundle:
         root: its folder.
         training: the configuration of the training.
         evaluation: that of the evaluation; ``None`` where the table has none.
+        variants: the same with the configuration files that some rows add.
     """
 
     root: Path
     training: Mapping[str, Any]
     evaluation: Mapping[str, Any] | None = None
+    variants: Mapping[tuple[str, ...], Bundle] = field(default_factory=dict)
+
+    def of(self, row: Row) -> Bundle:
+        """With the configuration files of a row."""
+        return self.variants[row.config] if row.config else self
 
 
 def open_bundle(table: Table, root: str | Path | None = None) -> Bundle:
@@ -46,19 +52,26 @@ def open_bundle(table: Table, root: str | Path | None = None) -> Bundle:
         TableError: no such bundle or file, or an override of something that is not there.
     """
     folder = _find(table.bundle, root)
-    training = _merged(folder, table.config)
+    variants = {row.config: _merge(table, folder, row.config) for row in table.rows if row.config}
+    bundle = replace(_merge(table, folder), variants=variants)
+    check_overrides("common", table.common, bundle.training)
+    for row in table.rows:
+        check_overrides(f"row {row.name!r}", table.overrides(row), bundle.of(row).training)
+    return bundle
+
+
+def _merge(table: Table, folder: Path, row_config: tuple[str, ...] = ()) -> Bundle:
+    """The table's configurations with those of a row."""
+    training = _merged(folder, table.config + row_config)
     missing = [key for key in REQUIRED if key not in training]
     if missing:
         raise TableError(f"the configuration of {table.bundle} lacks {', '.join(missing)}: they are set for every run")
-    evaluation = None
-    if table.evaluation is not None:
-        evaluation = _merged(folder, table.config + table.evaluation.config)
-        if table.evaluation.run_id not in evaluation:
-            raise TableError(f"the configuration of {table.bundle} has no {table.evaluation.run_id!r} to evaluate with")
-        check_overrides("evaluate", table.evaluation.overrides, evaluation)
-    check_overrides("common", table.common, training)
-    for row in table.rows:
-        check_overrides(f"row {row.name!r}", row.overrides, training)
+    if table.evaluation is None:
+        return Bundle(folder, training)
+    evaluation = _merged(folder, table.config + row_config + table.evaluation.config)
+    if table.evaluation.run_id not in evaluation:
+        raise TableError(f"the configuration of {table.bundle} has no {table.evaluation.run_id!r} to evaluate with")
+    check_overrides("evaluate", table.evaluation.overrides, evaluation)
     return Bundle(folder, training, evaluation)
 
 

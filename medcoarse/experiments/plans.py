@@ -55,8 +55,9 @@ class Run:
     @property
     def definition(self) -> dict[str, Any]:
         """What the training is, and what its evaluation is."""
+        bundle = self.bundle.of(self.row)
         training = {
-            "config": digest(self.bundle.training),
+            "config": digest(bundle.training),
             "overrides": self.table.overrides(self.row),
             "seed": self.seed,
             "data": dict(self.data),
@@ -65,7 +66,7 @@ class Run:
         if scored is None:
             return {"training": training, "evaluation": None}
         evaluation = {
-            "config": digest(self.bundle.evaluation),
+            "config": digest(bundle.evaluation),
             "overrides": dict(scored.overrides),
             "run_id": scored.run_id,
             "file": scored.file,

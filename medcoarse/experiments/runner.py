@@ -113,8 +113,8 @@ def arguments(run: Run, stage: str) -> dict[str, Any]:
 
     The configuration's own defaults are for a single run; here seed, folders and resuming are set for each.
     """
-    table, config = run.table, run.bundle.training
-    files, overrides, run_id = table.config, table.overrides(run.row), "training"
+    table, config = run.table, run.bundle.of(run.row).training
+    files, overrides, run_id = table.config + run.row.config, table.overrides(run.row), "training"
     places: dict[str, Any] = {
         "seed": run.seed,
         "output_dir": str(run.work / "output"),
@@ -135,7 +135,7 @@ def arguments(run: Run, stage: str) -> dict[str, Any]:
 
 def resumable(run: Run) -> bool:
     """Whether an interrupted training left a full checkpoint that the bundle can go on from."""
-    return "resume" in run.bundle.training and (run.work / "models" / "full.pt").is_file()
+    return "resume" in run.bundle.of(run.row).training and (run.work / "models" / "full.pt").is_file()
 
 
 def _perform_stage(run: Run, stage: str, threads: int, lock: int) -> Generator[Command, int, int]:

@@ -13,13 +13,15 @@ Convention: overrides are MONAI's, ``{"a#b#c": any JSON value or expression}``. 
         "metrics": {"mIoU": "mean_iou"},
         "rows": [
             {"name": "dense masks", "source": "the ceiling", "overrides": {"supervision": "dense"}},
-            {"name": "rate 0.1", "overrides": {"annotator_def#reduction": 4}, "x": 0.1, "series": "ours"}
+            {"name": "rate 0.1", "overrides": {"annotator_def#reduction": 4}, "x": 0.1, "series": "ours"},
+            {"name": "another network", "config": ["configs/another.json"]}
         ],
         "evaluate": {"config": ["configs/evaluate.json"], "overrides": {"section": "test"}},
         "figure": {"x_label": "rate", "log_x": true}
     }
 
-``common``, ``source``, ``note``, ``evaluate`` and ``figure`` may be left out, of a row all but its name. Without
+``common``, ``source``, ``note``, ``evaluate`` and ``figure`` may be left out, of a row all but its name. A row's own
+configuration files are merged over those of the table, and those of ``evaluate`` over both. Without
 ``evaluate`` the metrics are names in the last validation of ``metrics.json``; with it they are ids in
 ``evaluation.json``, such as ``image#iou_vessel``.
 """
@@ -50,6 +52,7 @@ class Row:
     Args:
         name: heading of the row.
         overrides: what it changes in the bundle's configuration.
+        config: configuration files that are merged over those of the table.
         source: where the row comes from, e.g. the paper's own name for it.
         x: position on the x axis of the figure; ``None`` keeps the row out of it.
         series: which curve of the figure it belongs to.
@@ -57,6 +60,7 @@ class Row:
 
     name: str
     overrides: Overrides = field(default_factory=dict)
+    config: tuple[str, ...] = ()
     source: str = ""
     x: float | None = None
     series: str = ""
@@ -77,7 +81,7 @@ class Evaluation:
     """The final scoring of the last epoch's weights, in a process of its own.
 
     Args:
-        config: configuration files that are merged over those of the training.
+        config: configuration files that are merged over those of the row's training.
         overrides: beside those of the row, e.g. ``{"section": "test"}``.
         run_id: the id that is run.
         file: the JSON with the scores that it leaves in ``output_dir``.
@@ -216,14 +220,15 @@ TABLE_KEYS: dict[str, tuple[type, ...]] = {
     "title": TEXT, "bundle": TEXT, "config": LIST, "seeds": LIST, "metrics": OBJECT, "rows": LIST, "common": OBJECT,
     "evaluate": OBJECT, "figure": OBJECT, "source": TEXT, "note": TEXT,
 }  # fmt: skip
-ROW_KEYS = {"name": TEXT, "overrides": OBJECT, "source": TEXT, "x": NUMBER, "series": TEXT}
+ROW_KEYS = {"name": TEXT, "overrides": OBJECT, "config": LIST, "source": TEXT, "x": NUMBER, "series": TEXT}
 EVALUATION_KEYS = {"config": LIST, "overrides": OBJECT, "run_id": TEXT, "file": TEXT}
 FIGURE_KEYS = {"x_label": TEXT, "log_x": (bool,)}
 JSON_NAMES = {str: "text", int: "a number", dict: "an object", list: "a list", bool: "true or false"}
 
 
 def _row(index: int, content: Any) -> Row:
-    row = Row(**_checked(f"row {index}", content, ROW_KEYS, required=("name",)))
+    given = _checked(f"row {index}", content, ROW_KEYS, required=("name",))
+    row = Row(**{**given, "config": _texts(f"config of row {index}", given.get("config", ()))})
     if not row.slug:
         raise TableError(f"row {index} needs a name with letters or digits, got {row.name!r}")
     return row

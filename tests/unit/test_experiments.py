@@ -138,6 +138,8 @@ def calls(place: Path) -> dict[str, list[str]]:
         ({"rows": [{"overrides": {}}]}, "row 0 lacks 'name'"),
         ({"rows": [{"name": "a", "override": {}}]}, "row 0 has unknown keys 'override'"),
         ({"rows": [{"name": "..."}]}, r"row 0 needs a name with letters or digits, got '\.\.\.'"),
+        ({"rows": [{"name": "a", "config": "b.json"}]}, r"'config' of row 0 must be a list, got 'b\.json'"),
+        ({"rows": [{"name": "a", "config": [""]}]}, "config of row 0 must be texts, got ''"),
         ({"rows": [{"name": "a", "x": "1"}]}, "'x' of row 0 must be a number, got '1'"),
         ({"seeds": []}, "seeds must be whole numbers from 0, got 'none'"),
         ({"seeds": [True]}, "seeds must be whole numbers from 0, got True"),
@@ -214,6 +216,26 @@ def test_tables_of_the_package_fit_their_bundles(name):
     open_bundle(table)
 
 
+def with_own_config(place: Path, **content) -> dict[str, object]:
+    """A table of three rows, of which the last has a configuration of its own."""
+    (place / "toy" / "configs" / "own.json").write_text(json.dumps({"base": 0.8} | content))
+    own = {"name": "own", "config": ["configs/own.json"]}
+    return {"rows": [{"name": "plain"}, own, own | {"name": "more", "overrides": {"base": 0.9}}]}
+
+
+def test_overrides_of_a_row_are_checked_with_its_own_configuration(place):
+    changes = with_own_config(place, colour=1)
+    for row, fits in zip(changes["rows"], (False, True, True), strict=True):
+        table = parse_table(TABLE | {"rows": [row | {"overrides": {"colour": 2}}]}, "table")
+        if fits:
+            open_bundle(table, place / "toy")
+        else:
+            with pytest.raises(TableError, match="row 'plain' overrides 'colour', which the bundle does not have"):
+                open_bundle(table, place / "toy")
+    with pytest.raises(TableError, match=r"has no configs/none\.json"):
+        open_bundle(parse_table(TABLE | {"rows": [{"name": "a", "config": ["configs/none.json"]}]}, "t"), place / "toy")
+
+
 # the plan
 
 
@@ -265,6 +287,14 @@ def test_another_evaluation_needs_no_other_training(place):
     alone, scored = planned(place)[0], planned(place, TABLE | {"evaluate": evaluate})[0]
     assert alone.work == scored.work
     assert alone.fingerprint != scored.fingerprint
+
+
+def test_the_configuration_of_a_row_is_part_of_its_definition_alone(place):
+    before = planned(place)[0]
+    first, own, _ = planned(place, TABLE | with_own_config(place), seeds=[0])
+    assert first.fingerprint == before.fingerprint != own.fingerprint
+    _, changed, _ = planned(place, TABLE | with_own_config(place, max_epochs=4), seeds=[0])
+    assert own.fingerprint != changed.fingerprint
 
 
 def test_a_dry_run_writes_nothing(place, capsys):
@@ -371,6 +401,14 @@ def test_the_evaluation_counts_where_there_is_one_and_is_repeated_alone(place, m
     written = next((place / "out/table/plain/seed-0").glob("*/output/evaluation.json"))
     assert json.loads(written.read_text())["section"] == "test"
     assert "failure.json" not in {path.name for path in (place / "out/table/plain/seed-0").iterdir()}
+
+
+def test_a_row_is_run_with_its_own_configuration(place):
+    changes = with_own_config(place) | {"metrics": {"IoU": "image#iou"}, "seeds": [0]}
+    assert run(place, **changes, evaluate={"config": ["configs/evaluate.json"]}) == 0
+    assert "| plain | 0.250 | 1 |\n| own | 0.400 | 1 |\n| more | 0.450 | 1 |" in results(place).md
+    written = json.loads(next((place / "out/table/own/seed-0").glob("*/output/metrics.json")).read_text())
+    assert written["validation"][-1]["iou"] == 0.8, "in training and in evaluation"
 
 
 def test_scores_of_an_earlier_evaluation_are_not_taken_for_those_of_this_one(place, monkeypatch, capsys):
