@@ -7,6 +7,8 @@ Four ways are known in which two coupled networks explain drawings and miss the 
 - *uniform collapse*: the matrices say that drawings mean nothing, and the segmentation hears nothing;
 - *indifference*: at most pixels the matrices explain what was drawn by two classes alike, as `[[1, 1], [0, 0]]` does,
   and the segmentation is free to choose.
+
+And one in which a network with a latent variable can: *posterior collapse*, where that says nothing of the annotation.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from medcoarse.losses import consensus
 
 _NEARLY_CHANCE = 0.9  # share of the error of someone who draws at random
 _WORTH_EXPLAINING = 0.02  # share of pixels that contradict each other
+_COLLAPSED = 0.01  # nats an image
 _MOSTLY = 0.5  # noisy digits, matrices without a floor: 0 to 0.42 in runs that learned, 0.62 to 1 in those that did not
 
 
@@ -65,7 +68,8 @@ def diagnose(seen: Mapping[str, float]) -> dict[str, str]:
     """What is wrong, by the name of the failure, each with its remedy; empty when all is well.
 
     Args:
-        seen: numbers of :func:`observe`, better their means over some batches.
+        seen: numbers of :func:`observe`, better their means over some batches; or ``kl``, the divergence of a latent
+            variable's posterior from its prior in nats.
 
     Example:
         >>> list(diagnose({"swap_positive": 0.4})), diagnose({"swap_positive": -0.4})
@@ -99,6 +103,12 @@ def diagnose(seen: Mapping[str, float]) -> dict[str, str]:
             f"annotators are taken to err on {explained[0]:.1%} and {explained[1]:.1%} only: the segmentation is "
             "learning their errors. Raise the annotators' learning rate, use more "
             "augmentation, or train for fewer epochs."
+        )
+    if seen.get("kl", _COLLAPSED) < _COLLAPSED:
+        found["collapse"] = (
+            f"The latent variable tells {seen['kl']:.4f} nats of an annotation: the posterior has collapsed onto the "
+            "prior, and all samples of an image are alike. That is as it should be where the annotators agree; "
+            "otherwise lower beta or train for longer."
         )
     return found
 

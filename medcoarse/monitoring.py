@@ -151,6 +151,9 @@ class AnnotatorMonitor:
         gradients = [p.grad for p in self.model.segmenter.parameters() if p.grad is not None] if self.model else []
         if gradients:  # none where the segmenter is frozen
             self.values["gradient"] = torch.stack([g.norm() for g in gradients]).norm().item()
+        self._say(engine)
+
+    def _say(self, engine: Engine) -> None:
         for name, value in self.values.items():
             if self.writer is not None:
                 self.writer.add_scalar(f"monitor/{name}", value, engine.state.iteration)
@@ -170,6 +173,27 @@ class AnnotatorMonitor:
             if failure not in self._warned:
                 self._warned.add(failure)
                 logger.warning(message)
+
+
+class LatentMonitor(AnnotatorMonitor):
+    """The same for a network with a latent variable: warn where it is of no use (a posterior collapse).
+
+    Args:
+        loss: its part ``kl`` is watched.
+        interval: in iterations.
+        writer: a TensorBoard ``SummaryWriter`` that gets the values.
+        memory: looks that are averaged.
+    """
+
+    def __init__(self, loss: CoupledLoss, interval: int = 20, writer: Any = None, memory: int = 10) -> None:
+        super().__init__(interval, writer=writer, memory=memory)
+        self.loss = loss
+
+    def __call__(self, engine: Engine) -> None:
+        """See the class."""
+        self.values = {"kl": self.loss.parts["kl"].item()}
+        self._remember(phase=(True, True))
+        self._say(engine)
 
 
 class MetricsJson:

@@ -88,6 +88,31 @@ class PrepareBatchCoarse(PrepareBatch):
         return image, Annotations(**{key: move(key) for key in seen}, image=image)
 
 
+class PrepareBatchAnnotated(PrepareBatch):
+    """The same for networks that look at the annotations in training: they are called as ``network(image, positive)``.
+
+    Example:
+        >>> batch = {"image": torch.zeros(1, 3, 4, 4), "positive": torch.full((1, 5, 4, 4), 255)}
+        >>> image, target, (positive,), _ = PrepareBatchAnnotated()(batch)
+        >>> positive is target.positive
+        True
+    """
+
+    def __init__(self) -> None:
+        self.prepare = PrepareBatchCoarse("positive")
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Annotations, tuple[Tensor | None], dict[str, Any]]:
+        """Image, target, and the network's further arguments."""
+        image, target = self.prepare(batchdata, device, non_blocking, **kwargs)
+        return image, target, (target.positive,), {}
+
+
 class AnnotatorSchedule:
     """Train the segmenter alone for the first epochs, then both networks, in the end the annotators alone.
 

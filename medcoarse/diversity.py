@@ -1,0 +1,178 @@
+"""How well the segmentations that a model gives of an image match the annotations that people would give of it.
+
+One definition for all methods: a model has members, each a distribution over label maps that is independent from pixel
+to pixel. Of coupled networks a member is what an annotator would draw, `A_r p`; of one network per annotator, what that
+network says; of a Probabilistic U-Net, one sample of the latent variable. The most likely label maps of the members are
+compared with the annotations by the generalized energy distance. Both sets are taken for the distributions themselves.
+That they are where there is one member for each annotator. Samples stand for a distribution: of n samples the distance
+is, on average, larger than that of the distribution by its spread `E d(S, S')` over n, so take many.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from ignite.engine import Engine, Events
+from monai.inferers import Inferer
+from monai.networks.utils import eval_mode
+from torch import Tensor
+
+from medcoarse.distributions import Overlap, generalized_energy_distance
+from medcoarse.files import plain, write_json
+from medcoarse.networks import CoupledModel
+
+logger = logging.getLogger(__name__)
+
+
+def members(model: CoupledModel, image: Tensor) -> Tensor:
+    """Class probabilities of each member: the segmenter's own where it has several, else `A_r p` of each annotator.
+
+    Args:
+        model: the coupled model. A segmenter that has several gives them as `segmenter.members(image)`. Matrices are
+            used as they are: where training never touched them, all members have the same label map, the segmenter's.
+        image: (B, C, *S).
+
+    Returns:
+        (B, N, L, *S), sums over L are 1.
+
+    Raises:
+        ValueError: there is no positive annotator.
+
+    Example:
+        >>> from medcoarse.networks import AnnotatorNet
+        >>> segmenter, annotator = torch.nn.Conv2d(1, 2, 1), AnnotatorNet(None, 2, 0, 2, 5, 0, structure="global")
+        >>> members(CoupledModel(segmenter, annotator), torch.rand(1, 1, 8, 8)).shape
+        torch.Size([1, 5, 2, 8, 8])
+    """
+    own = getattr(model.segmenter, "members", None)
+    if own is not None:
+        probs: Tensor = own(image)
+        return probs
+    output = model.couple(image)
+    if output.positive is None:
+        raise ValueError("the model has no positive annotators: there is only one segmentation of an image")
+    return output.positive.log_annotate(output.logits.float().log_softmax(1)).exp()
+
+
+def label_maps(probs: Tensor, num_samples: int | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """The set of label maps that members stand for.
+
+    Args:
+        probs: class probabilities of the members (B, N, L, *S).
+        num_samples: `None` takes the most likely label map of each; a number draws so many, pixel by pixel, from the
+            members in turn.
+        generator: source of randomness.
+
+    Returns:
+        uint8 (B, N or num_samples, *S).
+
+    Raises:
+        ValueError: fewer than one sample.
+
+    Example:
+        >>> probs = torch.tensor([[[[0.9, 0.4], [0.1, 0.6]]]])
+        >>> label_maps(probs).tolist(), label_maps(probs, num_samples=3).shape
+        ([[[0, 1]]], torch.Size([1, 3, 2]))
+    """
+    if num_samples is None:
+        return probs.argmax(2).to(torch.uint8)
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    cumulative = probs[:, torch.arange(num_samples) % probs.shape[1]].cumsum(2)[:, :, :-1]  # the last one is 1
+    uniform = torch.rand(cumulative[:, :, :1].shape, generator=generator).to(probs.device)
+    return (uniform >= cumulative).sum(2).to(torch.uint8)
+
+
+class DistributionReport:
+    """While an evaluation runs, compare sets of label maps with sets of annotations: `distribution` in its JSON.
+
+    The JSON gets `num_images`, `image` (mean over the images of `ged_dice` and `ged_iou`, the squared distance by
+    1 - Dice and by 1 - IoU of the classes but background) and `images` (the same of each, and the sizes of both sets).
+
+    Args:
+        model: the coupled model, its weights loaded by the time the evaluation starts.
+        inferer: as for the segmenter; the members' probabilities are blended before label maps are made of them.
+        num_classes: L.
+        json_path: gets the scores; what it holds already stays.
+        annotations_key: key of the annotations (R, *S) in a batch.
+        mask_key: key of the field of view outside of which nothing is compared.
+        num_samples: see :func:`label_maps`.
+        seed: of samples.
+
+    Source: Kohl et al., A Probabilistic U-Net, NeurIPS 2018; DHE, experiments.
+    """
+
+    def __init__(
+        self,
+        model: CoupledModel,
+        inferer: Inferer,
+        num_classes: int,
+        json_path: str | Path,
+        annotations_key: str = "positive",
+        mask_key: str | None = None,
+        num_samples: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.inferer, self.num_classes, self.json_path = model, inferer, num_classes, Path(json_path)
+        self.annotations_key, self.mask_key, self.num_samples, self.seed = annotations_key, mask_key, num_samples, seed
+        self.images: list[dict[str, Any]] = []
+        self.generator = torch.Generator()
+
+    def attach(self, engine: Engine) -> None:
+        """Follow the evaluation; list it behind the handler that writes the JSON."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self, engine: Engine) -> None:
+        self.images = []
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def _collect(self, engine: Engine) -> None:
+        for item in engine.state.batch:
+            if self.annotations_key not in item:
+                raise ValueError(
+                    f"the evaluated items have no {self.annotations_key!r} to compare with, they have "
+                    f"{', '.join(map(str, item))}; simulate or load annotations of them, too"
+                )
+            name = Path(str(item["image"].meta["filename_or_obj"])).name
+            drawn, mask = self._batch(item, self.annotations_key), None
+            if self.mask_key is not None:
+                mask = self._batch(item, self.mask_key)
+            segmented = self.segment(self._batch(item, "image").float())
+            sizes = {"num_segmentations": segmented.shape[1], "num_annotations": drawn.shape[1]}
+            scores = {
+                f"ged_{overlap}": generalized_energy_distance(segmented, drawn, self.num_classes, overlap, mask=mask)
+                for overlap in get_args(Overlap)
+            }
+            self.images.append({"name": name, **sizes, **{key: value.item() for key, value in scores.items()}})
+
+    def _batch(self, item: Mapping[str, Any], key: str) -> Tensor:
+        """An entry of an item as a batch of one, where the model is."""
+        device = next(self.model.parameters()).device
+        return torch.as_tensor(item[key]).as_subclass(Tensor)[None].to(device)
+
+    def segment(self, image: Tensor) -> Tensor:
+        """The set of label maps (1, N, *S) of an image (1, C, *S) of any size."""
+
+        def flat(patch: Tensor) -> Tensor:
+            return members(self.model, patch).flatten(1, 2)
+
+        with torch.no_grad(), eval_mode(self.model):
+            found = torch.as_tensor(self.inferer(image, flat)).as_subclass(Tensor)
+        return label_maps(torch.unflatten(found, 1, (-1, self.num_classes)), self.num_samples, self.generator)
+
+    def _write(self, engine: Engine) -> None:
+        numbers = torch.tensor([[one["ged_dice"], one["ged_iou"]] for one in self.images], dtype=torch.float64)
+        mean = dict(zip(("ged_dice", "ged_iou"), numbers.nanmean(0).tolist(), strict=True))
+        scores = {"num_images": len(self.images), "image": mean, "images": self.images}
+        content = json.loads(self.json_path.read_text(encoding="utf-8")) if self.json_path.is_file() else {}
+        write_json(self.json_path, content | {"distribution": plain(scores)})
+        for name, value in mean.items():
+            logger.info("%s = %.4f", name, value)
+        logger.info("How segmentations match annotations, image by image, is in %s", self.json_path)
