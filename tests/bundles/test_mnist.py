@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from medcoarse.estimation import count_drawings
+from medcoarse.monitoring import AnnotatorMonitor, LatentMonitor
 from medcoarse.profiles import PROFILES
 from tests.reference.metrics_reference import drawing_errors
 
@@ -91,6 +92,78 @@ def test_training_on_fused_labels(bundle, tmp_path, method):
     fused, true = (one.parser.get_parsed_content("train#dataset") for one in (built, dense))
     agree = [float((one["label"] == other["label"]).float().mean()) for one, other in zip(fused, true, strict=True)]
     assert 0.5 < sum(agree) / len(agree) < 1
+
+
+@pytest.mark.parametrize("per_image", [5, 1])
+@pytest.mark.parametrize("method", ["per_annotator", "probabilistic_unet"])
+def test_other_networks_for_five_annotators(bundle, tmp_path, method, per_image):
+    """Trained, evaluated, and compared with what five annotators draw of the test images."""
+    options = bundle.small | bundle.places(tmp_path) | {"annotators_per_image": per_image}
+    configs = ("train.json", "annotators.json", f"{method}.json")
+    built = bundle.run(*configs, **options)
+    loss, handlers, network = (built.parser.get_parsed_content(key) for key in ("loss", "train#handlers", "network"))
+    assert set(loss.parts) == ({"nll", "dice"} if method == "per_annotator" else {"nll", "kl"})
+    monitors = [type(one) for one in handlers if isinstance(one, AnnotatorMonitor)]
+    assert monitors == ([] if method == "per_annotator" else [LatentMonitor])
+    assert built.parser.get_parsed_content("train#trainer").state.max_epochs == options["max_epochs"]
+    state = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+    assert state.keys() == network.state_dict().keys()
+
+    few = {"network_def#num_samples": 6} if method == "probabilistic_unet" else {}
+    bundle.run(*configs, "evaluate.json", "evaluate_distribution.json", **options, **few)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["num_images"] == found["distribution"]["num_images"] == 2
+    sizes = [(one["num_segmentations"], one["num_annotations"]) for one in found["distribution"]["images"]]
+    assert sizes == [(5 if method == "per_annotator" else 6, 5)] * 2
+    assert 0 <= found["distribution"]["image"]["ged_iou"] <= 2
+
+
+@pytest.mark.parametrize("per_image", [5, 1])
+def test_the_probabilistic_unet_learns_from_one_annotator_at_a_time(bundle, tmp_path, per_image):
+    configs = ("train.json", "annotators.json", "probabilistic_unet.json")
+    options = bundle.small | {"annotators_per_image": per_image}
+    built = bundle.workflow(*configs, **options, **bundle.places(tmp_path))
+    built.initialize()
+    data, items = (built.parser.get_parsed_content(key) for key in ("train#dataset", "train#dataset#data"))
+    chosen = {i: {data[i]["chosen"] for _ in range(40)} for i in range(len(data))}
+    assert chosen == {i: set(item["annotators"]) for i, item in enumerate(items)}
+    assert data[0]["positive"].shape == (1, 28, 28)
+    runs = [tmp_path / name for name in ("a", "b")]
+    weights = []
+    for place in runs:
+        bundle.run(*configs, **options, **bundle.places(place))
+        weights.append(torch.load(place / "models" / "model.pt", weights_only=True))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0]), "a run can be repeated"
+
+
+def mean_distance(first, second):
+    """The mean 1 - IoU of all pairs of digits; two who find none agree."""
+    pairs = [((a == 1) & (b == 1), (a == 1) | (b == 1)) for a in first for b in second]
+    return np.mean([1 - both.sum() / either.sum() if either.any() else 0 for both, either in pairs])
+
+
+def test_the_coupled_networks_are_compared_with_five_annotators(bundle, tmp_path):
+    """By hand: each annotator's most likely drawing, against the drawings of the test images."""
+    options = bundle.small | bundle.places(tmp_path) | {"warmup_epochs": 0, "annotator_learning_rate": 0.1}
+    configs = ("train.json", "annotators.json")
+    bundle.run(*configs, **options)
+    bundle.run(*configs, "evaluate.json", "evaluate_distribution.json", **options)
+    found = json.loads((tmp_path / "evaluation.json").read_text())["distribution"]
+    built = bundle.workflow(*configs, **options)
+    built.initialize()
+    model, steps = (built.parser.get_parsed_content(key) for key in ("coarse_model", "validate#preprocessing"))
+    model.load_state_dict(torch.load(tmp_path / "models" / "full.pt", weights_only=True)["model"])
+    model.eval()
+    for item, scores in zip(bundle.items("test"), found["images"], strict=True):
+        drawn = steps({key: str(bundle.data / item[key]) for key in ("image", "label")})
+        with torch.no_grad():
+            output = model.couple(torch.as_tensor(drawn["image"])[None])
+        probs, cm = output.logits.softmax(1)[0].numpy(), output.positive.dense()[0].numpy()
+        segmented, true = np.einsum("rothw,thw->rohw", cm, probs).argmax(1), drawn["positive"].numpy()
+        assert len(segmented) == len(true) == 5
+        across, *within = (mean_distance(a, b) for a, b in ((segmented, true), (segmented,) * 2, (true,) * 2))
+        assert scores["ged_iou"] == pytest.approx(2 * across - sum(within), abs=1e-6)
 
 
 @pytest.mark.parametrize("supervision", ["dense", "semi"])
