@@ -1,8 +1,8 @@
 """Probabilistic U-Net: a segmentation that depends on a latent variable, so that one image has many of them.
 
 Source: Kohl et al., A Probabilistic U-Net for Segmentation of Ambiguous Images, NeurIPS 2018; DHE compares with it.
-Deviates: the U-Net and the two encoders have the size and the blocks that are asked for, the encoders no
-    normalization, which would hide how much was drawn; any number of classes; no L2 term beside the optimizer's.
+Deviates: U-Net and encoders are of MONAI's blocks and of the size that is asked for, the encoders without
+    normalization; what nobody drew teaches nothing; no L2 term beside the optimizer's.
 """
 
 from __future__ import annotations
