@@ -176,7 +176,7 @@ class AnnotatorMonitor:
 
 
 class LatentMonitor(AnnotatorMonitor):
-    """The same for a network with a latent variable: warn where it is of no use (a posterior collapse).
+    """Watch a network with a latent variable, and warn where that is of no use (a posterior collapse).
 
     Args:
         loss: its part ``kl`` is watched.

@@ -89,7 +89,7 @@ class PrepareBatchCoarse(PrepareBatch):
 
 
 class PrepareBatchAnnotated(PrepareBatch):
-    """The same for networks that look at the annotations in training: they are called as ``network(image, positive)``.
+    """As :class:`PrepareBatchCoarse` for networks that look at annotations in training, ``network(image, positive)``.
 
     Example:
         >>> batch = {"image": torch.zeros(1, 3, 4, 4), "positive": torch.full((1, 5, 4, 4), 255)}

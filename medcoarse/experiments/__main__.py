@@ -63,8 +63,9 @@ def _preview(runs: Sequence[Run]) -> int:
     for run in runs:
         status = look_up(run).status
         going_on = ", goes on from its checkpoint" if status != "done" and resumable(run) else ""
-        overrides = " ".join(f"--{key} {json.dumps(value)}" for key, value in run.table.overrides(run.row).items())
-        print(f"{run.name} [{run.fingerprint}] {status}{going_on}: {overrides or 'no overrides'}")
+        overrides = [f"--{key} {json.dumps(value)}" for key, value in run.table.overrides(run.row).items()]
+        changes = " ".join([*run.row.config, *overrides])
+        print(f"{run.name} [{run.fingerprint}] {status}{going_on}: {changes or 'no overrides'}")
     return 0
 
 

@@ -301,6 +301,8 @@ def test_a_dry_run_writes_nothing(place, capsys):
     assert run(place, "--dry_run", "--seeds", "1") == 0
     assert "higher, seed 1 [" in (shown := capsys.readouterr().out)
     assert "not run: --base 0.6" in shown
+    run(place, "--dry_run", "--rows", "more", **with_own_config(place))
+    assert "not run: configs/own.json --base 0.9" in capsys.readouterr().out
     assert not (place / "out").exists()
 
 
