@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from medcoarse.estimation import count_drawings
 from medcoarse.monitoring import AnnotatorMonitor, LatentMonitor
 from medcoarse.profiles import PROFILES
+from medcoarse.transforms.repeated import count_drawings
 from tests.reference.metrics_reference import drawing_errors
 
 pytestmark = pytest.mark.parametrize("bundle", ["mnist"], indirect=True)

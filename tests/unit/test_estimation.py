@@ -12,15 +12,17 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 
-from medcoarse import annotators, estimation, metrics
+from medcoarse import annotators, metrics
 from medcoarse.confusion import UNLABELED, sample_annotation
-from medcoarse.estimation import AnnotatorReport, confusion_scores, count_drawings, estimate
+from medcoarse.estimation import AnnotatorReport, confusion_scores, estimate
 from medcoarse.losses import CoupledLoss
 from medcoarse.networks import AnnotatorNet, CoupledModel
 from medcoarse.panels import AnnotatorMaps
 from medcoarse.profiles import PROFILES
 from medcoarse.report import ConfusionCase, confusion_sheet
+from medcoarse.transforms import repeated
 from medcoarse.transforms.array import SimulateCoarse, SimulateCoarseBatch
+from medcoarse.transforms.repeated import count_drawings
 from tests.reference.metrics_reference import drawing_errors
 
 
@@ -128,10 +130,10 @@ def test_shapes_that_do_not_match_are_refused():
 @pytest.mark.parametrize("shape", [(16, 16), (16, 16, 3)])
 def test_counts_are_those_of_drawing_one_after_the_other(shape, monkeypatch):
     seeds = []
-    original = estimation.SimulateCoarseBatch.__call__
+    original = SimulateCoarseBatch.__call__
     simulate = SimulateCoarseBatch("coarse_positive", ["coarse_negative", "stroke_negative"], spacing=1.0)
     monkeypatch.setattr(SimulateCoarseBatch, "__call__", lambda *a: seeds.extend(a[2]) or original(*a))
-    monkeypatch.setattr(estimation, "_PIXELS", 3 * math.prod(shape))  # three at a time
+    monkeypatch.setattr(repeated, "_PIXELS", 3 * math.prod(shape))  # three at a time
     label = bar(*shape)
     counts = count_drawings(simulate, label, num_draws=8)
     assert len(set(seeds)) == 8
