@@ -518,9 +518,12 @@ class Annotations(NamedTuple):
         negative: ``(B, C, *S)``, value k = "drawn: this is NOT class k".
         label: dense masks where some images have them, ``(B, 1, *S)``.
         image: ``(B, channels, *S)``, for appearance terms.
+        confusion: matrices of the positive annotators where they are known, ``(B, R L L, *S)`` in the order annotator,
+            observed, true; for :class:`medcoarse.baselines.oracle.OracleLoss`.
     """
 
     positive: Tensor | None = None
     negative: Tensor | None = None
     label: Tensor | None = None
     image: Tensor | None = None
+    confusion: Tensor | None = None

@@ -166,6 +166,24 @@ def test_the_coupled_networks_are_compared_with_five_annotators(bundle, tmp_path
         assert scores["ged_iou"] == pytest.approx(2 * across - sum(within), abs=1e-6)
 
 
+@pytest.mark.parametrize("per_image", [5, 1])
+def test_training_with_known_matrices(bundle, tmp_path, per_image):
+    options = bundle.small | bundle.places(tmp_path) | {"warmup_epochs": 0, "num_draws": 3}
+    built = bundle.run("train.json", "annotators.json", "oracle.json", **options, annotators_per_image=per_image)
+    truth = [np.array(Image.open(bundle.data / item["label"])) > 0 for item in bundle.items("training")[:4]]
+    for seen, mask in zip(built.parser.get_parsed_content("train#dataset"), truth, strict=True):
+        assert set(seen) == {"image", "positive", "confusion"}, "the truth stays out of reach"
+        cm = seen["confusion"].unflatten(0, (5, 2, 2)).numpy()
+        good = cm[0, 1, 1] > cm[0, 1, 1].min()  # of who is right, the digit's column is sharper off the digit
+        turned = [np.rot90(mirrored, k) for mirrored in (mask, mask.T) for k in range(4)]
+        assert any(np.array_equal(good, ~one) for one in turned)
+        drawn = seen["positive"][0].numpy()
+        assert (drawn == 255).all() or np.array_equal(drawn == 1, ~good), "matrices and drawings turn together"
+    assert not any(
+        name.startswith("annotator.") for name in built.parser.get_parsed_content("coarse_model").state_dict()
+    )
+
+
 @pytest.mark.parametrize("supervision", ["dense", "semi"])
 def test_other_supervision(bundle, tmp_path, supervision):
     bundle.train(tmp_path, supervision=supervision, num_dense=2, max_epochs=1)
