@@ -94,6 +94,27 @@ def annotation_counts(annotation: Tensor, label: Tensor, num_classes: int, mask:
     return torch.stack(tables, dim=1)
 
 
+def soft_annotation_counts(annotation: Tensor, probs: Tensor) -> Tensor:
+    """What was drawn against a truth that is known by its probabilities only, `sum(p_t(x) : o drawn at x)`.
+
+    Args:
+        annotation: label maps (B, R, *S), 255 where nothing was drawn.
+        probs: probability of each true class (B, L, *S).
+
+    Returns:
+        float64 (B, R, L, L), drawn class by true class; 0 for an annotator who drew nothing.
+
+    Example:
+        >>> probs = torch.tensor([[[0.9, 0.2], [0.1, 0.8]]])
+        >>> soft_annotation_counts(torch.tensor([[[1, 1]]]), probs)[0, 0]
+        tensor([[0.0000, 0.0000],
+                [1.1000, 0.9000]], dtype=torch.float64)
+    """
+    drawings, truth = _plain(annotation).flatten(2), _plain(probs).flatten(2).double()
+    rows = [torch.einsum("brn,btn->brt", (drawings == k).double(), truth) for k in range(truth.shape[1])]
+    return torch.stack(rows, 2)
+
+
 def _plain(x: Tensor) -> Tensor:
     """The tensor without MONAI's meta data, whose bookkeeping costs more than the counting."""
     return x.detach().as_subclass(Tensor)

@@ -17,7 +17,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from medcoarse.confusion import UNLABELED, Annotations
-from medcoarse.metrics import conditional_table
+from medcoarse.metrics import conditional_table, soft_annotation_counts
 
 Kind = Literal["positive", "negative"]
 
@@ -86,10 +86,7 @@ def drawn_counts(annotations: Annotations, probs: Tensor) -> Tensor:
         tensor([[0.0000, 0.0000],
                 [1.1000, 0.9000]], dtype=torch.float64)
     """
-    drawings = drawings_of(annotations).flatten(2)
-    truth = probs.flatten(2).double()
-    rows = [torch.einsum("brn,btn->brt", (drawings == k).double(), truth) for k in range(probs.shape[1])]
-    return torch.stack(rows, 2)
+    return soft_annotation_counts(drawings_of(annotations), probs)
 
 
 def annotation_quality(counts: Tensor, kinds: Sequence[Kind]) -> Tensor:

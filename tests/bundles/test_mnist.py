@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from medcoarse.fusion.voting import mean_label
 from medcoarse.monitoring import AnnotatorMonitor, LatentMonitor
 from medcoarse.profiles import PROFILES
 from medcoarse.transforms.repeated import count_drawings
@@ -182,6 +183,28 @@ def test_training_with_known_matrices(bundle, tmp_path, per_image):
     assert not any(
         name.startswith("annotator.") for name in built.parser.get_parsed_content("coarse_model").state_dict()
     )
+
+
+@pytest.mark.parametrize("names", [("generalized_em",), ("generalized_em", "bootstrapped_em")])
+def test_training_on_estimated_labels(bundle, tmp_path, names):
+    configs = ("train.json", "annotators.json", *(f"{name}.json" for name in names))
+    options = bundle.small | bundle.places(tmp_path) | {"em_epochs": [2]}
+    options["warmup_epochs"] = "@max_epochs"
+    built = bundle.run(*configs, **options)
+    state = torch.load(tmp_path / "models" / "full.pt", weights_only=True)["em"]
+    assert state["cm"].shape == (5, 2, 2)
+    assert torch.allclose(state["cm"].sum(1), torch.ones(5, 2).double())
+    drawings = built.parser.get_parsed_content("train#drawings")
+    for n, seen in enumerate(built.parser.get_parsed_content("train#dataset")):
+        assert seen["label"].shape == (2, 28, 28), "a soft label in the place of the mask"
+        pair, kept = torch.cat([seen["image"], seen["label"]]), (drawings[n]["image"], state["labels"][n].float())
+        turned = [one.rot90(k, (1, 2)) for one in (torch.cat(kept), torch.cat(kept).mT) for k in range(4)]
+        assert any(torch.equal(pair, one) for one in turned), "label and image turn together"
+        assert (state["labels"][n] != mean_label(drawings[n]["positive"][None], 2)[0]).any(), "estimated anew"
+    bundle.run(*configs, **options | {"max_epochs": 3, "resume": True})
+    resumed = torch.load(tmp_path / "models" / "full.pt", weights_only=True)
+    assert resumed["trainer"]["iteration"] == 6
+    assert torch.equal(resumed["em"]["cm"], state["cm"]), "resuming keeps what was estimated"
 
 
 @pytest.mark.parametrize("supervision", ["dense", "semi"])
