@@ -142,9 +142,12 @@ class AnnotatorReport:
         size: side in pixels of the square in their middle that the sheet shows.
         mask_key: key of the field of view outside of which nothing is scored.
         shown_key: the image to show where it is not the one that the networks get.
+        tables: matrices (R + C, observed, true) that are scored in place of the networks': of a method that estimates
+            one for each annotator, whatever the image. NaN, also as a single number, where it estimates none: such
+            annotators have no score.
 
     Raises:
-        ValueError: `simulate` has not as many annotators as the model.
+        ValueError: `simulate` has not as many annotators as the model, or there are not as many tables.
     """
 
     def __init__(
@@ -163,6 +166,7 @@ class AnnotatorReport:
         size: int = 160,
         mask_key: str | None = None,
         shown_key: str = "image",
+        tables: Tensor | float | None = None,
     ) -> None:
         self.model, self.loss, self.dataset, self.simulate, self.inferer = model, loss, dataset, simulate, inferer
         self.class_names = tuple(class_names)
@@ -177,6 +181,14 @@ class AnnotatorReport:
                 f"{modelled} and {drawing}; give both the same profiles"
             )
         self.names = [*_names("positive", modelled[0]), *_names("negative", modelled[1])]
+        self.tables = None if tables is None else self._checked(torch.as_tensor(tables))
+
+    def _checked(self, tables: Tensor) -> Tensor:
+        """Float32 (R + C, L, L)."""
+        shape = (len(self.names), len(self.class_names), len(self.class_names))
+        if tables.ndim > 0 and tables.shape != shape:
+            raise ValueError(f"tables must be one matrix for each annotator, {shape}, got {tuple(tables.shape)}")
+        return tables.float().expand(shape)
 
     def attach(self, engine: Engine) -> None:
         """Run when the evaluation is through; list it behind the handler that writes the JSON."""
@@ -210,8 +222,7 @@ class AnnotatorReport:
         if self.mask_key is not None:  # only now: drawings are made of the whole mask
             label = OutsideToUnlabeled()(label, item[self.mask_key])
         label = torch.as_tensor(label).as_subclass(Tensor)[None].long()
-        image = torch.as_tensor(item["image"]).as_subclass(Tensor)[None].float()
-        cm = estimate(self.model, image.to(next(self.model.parameters()).device), self.inferer).cm.cpu()
+        cm = self._estimated(item["image"])
         never_errs = identity(cm.shape[2]).view(*cm.shape[2:4], *(1,) * (cm.ndim - 4)).expand_as(cm)
         tables = [metrics.mean_confusion(cm.double(), label, weight=counts.sum(2))]
         tables.append(metrics.repeated_confusion(counts, label))
@@ -224,6 +235,14 @@ class AnnotatorReport:
             torch.cat(tables),
             self._case(name, item, label, counts, drawn) if index < self.max_cases else None,
         )
+
+    def _estimated(self, image: Any) -> Tensor:
+        """The matrices that are scored, (1, R + C, observed, true, *S)."""
+        image = torch.as_tensor(image).as_subclass(Tensor)[None].float()
+        if self.tables is not None:
+            size = image.shape[2:]
+            return self.tables.view(1, *self.tables.shape, *(1,) * len(size)).expand(1, *self.tables.shape, *size)
+        return estimate(self.model, image.to(next(self.model.parameters()).device), self.inferer).cm.cpu()
 
     @property
     def transition(self) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from medcoarse.fusion.spatial_staple import spatial_staple
 from medcoarse.fusion.staple import staple
 from medcoarse.fusion.voting import hard_label, majority_vote
+from medcoarse.metrics import annotation_counts, conditional_table, soft_annotation_counts
 
 METHODS = ("majority", "staple", "spatial_staple")
 
@@ -43,12 +44,65 @@ def fuse(
         >>> fuse(torch.tensor([[[0, 1, 1], [0, 1, 0], [1, 1, 255]]]), num_classes=2, method="majority")
         tensor([[[  0,   1, 255]]], dtype=torch.uint8)
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    _check_method(method)
     if method == "majority":
         return majority_vote(annotations, num_classes)
+    return hard_label(_posterior(annotations, num_classes, method, spacing))
+
+
+def fused_confusion(
+    dataset: Any,
+    num_classes: int,
+    method: str = "staple",
+    annotation_key: str = "positive",
+    spacing: Sequence[float] | None = None,
+) -> Tensor:
+    """What a method of fusion makes of each annotator: one confusion matrix, counted over all images of a data set.
+
+    ``A^r[i, j] = sum_x W_x(j) [y_r(x) = i] / sum_x W_x(j)``, with the posteriors W of STAPLE or Spatial STAPLE, so that
+    the matrices are STAPLE's own, pooled over the images, or with the fused label map of a majority.
+
+    Args:
+        dataset: items with annotations ``(R, *S)``, 255 where someone said nothing.
+        num_classes: L.
+        method: see :func:`fuse`.
+        annotation_key: of the annotations.
+        spacing: mm per voxel, for the window of Spatial STAPLE.
+
+    Returns:
+        float64 ``(R, observed, true)``, columns sum to 1; NaN for an annotator who said nothing and for a class that
+        is in no fused label.
+
+    Raises:
+        ValueError: an unknown method.
+
+    Example:
+        >>> items = [{"positive": torch.tensor([[0, 1, 1, 0], [0, 1, 1, 0], [1, 1, 0, 0]])}]
+        >>> fused_confusion(items, num_classes=2, method="majority")[2]
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]], dtype=torch.float64)
+    """
+    _check_method(method)
+    counts = torch.zeros((), dtype=torch.float64)
+    for n in range(len(dataset)):
+        annotations = torch.as_tensor(dataset[n][annotation_key]).as_subclass(Tensor)[None]
+        if method == "majority":
+            label = majority_vote(annotations, num_classes)
+            counts = counts + annotation_counts(annotations, label, num_classes)[0]
+        else:
+            truth = _posterior(annotations, num_classes, method, spacing)
+            counts = counts + soft_annotation_counts(annotations, truth)[0]
+    return conditional_table(counts)
+
+
+def _check_method(method: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+
+
+def _posterior(annotations: Tensor, num_classes: int, method: str, spacing: Sequence[float] | None) -> Tensor:
     run = staple if method == "staple" else partial(spatial_staple, spacing=spacing)
-    return hard_label(run(annotations, num_classes).probs)
+    return run(annotations, num_classes).probs
 
 
 class FuseAnnotationsd(MapTransform):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from medcoarse.baselines.fused_labels import fused_confusion
 from medcoarse.fusion.voting import mean_label
 from medcoarse.monitoring import AnnotatorMonitor, LatentMonitor
 from medcoarse.profiles import PROFILES
@@ -205,6 +206,42 @@ def test_training_on_estimated_labels(bundle, tmp_path, names):
     resumed = torch.load(tmp_path / "models" / "full.pt", weights_only=True)
     assert resumed["trainer"]["iteration"] == 6
     assert torch.equal(resumed["em"]["cm"], state["cm"]), "resuming keeps what was estimated"
+
+
+MATRICES_OF = {
+    "ours": ("networks", (), {}),
+    "dense masks": ("nobody", (), {"supervision": "dense"}),
+    "majority": ("majority", (), {"supervision": "dense", "fusion": "majority"}),
+    "mean": ("majority", (), {"warmup_epochs": 2, "loss#warmup": "identity"}),
+    "without matrices": ("nobody", (), {"warmup_epochs": 2}),
+    "generalized EM": ("generalized_em", ("generalized_em.json",), {}),
+    "oracle": ("nobody", ("oracle.json",), {"num_draws": 2}),
+}
+
+
+@pytest.mark.parametrize("name", list(MATRICES_OF))
+def test_every_method_is_scored_by_the_matrices_that_it_estimates(bundle, tmp_path, name):
+    who, own, options = MATRICES_OF[name]
+    configs = ("train.json", "annotators.json", *own)
+    common = bundle.small | bundle.places(tmp_path) | options
+    if own:
+        del common["warmup_epochs"]
+    built = bundle.run(*configs, **common)
+    scored = ("evaluate.json", "evaluate_annotators.json", "evaluate_methods.json")
+    few = {"confusion#report#num_draws": 2}
+    read = bundle.run(*configs, *scored, **common, **few).parser.get_parsed_content
+    assert read("matrices_of") == who
+    found = json.loads((tmp_path / "evaluation.json").read_text())["annotators"]["image"]["cm_error"]
+    assert (found is None) == (who == "nobody"), "empty, and not zero"
+    tables = read("confusion#report").tables
+    if who == "networks":
+        assert tables is None
+    elif who == "majority":
+        drawings = built.parser.get_parsed_content("train#drawings")
+        assert torch.allclose(tables.double(), fused_confusion(drawings, 2, who), atol=1e-6)
+    elif who == "generalized_em":
+        state = torch.load(tmp_path / "models" / "full.pt", weights_only=True)["em"]
+        assert torch.equal(tables, state["cm"].float())
 
 
 @pytest.mark.parametrize("supervision", ["dense", "semi"])

@@ -8,9 +8,12 @@ from monai.losses import DiceLoss
 from scipy.ndimage import gaussian_filter
 
 from medcoarse.baselines.blur_threshold import BlurThreshold
-from medcoarse.baselines.fused_labels import METHODS, FuseAnnotationsd, fuse
+from medcoarse.baselines.fused_labels import METHODS, FuseAnnotationsd, fuse, fused_confusion
 from medcoarse.baselines.partial import PartialLoss, balanced_nll
 from medcoarse.confusion import Annotations, CoupledOutput
+from medcoarse.fusion.spatial_staple import spatial_staple
+from medcoarse.fusion.staple import staple
+from medcoarse.fusion.voting import majority_vote
 from medcoarse.losses import CoupledLoss, dense_nll, partial_dice
 
 
@@ -138,3 +141,47 @@ def test_fusion_with_what_it_does_not_know():
         fuse(torch.zeros(1, 2, 4, 4), 2, "mean")
     nothing = torch.full((1, 3, 4, 4), 255)
     assert all((fuse(nothing, 2, method) == 255).all() for method in METHODS)
+
+
+def annotated(seed, size=(12, 12)):
+    """Three annotators who err; one of them says nothing of some voxels."""
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.randint(0, 3, (1, 1, *size), generator=generator)
+    errs = torch.rand((1, 3, *size), generator=generator) < 0.25
+    annotations = torch.where(errs, torch.randint(0, 3, errs.shape, generator=generator), label)
+    annotations[:, 2, :3] = 255
+    return annotations
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_matrices_of_a_fusion_are_counted_over_all_images(method):
+    images = [annotated(seed) for seed in range(3)]
+    counts = np.zeros((3, 3, 3))
+    for drawn in images:
+        if method == "majority":
+            label = majority_vote(drawn, 3)
+            truth = torch.cat([label == k for k in range(3)], 1).float()
+        else:
+            truth = (staple if method == "staple" else spatial_staple)(drawn, 3).probs
+        for r, i, j in np.ndindex(3, 3, 3):
+            counts[r, i, j] += truth[0, j][drawn[0, r] == i].double().sum().item()
+    found = fused_confusion([{"positive": one[0]} for one in images], 3, method)
+    np.testing.assert_allclose(found.numpy(), counts / counts.sum(1, keepdims=True), rtol=1e-6)
+
+
+def test_matrices_of_one_image_are_staples_own():
+    annotations = annotated(0)
+    found = fused_confusion([{"positive": annotations[0]}], 3, "staple")
+    assert torch.allclose(found.float(), staple(annotations, 3).cm[0], atol=1e-4)
+
+
+def test_matrices_of_who_said_nothing_and_of_absent_classes():
+    annotations = annotated(0)
+    annotations[:, 1] = 255
+    annotations[annotations == 2] = 1
+    found = fused_confusion([{"positive": annotations[0]}], 3, "majority")
+    assert found[1].isnan().all()
+    assert found[0, :, 2].isnan().all()
+    assert not found[0, :, :2].isnan().any()
+    with pytest.raises(ValueError, match="method must be one of majority, staple, spatial_staple, got 'mean'"):
+        fused_confusion([], 3, "mean")

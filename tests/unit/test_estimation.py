@@ -253,6 +253,36 @@ def test_nothing_outside_the_field_of_view_is_scored(tmp_path):
         assert found == 0 if error == 0 else found > error
 
 
+def test_tables_that_a_method_estimated_take_the_place_of_the_networks(tmp_path):
+    """Too thick by two pixels: which share of the background is drawn differs from image to image."""
+    simulate = SimulateCoarseBatch(["over", "good"], (), spacing=1.0)
+    data = list(items(simulate, bar(24, 24), bar(24, 32)))
+    tables = torch.tensor([[[0.7, 0.1], [0.3, 0.9]], [[1.0, 0.0], [0.0, 1.0]]])
+    found = reported(tmp_path, data, coupled("global", 2, 0), simulate, num_draws=1, tables=tables)["annotators"]
+    errors = []
+    for item in data:
+        drawn, label = item["positive"][0], item["label"][0]
+        shares = [(drawn[label == k] == 1).float().mean().item() for k in (0, 1)]
+        errors.append(np.sqrt(np.mean([(shares[0] - 0.3) ** 2] * 2 + [(shares[1] - 0.9) ** 2] * 2)))
+    assert [row["cm_error_positive_1"] for row in found["images"]] == pytest.approx(errors, rel=1e-5)
+    assert errors[0] != pytest.approx(errors[1], rel=0.01)
+    assert found["image"]["cm_error_positive_2"] == 0
+
+
+def test_a_method_without_matrices_has_no_score_and_half_a_matrix_none_either(tmp_path):
+    simulate = SimulateCoarseBatch(["over", "good"], (), spacing=1.0)
+    data = list(items(simulate, bar(24, 24)))
+    found = reported(tmp_path, data, coupled("global", 2, 0), simulate, num_draws=1, tables=math.nan)["annotators"]
+    assert set(found["image"].values()) == {None}, "empty, and not zero"
+    assert found["identity"]["cm_error"] > 0
+    half = torch.eye(2).repeat(2, 1, 1)
+    half[0, :, 1] = math.nan  # a class that was in no fused label
+    found = reported(tmp_path, data, coupled("global", 2, 0), simulate, num_draws=1, tables=half)["annotators"]
+    assert (found["image"]["cm_error_positive_1"], found["image"]["cm_error_positive_2"]) == (None, 0)
+    with pytest.raises(ValueError, match=r"one matrix for each annotator, \(2, 2, 2\), got \(1, 2, 2\)"):
+        reported(tmp_path, data, coupled("global", 2, 0), simulate, tables=torch.eye(2)[None])
+
+
 def test_other_annotators_than_the_model_has_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"as many .* as those who draw, got \(1, 1\) and \(2, 0\)"):
         reported(tmp_path, [], coupled("identity"), SimulateCoarseBatch(["good", "over"]))
