@@ -7,8 +7,9 @@ that they can be added up over images and divided once; `observed` of a negative
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -118,6 +119,39 @@ def annotation_quality(counts: Tensor, kinds: Sequence[Kind]) -> Tensor:
     shown = ~background
     dice = 2 * (right * shown).sum(-1) / ((rows + truth) * shown).sum(-1)
     return torch.where(total[..., 0] > 0, dice, torch.nan)
+
+
+def planted_found(quality: Tensor, errors: Sequence[str | None]) -> dict[str, Any]:
+    """How well a ranking finds drawings that were made wrong on purpose.
+
+    Args:
+        quality: what the drawings of N images are ranked by (N, R), NaN where nothing was drawn.
+        errors: what is wrong with the drawings of each image; ``None`` for nothing.
+
+    Returns:
+        The `number` of such drawings; `precision`, the share that is wrong among as many of lowest quality; and by
+        error how many there are (`number`) and how many of them are among those (`found`).
+
+    Example:
+        >>> quality = torch.tensor([[0.1, torch.nan], [torch.nan, 0.2], [0.3, torch.nan]])
+        >>> found = planted_found(quality, ["blank", None, "shifted"])
+        >>> found["number"], found["precision"], found["errors"]["shifted"]
+        (2, 0.5, {'number': 1, 'found': 0})
+    """
+    drawn = ~quality.isnan()
+    wrong = {
+        error: torch.tensor([one == error for one in errors])[:, None] & drawn
+        for error in sorted({error for error in errors if error is not None})
+    }
+    number = sum(int(one.sum()) for one in wrong.values())
+    lowest = torch.zeros(quality.numel(), dtype=torch.bool)
+    lowest[torch.argsort(quality.nan_to_num(math.inf).flatten(), stable=True)[:number]] = True
+    found = {error: int((one & lowest.view(quality.shape)).sum()) for error, one in wrong.items()}
+    return {
+        "number": number,
+        "precision": sum(found.values()) / number if number else math.nan,
+        "errors": {error: {"number": int(one.sum()), "found": found[error]} for error, one in wrong.items()},
+    }
 
 
 def uncertainty(probs: Tensor) -> Tensor:

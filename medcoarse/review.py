@@ -26,6 +26,7 @@ from medcoarse.metrics import conditional_table
 from medcoarse.monitoring import transition_of
 from medcoarse.networks import CoupledModel
 from medcoarse.review_page import Shown, review_page
+from medcoarse.transforms.planted import PLANTED_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,9 @@ class AnnotatorReview:
     many millimetres the drawings are too large or too small; the drawings that fit the estimated truth least, with the
     regions that are likely wrong; and whom to ask next about which image. The bounds say how much the images matter,
     not how far the estimated truth is from the truth.
+
+    Drawings that were made wrong on purpose, by :func:`medcoarse.transforms.planted.plant_errors`, tell how good the
+    ranking is: `planted` in the JSON is :func:`medcoarse.reliability.planted_found`. The ranking does not look at them.
 
     Args:
         model: the coupled model, with trained weights by the time it is called.
@@ -101,6 +105,8 @@ class AnnotatorReview:
         write_atomically(self.directory / "annotators.html", lambda file: file.write(page))
         for one in content["annotators"]:
             logger.info("%s: reliability %.3f (%.3f to %.3f)", one["name"], *one["reliability"].values())
+        for name, value in content.get("planted", {}).items():
+            logger.info("planted %s: %s", name, value)
         logger.info("The review of the annotators is in %s", self.directory / "annotators.html")
 
     def _estimate(self, item: Mapping[str, Any]) -> tuple[Estimate, Annotations]:
@@ -130,6 +136,7 @@ class AnnotatorReview:
             reliability.annotation_quality(drawn, kinds)[0],
             reliability.uncertainty(probs)[0],
             self._tendencies(probs, annotations, kinds),
+            item.get(PLANTED_KEY, {}).get("error"),
         )
 
     def _tendencies(self, probs: Tensor, annotations: Annotations, kinds: Sequence[str]) -> Tensor:
@@ -197,10 +204,13 @@ class AnnotatorReview:
         asked = reliability.next_questions(
             torch.stack([look.uncertainty for look in looks]), expected, kinds, has_drawn
         )
+        errors = [look.planted for look in looks]
+        found = {"planted": reliability.planted_found(quality, errors)} if any(errors) else {}
         return {
             "class_names": list(self.class_names),
             "unit": "voxels" if self.spacing is None else "mm",
             "num_images": len(looks),
+            **found,
             "annotators": sorted(annotators, key=_least_reliable_last),
             "worst": [
                 {
@@ -254,6 +264,7 @@ class _Look(NamedTuple):
     quality: Tensor  # (R,)
     uncertainty: Tensor  # ()
     tendency: Tensor  # (R, L)
+    planted: str | None  # the error that was made on purpose
 
 
 def _least_reliable_last(annotator: Mapping[str, Any]) -> float:

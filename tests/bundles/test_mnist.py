@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from medcoarse.baselines.fused_labels import fused_confusion
 from medcoarse.fusion.voting import mean_label
 from medcoarse.monitoring import AnnotatorMonitor, LatentMonitor
 from medcoarse.profiles import PROFILES
+from medcoarse.transforms.array import SimulateCoarse
 from medcoarse.transforms.repeated import count_drawings
 from tests.reference.metrics_reference import drawing_errors
 
@@ -206,6 +208,28 @@ def test_training_on_estimated_labels(bundle, tmp_path, names):
     resumed = torch.load(tmp_path / "models" / "full.pt", weights_only=True)
     assert resumed["trainer"]["iteration"] == 6
     assert torch.equal(resumed["em"]["cm"], state["cm"]), "resuming keeps what was estimated"
+
+
+def test_planted_errors_are_trained_on_and_looked_for(bundle, tmp_path):
+    configs, options = ("train.json", "annotators.json", "planted.json"), bundle.small | bundle.places(tmp_path)
+    options |= {"num_planted": 2, "seed": 1}
+    built = bundle.run(*configs, **options)
+    assert all(set(item) == {"image", "positive"} for item in built.parser.get_parsed_content("train#dataset"))
+    errors = [item.get("planted", {}).get("error") for item in built.parser.get_parsed_content("train#drawings")]
+    plain = bundle.workflow("train.json", "annotators.json", **options, positive_profiles=["good", "over", "under"])
+    plain.parser.parse()
+    right = plain.parser.get_parsed_content("train#drawings")
+    for item, error, other in zip(built.parser.get_parsed_content("train#drawings"), errors, right, strict=True):
+        drew = [r for r in range(3) if (item["positive"][r] != 255).any()]
+        assert len(drew) == 1
+        if error is None:
+            simulated = SimulateCoarse(["good", "over", "under"], spacing=1.0, seed=1)(item["label"])
+            assert torch.equal(item["positive"][drew], simulated[drew])
+        assert torch.equal(item["image"], other["image"])
+    bundle.run(*configs, "review.json", **options)
+    found = json.loads((tmp_path / "annotators.json").read_text())["planted"]
+    assert found["number"] == 2
+    assert Counter(error for error in errors if error) == {name: one["number"] for name, one in found["errors"].items()}
 
 
 MATRICES_OF = {
