@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -226,9 +227,10 @@ def test_planted_errors_are_trained_on_and_looked_for(bundle, tmp_path):
             simulated = SimulateCoarse(["good", "over", "under"], spacing=1.0, seed=1)(item["label"])
             assert torch.equal(item["positive"][drew], simulated[drew])
         assert torch.equal(item["image"], other["image"])
-    bundle.run(*configs, "review.json", **options)
-    found = json.loads((tmp_path / "annotators.json").read_text())["planted"]
+    content = json.loads((tmp_path / "annotators.json").read_text())
+    found = content["planted"]
     assert found["number"] == 2
+    assert {one["image"] for one in content["worst"]} <= {Path(item["image"]).name for item in bundle.items("training")}
     assert Counter(error for error in errors if error) == {name: one["number"] for name, one in found["errors"].items()}
 
 
