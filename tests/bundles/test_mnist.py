@@ -215,12 +215,18 @@ def test_planted_errors_are_trained_on_and_looked_for(bundle, tmp_path):
     configs, options = ("train.json", "annotators.json", "planted.json"), bundle.small | bundle.places(tmp_path)
     options |= {"num_planted": 2, "seed": 1}
     built = bundle.run(*configs, **options)
-    assert all(set(item) == {"image", "positive"} for item in built.parser.get_parsed_content("train#dataset"))
-    errors = [item.get("planted", {}).get("error") for item in built.parser.get_parsed_content("train#drawings")]
+    drawings = built.parser.get_parsed_content("train#drawings")
+    for seen, item in zip(built.parser.get_parsed_content("train#dataset"), drawings, strict=True):
+        assert set(seen) == {"image", "positive"}
+        reviewed = torch.cat([torch.as_tensor(item["image"]), torch.as_tensor(item["positive"])])
+        turned = [one.rot90(k, (1, 2)) for one in (reviewed, reviewed.mT) for k in range(4)]
+        pair = torch.cat([seen["image"], seen["positive"]])
+        assert any(torch.equal(pair, one) for one in turned), "what is trained on is what is reviewed"
+    errors = [item.get("planted", {}).get("error") for item in drawings]
     plain = bundle.workflow("train.json", "annotators.json", **options, positive_profiles=["good", "over", "under"])
     plain.parser.parse()
     right = plain.parser.get_parsed_content("train#drawings")
-    for item, error, other in zip(built.parser.get_parsed_content("train#drawings"), errors, right, strict=True):
+    for item, error, other in zip(drawings, errors, right, strict=True):
         drew = [r for r in range(3) if (item["positive"][r] != 255).any()]
         assert len(drew) == 1
         if error is None:
