@@ -251,7 +251,18 @@ MATRICES_OF = {
 }
 
 
-@pytest.mark.parametrize("name", list(MATRICES_OF))
+SCORED = ("evaluate.json", "evaluate_annotators.json", "evaluate_methods.json")
+
+
+def test_whose_matrices_are_scored(bundle, tmp_path):
+    for name, (who, own, options) in MATRICES_OF.items():
+        common = {"max_epochs": 2} | bundle.places(tmp_path) | options
+        built = bundle.workflow("train.json", "annotators.json", *own, *SCORED, **common)
+        built.parser.parse()
+        assert built.parser.get_parsed_content("matrices_of") == who, name
+
+
+@pytest.mark.parametrize("name", ["ours", "mean", "generalized EM", "oracle"])
 def test_every_method_is_scored_by_the_matrices_that_it_estimates(bundle, tmp_path, name):
     who, own, options = MATRICES_OF[name]
     configs = ("train.json", "annotators.json", *own)
@@ -259,9 +270,8 @@ def test_every_method_is_scored_by_the_matrices_that_it_estimates(bundle, tmp_pa
     if own:
         del common["warmup_epochs"]
     built = bundle.run(*configs, **common)
-    scored = ("evaluate.json", "evaluate_annotators.json", "evaluate_methods.json")
     few = {"confusion#report#num_draws": 2}
-    read = bundle.run(*configs, *scored, **common, **few).parser.get_parsed_content
+    read = bundle.run(*configs, *SCORED, **common, **few).parser.get_parsed_content
     assert read("matrices_of") == who
     found = json.loads((tmp_path / "evaluation.json").read_text())["annotators"]["image"]["cm_error"]
     assert (found is None) == (who == "nobody"), "empty, and not zero"
