@@ -121,32 +121,70 @@ def annotation_quality(counts: Tensor, kinds: Sequence[Kind]) -> Tensor:
     return torch.where(total[..., 0] > 0, dice, torch.nan)
 
 
-def planted_found(quality: Tensor, errors: Sequence[str | None]) -> dict[str, Any]:
+def suspicion(quality: Tensor) -> Tensor:
+    """What drawings are ranked by, the most likely wrong first: half of what is usual less the quality.
+
+    `usual_r / 2 - q_nr`, with the median of each annotator's qualities. Someone who draws everything too large fits the
+    truth half as well as someone faithful, and so does the faithful one's drawing of a wrong image: going half by what
+    is usual tells the two apart, while drawings of someone who is always wrong still come first.
+
+    Args:
+        quality: :func:`annotation_quality` of N images (N, R), NaN where nothing was drawn.
+
+    Returns:
+        Float64 (N, R), NaN where nothing was drawn.
+
+    Source: ours. On MNIST drawings of three annotators with a tenth of them planted wrong, it finds more of these than
+        the quality alone and than the quality less all that is usual.
+
+    Example:
+        >>> quality = torch.tensor([[0.9, 0.5], [0.9, 0.5], [0.6, torch.nan]])  # the second one draws too large
+        >>> suspicion(quality)
+        tensor([[-0.4500, -0.2500],
+                [-0.4500, -0.2500],
+                [-0.1500,     nan]], dtype=torch.float64)
+    """
+    quality = quality.double()
+    return quality.nanmedian(0).values / 2 - quality
+
+
+def most_suspicious(suspicion: Tensor, number: int) -> Tensor:
+    """The places, in the flattened tensor, of so many drawings at most, first the one with the largest suspicion.
+
+    Example:
+        >>> most_suspicious(torch.tensor([[0.1, torch.nan], [0.3, 0.2]]), 5)
+        tensor([2, 3, 0])
+    """
+    order = torch.argsort(suspicion.nan_to_num(-math.inf).flatten(), descending=True, stable=True)
+    return order[: min(number, int((~suspicion.isnan()).sum()))]
+
+
+def planted_found(suspicion: Tensor, errors: Sequence[str | None]) -> dict[str, Any]:
     """How well a ranking finds drawings that were made wrong on purpose.
 
     Args:
-        quality: what the drawings of N images are ranked by (N, R), NaN where nothing was drawn.
+        suspicion: what the drawings of N images are ranked by, largest first (N, R), NaN where nothing was drawn.
         errors: what is wrong with the drawings of each image; ``None`` for nothing.
 
     Returns:
-        The `number` of such drawings; `precision`, the share that is wrong among as many of lowest quality; and by
+        The `number` of such drawings; `precision`, the share that is wrong among as many that are ranked first; and by
         error how many there are (`number`) and how many of them are among those (`found`).
 
     Example:
-        >>> quality = torch.tensor([[0.1, torch.nan], [torch.nan, 0.2], [0.3, torch.nan]])
-        >>> found = planted_found(quality, ["blank", None, "shifted"])
+        >>> ranked_by = torch.tensor([[0.9, torch.nan], [torch.nan, 0.8], [0.7, torch.nan]])
+        >>> found = planted_found(ranked_by, ["blank", None, "shifted"])
         >>> found["number"], found["precision"], found["errors"]["shifted"]
         (2, 0.5, {'number': 1, 'found': 0})
     """
-    drawn = ~quality.isnan()
+    drawn = ~suspicion.isnan()
     wrong = {
         error: torch.tensor([one == error for one in errors])[:, None] & drawn
         for error in sorted({error for error in errors if error is not None})
     }
     number = sum(int(one.sum()) for one in wrong.values())
-    lowest = torch.zeros(quality.numel(), dtype=torch.bool)
-    lowest[torch.argsort(quality.nan_to_num(math.inf).flatten(), stable=True)[:number]] = True
-    found = {error: int((one & lowest.view(quality.shape)).sum()) for error, one in wrong.items()}
+    first = torch.zeros(suspicion.numel(), dtype=torch.bool)
+    first[most_suspicious(suspicion, number)] = True
+    found = {error: int((one & first.view(suspicion.shape)).sum()) for error, one in wrong.items()}
     return {
         "number": number,
         "precision": sum(found.values()) / number if number else math.nan,

@@ -37,9 +37,9 @@ class AnnotatorReview:
     The JSON, and the page that shows it, hold for each annotator the mean confusion matrix (`confusion`: estimated by
     the networks, on all images; `counted`: of what was drawn against the estimated truth); from what was drawn, the
     reliability with the bounds between which 95% of resampled sets of images lie, frequent errors in words, and by how
-    many millimetres the drawings are too large or too small; the drawings that fit the estimated truth least, with the
-    regions that are likely wrong; and whom to ask next about which image. The bounds say how much the images matter,
-    not how far the estimated truth is from the truth.
+    many millimetres the drawings are too large or too small; the drawings that fit the estimated truth least, going
+    half by what is usual of who drew them, with the regions that are likely wrong; and whom to ask next about which
+    image. The bounds say how much the images matter, not how far the estimated truth is from the truth.
 
     Drawings that were made wrong on purpose, by :func:`medcoarse.transforms.planted.plant_errors`, tell how good the
     ranking is: `planted` in the JSON is :func:`medcoarse.reliability.planted_found`. The ranking does not look at them.
@@ -153,11 +153,10 @@ class AnnotatorReview:
         return found
 
     def _worst(self, looks: Sequence[_Look]) -> list[tuple[int, int]]:
-        """(image, annotator) of the drawings that fit least, worst first."""
+        """(image, annotator) of the drawings that are most likely wrong, see `reliability.suspicion`."""
         quality = torch.stack([look.quality for look in looks])
-        order = torch.argsort(quality.nan_to_num(math.inf).flatten(), stable=True)[: self.num_worst].tolist()
-        pairs = [divmod(place, quality.shape[1]) for place in order]
-        return [(n, r) for n, r in pairs if not quality[n, r].isnan()]
+        places = reliability.most_suspicious(reliability.suspicion(quality), self.num_worst).tolist()
+        return [divmod(place, quality.shape[1]) for place in places]
 
     def _show(self, index: int, who: int | None) -> Shown:
         """An image of the page: a drawing that fits badly, or where each annotator is expected to err."""
@@ -205,7 +204,7 @@ class AnnotatorReview:
             torch.stack([look.uncertainty for look in looks]), expected, kinds, has_drawn
         )
         errors = [look.planted for look in looks]
-        found = {"planted": reliability.planted_found(quality, errors)} if any(errors) else {}
+        found = {"planted": reliability.planted_found(reliability.suspicion(quality), errors)} if any(errors) else {}
         return {
             "class_names": list(self.class_names),
             "unit": "voxels" if self.spacing is None else "mm",

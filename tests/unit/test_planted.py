@@ -92,7 +92,7 @@ def test_precision_is_that_of_sorting():
     pairs = [(quality[n, r].item(), errors[n]) for n in range(40) for r in range(3) if not quality[n, r].isnan()]
     number = sum(error is not None for _, error in pairs)
     worst = [error for _, error in sorted(pairs)[:number]]
-    found = planted_found(quality, errors)
+    found = planted_found(-quality, errors)
     assert found["number"] == number
     assert found["precision"] == pytest.approx(sum(error is not None for error in worst) / number)
     for name in ("a", "b"):

@@ -15,8 +15,10 @@ from medcoarse.reliability import (
     expected_counts,
     habits,
     kinds_of,
+    most_suspicious,
     next_questions,
     reliability,
+    suspicion,
     suspicious_regions,
     tendency_mm,
     uncertainty,
@@ -232,3 +234,28 @@ def test_planted_bad_drawings_are_found():
     quality = annotation_quality(drawn_counts(Annotations(drawings), probs), ["positive"] * 3)
     worst = quality.flatten().argsort()[:30].tolist()
     assert len(set(worst) & set(planted.tolist())) / 30 >= 0.9
+
+
+def test_suspicion_goes_half_by_what_is_usual():
+    rng = np.random.default_rng(0)
+    quality = rng.random((9, 3))
+    quality[rng.random((9, 3)) < 0.4] = np.nan
+    quality[:, 2] = np.nan
+    found = suspicion(torch.from_numpy(quality))
+    for r in range(2):
+        drawn = sorted(quality[~np.isnan(quality[:, r]), r])
+        usual = drawn[(len(drawn) - 1) // 2]
+        np.testing.assert_allclose(found[:, r].numpy(), usual / 2 - quality[:, r])
+    assert found[:, 2].isnan().all()
+    assert (
+        most_suspicious(found, 100).tolist()
+        == np.argsort(-np.nan_to_num(found.numpy(), nan=-np.inf), axis=None)[: int((~found.isnan()).sum())].tolist()
+    )
+
+
+def test_a_wrong_drawing_of_a_faithful_one_comes_before_the_usual_ones_of_others():
+    """One draws too large, one is always wrong, one is right but for the last image."""
+    quality = torch.tensor([[0.9, 0.55, 0.0], [0.85, 0.6, 0.0], [0.95, 0.5, 0.0], [0.55, 0.6, 0.0]])
+    assert most_suspicious(suspicion(quality), 4).sort().values.tolist() == [2, 5, 8, 11]
+    assert most_suspicious(suspicion(quality), 5)[-1] == 9
+    assert quality.flatten().argsort()[4] != 9, "the quality alone would name another one"
