@@ -70,8 +70,8 @@ def review_page(content: Mapping[str, Any], worst: Sequence[Shown], errors: Sequ
     if worst:
         parts.append("<h2>Drawings to look at again</h2>")
         parts.append(
-            '<p class="note">Those that fit the estimated truth least. Quality is Dice between the two; orange is '
-            "where the drawing is likely wrong.</p>"
+            '<p class="note">Those that fit the estimated truth least, going half by what is usual of who drew them. '
+            "Quality is Dice between the two; orange is where the drawing is likely wrong.</p>"
         )
         parts += [_drawing(entry, one, unit) for entry, one in zip(content["worst"], worst, strict=True)]
     parts += ["<h2>Whom to ask next</h2>", _questions(content["ask_next"])]

@@ -15,6 +15,7 @@ from medcoarse.baselines.fused_labels import fused_confusion
 from medcoarse.fusion.voting import mean_label
 from medcoarse.monitoring import AnnotatorMonitor, LatentMonitor
 from medcoarse.profiles import PROFILES
+from medcoarse.synthetic.digits import write_digit_dataset
 from medcoarse.transforms.array import SimulateCoarse
 from medcoarse.transforms.repeated import count_drawings
 from tests.reference.metrics_reference import drawing_errors
@@ -238,6 +239,17 @@ def test_planted_errors_are_trained_on_and_looked_for(bundle, tmp_path):
     assert found["number"] == 2
     assert {one["image"] for one in content["worst"]} <= {Path(item["image"]).name for item in bundle.items("training")}
     assert Counter(error for error in errors if error) == {name: one["number"] for name, one in found["errors"].items()}
+
+
+def test_planted_errors_are_found_by_what_was_learned_with_them(bundle, tmp_path):
+    data = write_digit_dataset(tmp_path / "data", num_training=100, num_validation=1, num_test=1)
+    options = bundle.small | {"network_def#channels": [8, 16], "learning_rate": 0.005, "batch_size": 20}
+    options |= bundle.places(tmp_path) | {"dataset_dir": str(data), "num_training": 100}
+    options |= {"max_epochs": 24, "warmup_epochs": 8, "val_interval": 24}
+    bundle.run("train.json", "annotators.json", "planted.json", **options)
+    found = json.loads((tmp_path / "annotators.json").read_text())["planted"]
+    assert found["number"] == 10
+    assert found["precision"] >= 0.9
 
 
 MATRICES_OF = {
