@@ -1,0 +1,225 @@
+"""Data sets of drawn volumes on disk, in the layout of ``data_prep/ms_lesions.py`` and ``data_prep/brats.py``.
+
+A case is one scan of one patient; its files are NIfTI below ``cases/<name>/``, axes right, anterior, superior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from medcoarse.files import write_dataset, write_json
+from medcoarse.synthetic.brain import ms_scan, tumour_scan
+
+GENERATOR_VERSION = 1
+"""Raised whenever the same seed gives other voxels, so that a data set drawn by an older version is not reused."""
+
+Item = dict[str, Any]
+_nibabel: Any = nibabel  # has no types
+
+README = """{name}. NOT patients: every voxel was drawn by {generator}.
+
+cases/<patient>/   NIfTI files of a patient: image, label with the true classes
+datalist.json      training, validation and test items in MONAI's decathlon format, paths relative to this folder
+provenance.json    version and parameters of the generator
+"""
+
+
+def write_ms_dataset(
+    folder: str | Path,
+    num_training: int = 16,
+    num_validation: int = 3,
+    num_test: int = 8,
+    shape: Sequence[int] = (64, 64, 24),
+    spacing: Sequence[float] = (0.8, 0.8, 2.2),
+    seed: int = 0,
+) -> Path:
+    """Write drawn MRI of MS lesions in the layout of ``data_prep/ms_lesions.py``; reuse the data set if it is there.
+
+    Items have ``image`` (four files: FLAIR, T1, PD, T2), ``label`` (the true lesions, which no real data have),
+    ``spacing`` and ``case``, and no raters: drawings are simulated from the label.
+
+    Args:
+        folder: where the data set goes; made with its parents.
+        num_training: patients for training.
+        num_validation: for validation.
+        num_test: for testing; they are the same whatever the other numbers are.
+        shape: voxels along each axis.
+        spacing: mm per voxel along each axis.
+        seed: of the whole data set.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: for numbers below 1 or a negative seed, and as `medcoarse.synthetic.brain.ms_scan`.
+        FileExistsError: if the folder holds anything but this very data set.
+
+    Example:
+        >>> import json, tempfile
+        >>> folder = write_ms_dataset(Path(tempfile.mkdtemp()) / "ms", 1, 1, 1, shape=(16, 16, 8))
+        >>> json.loads((folder / "datalist.json").read_text())["test"][0]["label"]
+        'cases/synthetic01/label.nii.gz'
+    """
+    header = {
+        "name": "Synthetic MRI of MS lesions",
+        "tensorImageSize": "3D",
+        "modality": {"0": "FLAIR", "1": "MPRAGE", "2": "PD", "3": "T2"},
+        "labels": {"0": "background", "1": "lesion"},
+    }
+
+    def write(case: Path, own_seed: int) -> list[Item]:
+        scan = ms_scan(own_seed, shape, spacing)
+        affine = _affine(shape, spacing)
+        images = [
+            _save(case / f"{modality}.nii.gz", scan.image[..., channel], affine)
+            for channel, modality in enumerate(("flair", "mprage", "pd", "t2"))
+        ]
+        label = _save(case / "label.nii.gz", scan.label, affine)
+        return [{"image": images, "label": label, "case": {"patient": case.name, "visit": 1}}]
+
+    numbers = {"num_training": num_training, "num_validation": num_validation, "num_test": num_test}
+    return _write(folder, "write_ms_dataset", header, numbers, shape, spacing, seed, {}, write)
+
+
+def write_brats_dataset(
+    folder: str | Path,
+    num_training: int = 12,
+    num_validation: int = 3,
+    num_test: int = 6,
+    shape: Sequence[int] = (64, 64, 16),
+    spacing: Sequence[float] = (1.0, 1.0, 3.0),
+    seed: int = 0,
+    volumes: bool = False,
+) -> Path:
+    """Write drawn MRI of brain tumours in the layout of ``data_prep/brats.py``; reuse the data set if it is there.
+
+    Items have ``image`` (one file, channels FLAIR, T1, T1ce, T2), ``label`` (0 background, 1 necrotic core, 2 oedema,
+    3 enhancing tumour), ``spacing`` and ``case``. By default each is an axial slice, stored as a volume of one slice;
+    those without brain are left out.
+
+    Args:
+        folder: where the data set goes; made with its parents.
+        num_training: patients for training.
+        num_validation: for validation.
+        num_test: for testing; they are the same whatever the other numbers are.
+        shape: voxels of a patient's volume along each axis.
+        spacing: mm per voxel along each axis.
+        seed: of the whole data set.
+        volumes: one item a patient instead of one a slice.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: for numbers below 1 or a negative seed, and as `medcoarse.synthetic.brain.tumour_scan`.
+        FileExistsError: if the folder holds anything but this very data set.
+
+    Example:
+        >>> import json, tempfile
+        >>> folder = write_brats_dataset(Path(tempfile.mkdtemp()) / "brats", 1, 1, 1, shape=(16, 16, 8))
+        >>> json.loads((folder / "datalist.json").read_text())["test"][3]["image"]
+        'cases/synthetic01/image_003.nii.gz'
+    """
+    header = {
+        "name": "Synthetic MRI of brain tumours",
+        "tensorImageSize": "3D" if volumes else "2D",
+        "modality": {"0": "FLAIR", "1": "T1", "2": "T1ce", "3": "T2"},
+        "labels": {"0": "background", "1": "necrotic or non-enhancing core", "2": "oedema", "3": "enhancing tumour"},
+    }
+
+    def write(case: Path, own_seed: int) -> list[Item]:
+        scan = tumour_scan(own_seed, shape, spacing)
+        affine, who = _affine(shape, spacing), {"scan": case.name, "patient": case.name}
+        if volumes:
+            return [_save_pair(case, "", scan.image, scan.label, affine) | {"case": who}]
+        items = []
+        for k in np.flatnonzero(scan.image.any(axis=(0, 1, 3))).tolist():
+            lifted = affine.copy()
+            lifted[:3, 3] += k * affine[:3, 2]
+            one = _save_pair(case, f"_{k:03d}", scan.image[:, :, k : k + 1], scan.label[:, :, k : k + 1], lifted)
+            items.append(one | {"case": {**who, "slice": k}})
+        return items
+
+    numbers = {"num_training": num_training, "num_validation": num_validation, "num_test": num_test}
+    return _write(folder, "write_brats_dataset", header, numbers, shape, spacing, seed, {"volumes": volumes}, write)
+
+
+def _write(
+    folder: str | Path,
+    function: str,
+    header: Mapping[str, Any],
+    numbers: Mapping[str, int],
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    seed: int,
+    more: Mapping[str, Any],
+    write_case: Callable[[Path, int], list[Item]],
+) -> Path:
+    """A whole data set: every patient's files, datalist, README and provenance."""
+    if min(numbers.values()) < 1 or seed < 0:
+        raise ValueError(f"numbers of patients must be at least 1 and seed 0 or more, got {dict(numbers)}, {seed=}")
+    generator = f"medcoarse.synthetic.volumes.{function}"
+    sizes = {"shape": list(shape), "spacing": list(spacing)}
+
+    def write(draft: Path) -> None:
+        sections: dict[str, list[Item]] = {"training": [], "validation": [], "test": []}
+        for section, number in _patients(numbers):
+            case = draft / "cases" / f"synthetic{number + 1:02d}"
+            case.mkdir(parents=True)
+            # A seed sequence, because seed + number would make neighbouring data sets share patients.
+            own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+            for item in write_case(case, own_seed):
+                sections[section].append(_below(f"cases/{case.name}", item) | {"spacing": list(spacing)})
+        counts = {"numTraining": len(sections["training"]), "numTest": len(sections["test"])}
+        write_json(draft / "datalist.json", {**header, **counts, **sections})
+        (draft / "README.txt").write_text(README.format(name=header["name"], generator=generator), encoding="utf-8")
+
+    provenance = {
+        "generator": generator,
+        "generator_version": GENERATOR_VERSION,
+        "parameters": {**numbers, **sizes, "seed": seed, **more},
+    }
+    return write_dataset(Path(folder), provenance, ["README.txt", "datalist.json"], "synthetic data set", write)
+
+
+def _patients(numbers: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Section and number of every patient, those for testing first."""
+    order = ("test", "validation", "training")
+    sections = [section for section in order for _ in range(numbers[f"num_{section}"])]
+    return [(section, number) for number, section in enumerate(sections)]
+
+
+def _affine(shape: Sequence[int], spacing: Sequence[float]) -> NDArray[np.float64]:
+    """The middle of the volume is the origin."""
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -0.5 * (np.array(shape) - 1) * spacing
+    return affine
+
+
+def _save_pair(case: Path, suffix: str, image: Any, label: Any, affine: NDArray[np.float64]) -> Item:
+    arrays = {"image": image, "label": label}
+    return {name: _save(case / f"{name}{suffix}.nii.gz", array, affine) for name, array in arrays.items()}
+
+
+def _save(path: Path, array: Any, affine: NDArray[np.float64]) -> str:
+    image = _nibabel.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    _nibabel.save(image, path)
+    return path.name
+
+
+def _below(folder: str, item: Item) -> Item:
+    """The item with its files, texts and lists of texts, below a folder."""
+
+    def join(value: Any) -> Any:
+        if isinstance(value, list):
+            return [join(part) for part in value]
+        return f"{folder}/{value}" if isinstance(value, str) else value
+
+    return {key: join(value) for key, value in item.items()}

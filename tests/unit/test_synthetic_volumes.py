@@ -1,0 +1,172 @@
+"""Drawn brains with MS lesions or a tumour: voxels, and the data sets on disk."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from medcoarse.datalist import load_datalist, verify_prepared
+from medcoarse.synthetic.brain import FLUID, OUTSIDE, brain_tissue, ms_lesions, ms_scan, tumour_scan
+from medcoarse.synthetic.volumes import write_brats_dataset, write_ms_dataset
+
+FEW = {"num_training": 2, "num_validation": 1, "num_test": 1, "shape": (24, 24, 10)}
+MS_RULES = {"label_keys": ("label", "positive"), "label_values": (0, 1, 255), "mask_keys": ()}
+
+
+@pytest.fixture(scope="module")
+def ms():
+    return [ms_scan(seed) for seed in range(6)]
+
+
+@pytest.fixture(scope="module")
+def tumours():
+    return [tumour_scan(seed) for seed in range(6)]
+
+
+def load(path):
+    return np.asanyarray(nibabel.load(path).dataobj)
+
+
+# ---- Voxels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draw", [ms_scan, tumour_scan])
+def test_a_seed_gives_the_same_voxels_and_another_one_others(draw):
+    one, again, other = (draw(seed, (24, 24, 10)) for seed in (3, 3, 4))
+    assert np.array_equal(one.image, again.image)
+    assert np.array_equal(one.label, again.label)
+    assert (one.image != other.image).mean() > 0.3
+    assert (one.label != other.label).any()
+
+
+@pytest.mark.parametrize("scans", ["ms", "tumours"])
+def test_the_brain_is_cut_out_and_holds_all_that_is_labelled(scans, request):
+    for scan in request.getfixturevalue(scans):
+        brain = scan.image.all(-1)
+        assert np.array_equal(brain, scan.image.any(-1))
+        assert 0.25 < brain.mean() < 0.6
+        assert ndimage.label(brain)[1] == 1
+        assert brain[scan.label > 0].all()
+        assert not any(brain[side].any() for side in (0, -1))
+
+
+def test_lesions_vary_in_size_and_shine_in_flair(ms):
+    volumes = []
+    for scan in ms:
+        parts, number = ndimage.label(scan.label)
+        assert 5 <= number <= 14
+        volumes += ndimage.sum_labels(scan.label, parts, range(1, number + 1)).tolist()
+        flair, brain = scan.image[..., 0].astype(float), scan.image.any(-1)
+        rest = flair[brain & ~ndimage.binary_dilation(scan.label == 1, iterations=2)]
+        assert flair[scan.label == 1].mean() > rest.mean() + 1.5 * rest.std()
+    assert min(volumes) <= 8 < 150 < max(volumes), "some of a few voxels, some of more than a hundred"
+
+
+def test_lesions_gather_around_the_ventricles():
+    spacing, near, far = (0.8, 0.8, 2.2), [], []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        tissue = brain_tissue(rng, (64, 64, 24), spacing)
+        lesions = ms_lesions(rng, tissue, spacing)
+        spaces, _ = ndimage.label((tissue == FLUID) | (tissue == OUTSIDE))
+        ventricles = (tissue == FLUID) & (spaces != spaces[0, 0, 0])
+        distance = ndimage.distance_transform_edt(~ventricles, sampling=spacing)
+        near.append(distance[lesions].mean())
+        far.append(distance[(tissue == 3) & ~lesions].mean())
+    assert np.mean(near) < 0.8 * np.mean(far)
+
+
+def test_lesions_are_as_large_in_mm_on_other_voxels():
+    coarse = np.mean([ms_scan(seed, (48, 48, 20), (1.0, 1.0, 2.4)).label.sum() * 2.4 for seed in range(8)])
+    fine = np.mean([ms_scan(seed, (64, 64, 32), (0.75, 0.75, 1.5)).label.sum() * 0.84375 for seed in range(8)])
+    assert 0.6 < fine / coarse < 1.6
+
+
+def test_a_tumour_is_nested_and_its_ring_takes_up_contrast(tumours):
+    beside = ndimage.generate_binary_structure(3, 1)
+    beside[..., [0, 2]] = False  # slices are as thick as the ring
+    for scan in tumours:
+        sizes = np.bincount(scan.label.ravel(), minlength=4)[1:]
+        assert sizes[1] > sizes[2] > 0 < sizes[0]
+        around_core = ndimage.binary_dilation(scan.label == 1, beside) & (scan.label != 1)
+        assert np.isin(scan.label[around_core], (1, 3)).mean() > 0.8, "the core lies in the ring, or at a ventricle"
+        around_ring = ndimage.binary_dilation(scan.label == 3, beside) & (scan.label != 3)
+        assert (scan.label[around_ring] > 0).mean() > 0.6, "the ring lies in the oedema, or at the brain's surface"
+        t1, t1ce = scan.image[..., 1].astype(float), scan.image[..., 2].astype(float)
+        taken_up = [t1ce[scan.label == k].mean() / t1[scan.label == k].mean() for k in range(1, 4)]
+        assert taken_up[2] > 1.2 * max(taken_up[:2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"shape": (8, 8, 7)}, "shape must be three numbers of voxels, each at least 8, got .8, 8, 7."),
+        ({"shape": (64, 64)}, "shape must be three numbers"),
+        ({"spacing": (1, 1, 0)}, "spacing must be three lengths in mm above 0, got .1, 1, 0."),
+    ],
+)
+def test_bad_input_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ms_scan(**{"seed": 0, **arguments})
+
+
+# ---- Data sets -------------------------------------------------------------------------------------------------------
+
+
+def test_ms_items_are_those_of_data_prep_with_a_true_label(tmp_path):
+    folder = write_ms_dataset(tmp_path / "ms", spacing=(0.8, 0.9, 2.2), **FEW)
+    assert verify_prepared(folder, "data_prep/ms_lesions.py", **MS_RULES) == 4 * 5
+    (item,) = load_datalist(folder / "datalist.json", "test")
+    assert [name.rsplit("/", 1)[1] for name in item["image"]] == [
+        f"{modality}.nii.gz" for modality in ("flair", "mprage", "pd", "t2")
+    ]
+    assert (item["spacing"], item["case"]) == ([0.8, 0.9, 2.2], {"patient": "synthetic01", "visit": 1})
+    assert "positive" not in item
+    image = nibabel.load(item["image"][0])
+    assert image.header.get_zooms() == pytest.approx((0.8, 0.9, 2.2))
+    np.testing.assert_allclose(image.affine @ [11.5, 11.5, 4.5, 1], [0, 0, 0, 1], atol=1e-5)
+    assert set(np.unique(load(item["label"]))) == {0, 1}
+
+
+def test_slices_are_those_of_the_volume_in_its_places(tmp_path):
+    slices = write_brats_dataset(tmp_path / "slices", spacing=(2.0, 2.0, 4.0), **FEW)
+    volumes = write_brats_dataset(tmp_path / "volumes", spacing=(2.0, 2.0, 4.0), volumes=True, **FEW)
+    assert verify_prepared(slices, "x", label_values=(0, 1, 2, 3), mask_keys=()) > 40
+    (whole,) = load_datalist(volumes / "datalist.json", "test")
+    image, label, affine = load(whole["image"]), load(whole["label"]), nibabel.load(whole["image"]).affine
+    items = load_datalist(slices / "datalist.json", "test")
+    numbers = [item["case"]["slice"] for item in items]
+    assert numbers == np.flatnonzero(image.any((0, 1, 3))).tolist() != list(range(10)), "only those with brain"
+    for item, k in zip(items, numbers, strict=True):
+        assert np.array_equal(load(item["image"]), image[:, :, k : k + 1])
+        assert np.array_equal(load(item["label"]), label[:, :, k : k + 1])
+        np.testing.assert_allclose(nibabel.load(item["image"]).affine @ [1, 2, 0, 1], affine @ [1, 2, k, 1], atol=1e-5)
+    assert {name: json.loads((slices / "datalist.json").read_text())["labels"][name] for name in "123"} == {
+        "1": "necrotic or non-enhancing core", "2": "oedema", "3": "enhancing tumour",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("write", [write_ms_dataset, write_brats_dataset])
+def test_a_data_set_is_drawn_once_and_never_mixed_with_another(tmp_path, write):
+    folder = write(tmp_path / "data", **FEW)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert write(folder, **FEW) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    with pytest.raises(FileExistsError, match="holds a data set drawn by generator version"):
+        write(folder, **FEW, seed=1)
+    with pytest.raises(ValueError, match="numbers of patients must be at least 1"):
+        write(tmp_path / "none", **(FEW | {"num_test": 0}))
+
+
+def test_test_patients_do_not_depend_on_the_number_for_training(tmp_path):
+    few, more = (write_ms_dataset(tmp_path / str(n), **(FEW | {"num_training": n})) for n in (1, 2))
+    labels = [load(load_datalist(folder / "datalist.json", "test")[0]["label"]) for folder in (few, more)]
+    assert np.array_equal(*labels)
+    patients = [item["case"]["patient"] for name in ("training", "validation", "test")
+                for item in load_datalist(more / "datalist.json", name)]  # fmt: skip
+    assert len(set(patients)) == len(patients) == 4
