@@ -125,7 +125,9 @@ def _decode(path: Path) -> tuple[npt.NDArray[Any], tuple[int, ...]]:
             return np.asarray(image), image.size
     from monai.transforms.io.array import LoadImage  # seconds of import, for volumes only
 
-    volume = LoadImage(image_only=True, dtype=None)(path)
+    # Without a name it would try the DICOM reader's plugins, which speak up, for every file.
+    reader = "NibabelReader" if path.name.lower().endswith((".nii", ".nii.gz")) else None
+    volume = LoadImage(reader, image_only=True, dtype=None)(path)
     return np.asarray(volume), tuple(int(n) for n in volume.meta["spatial_shape"])
 
 

@@ -394,7 +394,7 @@ class ValidationFigure:
         image = item["image"][None].float().to(device)
         with torch.no_grad(), eval_mode(self.model):
             output = self.model.couple(image)
-        prediction = output.logits.argmax(1)[0].cpu()
+        prediction = output.logits.argmax(1).cpu()  # (1, *S): of a volume one plane is shown
         matrices = [self._pooled(confusion, label) for confusion in (output.positive, output.negative)]
         return report.validation_figure(
             image=item[self.shown_key],
@@ -407,6 +407,7 @@ class ValidationFigure:
             transition=transition_of(self.model, self.loss),
             class_names=self.class_names,
             title=title,
+            class_index=1 if len(self.class_names) == 2 else None,
         )
 
     def _pooled(self, confusion: Confusion | None, label: Tensor) -> Tensor | None:
@@ -438,6 +439,17 @@ def middle(values: Tensor, size: int, divisor: int) -> Tensor:
     return values
 
 
+def short_names(paths: Sequence[str]) -> list[str]:
+    """What tells files apart: their names, with the folders below the one that they share.
+
+    Example:
+        >>> short_names(["a/b/1.png", "a/b/2.png"]), short_names(["a/b/flair.nii", "a/c/flair.nii"])
+        (['1.png', '2.png'], ['b/flair.nii', 'c/flair.nii'])
+    """
+    shared = os.path.commonpath([Path(path).parent for path in paths]) if paths else ""
+    return [Path(os.path.relpath(path, shared or None)).as_posix() for path in paths]
+
+
 class EvaluationReport:
     """Write what an evaluation found: all scores, image by image, as JSON, and a sheet of pictures.
 
@@ -448,6 +460,7 @@ class EvaluationReport:
         sheet_path: PNG with image, truth, prediction and errors of the first images.
         image_key: key of the image that is shown.
         max_cases: number of images on the sheet.
+        include_background: whether class 0 takes part in the means over classes.
     """
 
     def __init__(
@@ -458,12 +471,14 @@ class EvaluationReport:
         sheet_path: str | Path,
         image_key: str = "image",
         max_cases: int = 6,
+        include_background: bool = True,
     ) -> None:
+        self.include_background = include_background
         self.counts, self.class_names = counts, tuple(class_names)
         self.json_path, self.sheet_path = Path(json_path), Path(sheet_path)
         self.image_key, self.max_cases = image_key, max_cases
-        self.names: list[str] = []
-        self.cases: list[report.Case] = []
+        self.paths: list[str] = []
+        self.shown: list[list[Tensor]] = []
 
     def attach(self, engine: Engine) -> None:
         """Collect while the engine runs, write when it is through.
@@ -479,15 +494,17 @@ class EvaluationReport:
     def _collect(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             image = item[self.image_key]
-            self.names.append(Path(str(image.meta["filename_or_obj"])).name)
-            if len(self.cases) < self.max_cases:
-                shown = (image, output["label"], output["pred"])
-                self.cases.append(report.Case(self.names[-1], *(torch.as_tensor(x).cpu() for x in shown)))
+            self.paths.append(str(image.meta["filename_or_obj"]))
+            if len(self.shown) < self.max_cases:
+                self.shown.append([torch.as_tensor(x).cpu() for x in (image, output["label"], output["pred"])])
 
     def _write(self, engine: Engine) -> None:
-        scores = score_table(self.counts.counts(), self.class_names, self.names)
-        write_json(self.json_path, scores)
-        report.save_figure(report.prediction_sheet(self.cases, self.class_names), self.sheet_path)
+        names = short_names(self.paths)
+        table = score_table(self.counts.counts(), self.class_names, names, self.include_background)
+        write_json(self.json_path, table)
+        cases = [report.Case(name, *shown) for name, shown in zip(names, self.shown, strict=False)]  # the first ones
+        one = 1 if len(self.class_names) == 2 else None
+        report.save_figure(report.prediction_sheet(cases, self.class_names, class_index=one), self.sheet_path)
         for name, value in engine.state.metrics.items():
             logger.info("%s = %.4f", name, value)
         logger.info("Scores of every image are in %s, pictures in %s", self.json_path, self.sheet_path)

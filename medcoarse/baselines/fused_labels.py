@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
+from monai.utils.type_conversion import convert_to_dst_type
 from torch import Tensor
 
 from medcoarse.fusion.spatial_staple import spatial_staple
 from medcoarse.fusion.staple import staple
 from medcoarse.fusion.voting import hard_label, majority_vote
 from medcoarse.metrics import annotation_counts, conditional_table, soft_annotation_counts
+from medcoarse.transforms.array import spacing_of
 
 METHODS = ("majority", "staple", "spatial_staple")
 
@@ -113,7 +115,8 @@ class FuseAnnotationsd(MapTransform):
         label_key: where the label map ``(1, *S)`` is written.
         num_classes: L.
         method: see :func:`fuse`.
-        spacing: mm per voxel.
+        spacing: mm per voxel; by default that of the MetaTensor, otherwise 1.
+        overwrite: ``False`` leaves a label that is there as it is.
         allow_missing_keys: skip missing annotations.
 
     Raises:
@@ -132,15 +135,21 @@ class FuseAnnotationsd(MapTransform):
         num_classes: int = 2,
         method: str = "staple",
         spacing: Sequence[float] | None = None,
+        overwrite: bool = True,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.overwrite = overwrite
         self.label_key, self.num_classes, self.method, self.spacing = label_key, num_classes, method, spacing
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item with the fused label."""
         item = dict(data)
+        if self.label_key in item and not self.overwrite:
+            return item
         for key in self.key_iterator(item):
             annotations = torch.as_tensor(item[key]).as_subclass(Tensor)[None]
-            item[self.label_key] = fuse(annotations, self.num_classes, self.method, self.spacing)[0]
+            spacing = spacing_of(item[key], self.spacing)
+            fused = fuse(annotations, self.num_classes, self.method, spacing)[0]
+            item[self.label_key] = convert_to_dst_type(fused, item[key], dtype=fused.dtype)[0]
         return item

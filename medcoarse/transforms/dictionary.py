@@ -6,11 +6,14 @@ import json
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from monai.config.type_definitions import KeysCollection, NdarrayOrTensor
 from monai.transforms.transform import MapTransform, RandomizableTransform
 from monai.utils.misc import ensure_tuple, ensure_tuple_rep
+from monai.utils.type_conversion import convert_to_dst_type
 
 from medcoarse.assignment import ANNOTATORS_KEY
+from medcoarse.confusion import UNLABELED
 from medcoarse.transforms.array import (
     HideAnnotators,
     MergeStrokes,
@@ -392,6 +395,45 @@ class HideAnnotatorsd(MapTransform):
                 )
             item[key] = self.hide(item[key], drew)
         return item | seen
+
+
+class DrawnForegroundd(MapTransform):
+    """Where anybody has drawn anything but background, for transforms that look for foreground to crop.
+
+    MONAI's own cropping counts every value above 0 as foreground, which unlabeled voxels are not, and takes the first
+    of several channels for the background.
+
+    Args:
+        keys: annotations or label maps (R, *S): values say what a thing is.
+        foreground_key: where the mask (1, *S) goes, uint8.
+        allow_missing_keys: skip missing annotations; of none the mask would be unknown, so one has to be there.
+
+    Raises:
+        KeyError: none of the keys is there.
+
+    Example:
+        >>> import numpy as np
+        >>> item = {"positive": np.array([[0, 0, 255, 255]]), "label": np.array([[0, 2, 0, 255]])}
+        >>> DrawnForegroundd(["positive", "label"], "drawn")(item)["drawn"]
+        array([[0, 1, 0, 0]], dtype=uint8)
+    """
+
+    def __init__(self, keys: KeysCollection, foreground_key: Hashable, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.foreground_key = foreground_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        """The item with the mask."""
+        item = dict(data)
+        present = list(self.key_iterator(item))
+        if not present:
+            raise KeyError(f"none of {self.keys} is there to find foreground in, only {tuple(item)}")
+        masks = [((item[key] != 0) & (item[key] != UNLABELED)).any(0)[None] for key in present]
+        mask = masks[0]
+        for other in masks[1:]:
+            mask = mask | other
+        item[self.foreground_key] = convert_to_dst_type(mask, item[present[0]], dtype=np.uint8)[0]
+        return item
 
 
 def _to_json(drawings: Sequence[tuple[NdarrayOrTensor, Record]]) -> str:

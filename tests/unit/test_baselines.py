@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from monai.losses import DiceLoss
 from scipy.ndimage import gaussian_filter
 
@@ -134,6 +135,34 @@ def test_fused_labels_of_four_of_whom_one_errs(size):
         assert torch.equal(fuse(annotations, 3, method), label), method
         fused = FuseAnnotationsd("positive", num_classes=3, method=method)({"positive": annotations[0]})
         assert torch.equal(fused["label"], label[0])
+
+
+def test_a_label_that_is_there_can_be_left_alone():
+    item = {"positive": torch.ones(3, 4, 4), "label": torch.zeros(1, 4, 4)}
+    fused, kept = (FuseAnnotationsd("positive", method="majority", overwrite=o)(item)["label"] for o in (True, False))
+    assert (fused == 1).all()
+    assert kept is item["label"]
+    missing = FuseAnnotationsd("positive", method="majority", overwrite=False)({"positive": item["positive"]})
+    assert torch.equal(missing["label"], fused)
+
+
+def test_a_fused_label_has_the_spacing_of_the_annotations(monkeypatch):
+    """It decides how wide the window of Spatial STAPLE is, and what is simulated from the label afterwards."""
+    seen = []
+
+    def remember(annotations, num_classes, spacing):
+        seen.append(spacing)
+        return staple(annotations, num_classes)
+
+    monkeypatch.setattr("medcoarse.baselines.fused_labels.spatial_staple", remember)
+    affine = torch.diag(torch.tensor([0.5, 0.75, 3.0, 1.0], dtype=torch.float64))
+    item = {"positive": MetaTensor(torch.randint(0, 2, (3, 6, 6, 4)), affine=affine)}
+    label = FuseAnnotationsd("positive", method="spatial_staple")(item)["label"]
+    assert seen == [pytest.approx((0.5, 0.75, 3.0))]
+    assert torch.equal(label.affine, affine)
+    assert label.dtype == torch.uint8
+    FuseAnnotationsd("positive", method="spatial_staple", spacing=[1, 1, 2])(item)
+    assert seen[1] == (1, 1, 2)
 
 
 def test_fusion_with_what_it_does_not_know():

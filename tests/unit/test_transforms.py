@@ -26,6 +26,7 @@ from medcoarse.transforms.array import (
     as_profiles,
 )
 from medcoarse.transforms.dictionary import (
+    DrawnForegroundd,
     HideAnnotatorsd,
     HideLabeld,
     MergeStrokesd,
@@ -64,6 +65,7 @@ class TestNames:
     def test_no_clash_with_monai(self):
         ours = {name for module in (array, dictionary) for name in vars(module) if "oarse" in name or "trokes" in name}
         ours |= {"OutsideToUnlabeled", "OutsideToUnlabeledd", "HideAnnotators", "HideAnnotatorsd"}
+        ours |= {"DrawnForegroundd"}
         assert {"SimulateCoarse", "RandSimulateCoarsed", "MergeStrokesd"} <= ours
         assert not [name for name in ours if hasattr(mt, name)]
 
@@ -555,3 +557,29 @@ class TestBatches:
     def test_errors(self, values, seeds, message):
         with pytest.raises(ValueError, match=message):
             SimulateCoarseBatch("coarse_positive")(values, seeds)
+
+
+class TestForeground:
+    """What is drawn, so that patches can be cropped around it."""
+
+    @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor, lambda x: meta(x, (0.5, 2.0, 3.0))])
+    def test_any_class_of_anybody_but_neither_background_nor_unlabeled(self, kind):
+        rng = np.random.default_rng(0)
+        positive = rng.choice(np.array([0, 1, 3, U], np.uint8), (4, 3, 4, 5), p=[0.7, 0.05, 0.05, 0.2])
+        label = rng.choice(np.array([0, 2, U], np.uint8), (1, 3, 4, 5), p=[0.7, 0.1, 0.2])
+        expected = np.zeros((1, 3, 4, 5), np.uint8)
+        for voxel in np.ndindex(3, 4, 5):
+            said = {*positive[(slice(None), *voxel)].tolist(), label[(0, *voxel)].item()}
+            expected[(0, *voxel)] = bool(said & {1, 2, 3})
+        item = {"positive": kind(positive), "label": kind(label)}
+        found = DrawnForegroundd(["positive", "label"], "drawn")(item)["drawn"]
+        assert type(found) is type(kind(label))
+        assert same(found, expected)
+        assert "uint8" in str(found.dtype)
+        assert 0 < expected.mean() < 1
+        alone = DrawnForegroundd(["positive", "label"], "drawn", allow_missing_keys=True)({"label": kind(label)})
+        assert same(alone["drawn"], (label == 2).astype(np.uint8))
+
+    def test_nothing_to_look_at_is_an_error(self):
+        with pytest.raises(KeyError, match=r"none of .*positive.* is there to find foreground in, only .*image"):
+            DrawnForegroundd("positive", "drawn", allow_missing_keys=True)({"image": label()})
