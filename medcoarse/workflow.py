@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ignite.distributed as idist
 import torch
@@ -22,11 +22,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medcoarse import synthetic
-from medcoarse.confusion import Annotations
+from medcoarse.confusion import UNLABELED, Annotations
 from medcoarse.datalist import DataError, verify_les_av, verify_prepared
 from medcoarse.files import write_atomically
 from medcoarse.networks import CoupledModel
-from medcoarse.synthetic import digits
+from medcoarse.synthetic import digits, volumes
 
 logger = logging.getLogger(__name__)
 
@@ -392,10 +392,62 @@ def prepare_digits(
     return _prepare(dataset_dir, draw, verify)
 
 
+class _Volumes(NamedTuple):
+    """A data set of volumes or slices: what it is called, who draws it, and what its files must be like."""
+
+    what: str
+    draw: Callable[..., Path]
+    rules: Mapping[str, Any]
+
+
+VOLUMES = {
+    "ms_lesions": _Volumes(
+        "MRI of MS lesions",
+        volumes.write_ms_dataset,
+        {"label_keys": ("label", "positive"), "label_values": (0, 1, UNLABELED), "mask_keys": ()},
+    ),
+    "brats": _Volumes(
+        "MRI of brain tumours",
+        volumes.write_brats_dataset,
+        {"label_values": (0, 1, 2, 3, UNLABELED), "mask_keys": (), "required_keys": ("label",)},
+    ),
+}
+"""By the name of the script in ``data_prep/`` that makes the real ones."""
+
+
+def prepare_volumes(
+    name: str,
+    dataset_dir: str | Path | None,
+    synthetic_dir: str | Path,
+    synthetic_options: Mapping[str, Any],
+    num_training: int | None = None,
+) -> str:
+    """The verified folder to train on: real volumes or slices where one is given, else drawn ones.
+
+    Args:
+        name: a name from :data:`VOLUMES`.
+        dataset_dir: folder that the script of that name in ``data_prep/`` made; empty or ``None`` draws.
+        synthetic_dir: where volumes are drawn, or were drawn before.
+        synthetic_options: how many and how large, see :mod:`medcoarse.synthetic.volumes`.
+        num_training: training items that are wanted; ``None`` takes what there is.
+
+    Raises:
+        SystemExit: files that cannot be trained on, see :func:`prepare_fundus`.
+    """
+    chosen = VOLUMES[name]
+
+    def draw() -> Path:
+        _say_what_is_drawn(chosen.what, synthetic_dir, "folder", name)
+        return chosen.draw(synthetic_dir, **synthetic_options)
+
+    script = f"data_prep/{name}.py"
+    return _prepare(dataset_dir, draw, lambda folder: verify_prepared(folder, script, num_training, **chosen.rules))
+
+
 def _say_what_is_drawn(what: str, folder: str | Path, argument: str, script: str) -> None:
     logger.info(
         "No dataset_dir: training on synthetic %s in %s. For real ones pass --dataset_dir <%s>; "
-        "python data_prep/%s.py fetches it.",
+        "python data_prep/%s.py prepares it.",
         what, folder, argument, script,
     )  # fmt: skip
 

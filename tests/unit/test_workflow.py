@@ -19,6 +19,7 @@ from medcoarse.monitoring import AnnotatorMonitor, Progress, drawing_scores
 from medcoarse.networks import AnnotatorNet, CoupledModel
 from medcoarse.workflow import (
     SUPERVISION,
+    VOLUMES,
     AnnotatorSchedule,
     PolynomialDecay,
     PrepareBatchCoarse,
@@ -26,6 +27,7 @@ from medcoarse.workflow import (
     SaveCheckpoint,
     SeedEpoch,
     Validate,
+    prepare_volumes,
 )
 
 
@@ -367,3 +369,21 @@ def test_plain_data_and_json(tmp_path):
     assert (
         tmp_path / "a.json"
     ).read_text() == '{\n  "x": [\n    1.0,\n    null\n  ],\n  "3": [\n    1,\n    null\n  ]\n}\n'
+
+
+# ---- volumes ---------------------------------------------------------------------------------------------------------
+
+
+def test_drawn_volumes_are_made_where_no_folder_is_given(tmp_path):
+    few = {"num_training": 1, "num_validation": 1, "num_test": 1, "shape": [16, 16, 8]}
+    for name in VOLUMES:
+        folder = prepare_volumes(name, "", tmp_path / name, few)
+        assert folder == str(tmp_path / name)
+        assert prepare_volumes(name, folder, tmp_path / "unused", {}) == folder
+    assert not (tmp_path / "unused").exists()
+    with pytest.raises(SystemExit, match=r"(?s)DataError: .*label holds the values .*expected only .0, 1, 255"):
+        prepare_volumes("ms_lesions", tmp_path / "brats", tmp_path / "unused", {})
+    with pytest.raises(SystemExit, match=r"no such file; run `python data_prep/brats\.py`"):
+        prepare_volumes("brats", tmp_path, tmp_path / "unused", {})
+    with pytest.raises(SystemExit, match=r"'training' lists 1 items, 2 are wanted"):
+        prepare_volumes("ms_lesions", "", tmp_path / "ms_lesions", few, num_training=2)
