@@ -59,7 +59,11 @@ class Bundle:
     @property
     def small_network(self) -> dict[str, Any]:
         """The overrides that inference knows."""
-        return {name: value for name, value in self.small.items() if name.startswith(("patch", "network"))}
+        return {
+            name: value
+            for name, value in self.small.items()
+            if name.startswith(("patch_size", "network", "image_size"))
+        }
 
     def items(self, section: str) -> list[dict[str, str]]:
         return json.loads((self.data / "datalist.json").read_text())[section]

@@ -1,0 +1,334 @@
+"""What the bundles of several annotators on volumes do, end to end, on drawn data and on official files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from medcoarse import morphology
+from medcoarse.synthetic.brain import ms_scan
+from medcoarse.synthetic.volumes import write_ms_dataset
+from tests.bundles.conftest import ROOT, SMALL, Bundle
+from tests.bundles.test_bundles import (  # what holds for these bundles as well, on their own data
+    test_a_run_resumed_at_an_epoch_boundary_is_bit_identical,
+    test_evaluation_without_weights_says_so,
+    test_files_that_the_model_zoo_asks_for,
+    test_inference_needs_only_stock_monai,
+    test_metadata_follow_the_schema,
+    test_network_takes_and_gives_what_the_metadata_say,
+    test_root_files_are_copies_of_configs,
+    test_the_annotators_learn_alone_in_the_end,
+)
+
+__all__ = [
+    "test_a_run_resumed_at_an_epoch_boundary_is_bit_identical",
+    "test_evaluation_without_weights_says_so",
+    "test_files_that_the_model_zoo_asks_for",
+    "test_inference_needs_only_stock_monai",
+    "test_metadata_follow_the_schema",
+    "test_network_takes_and_gives_what_the_metadata_say",
+    "test_root_files_are_copies_of_configs",
+    "test_the_annotators_learn_alone_in_the_end",
+]
+
+sys.path.insert(0, str(ROOT / "data_prep"))  # scripts there import each other plainly
+
+import ms_lesions
+
+MS_SHAPE, MS_SPACING = (28, 28, 10), (1.0, 1.0, 2.2)
+MS_SMALL = {"patch_size": [16, 16, 8], "network_def#strides": [[2, 2, 1]]}
+
+
+@dataclass(frozen=True)
+class VolumeBundle(Bundle):
+    """A bundle whose images are NIfTI.
+
+    Args:
+        postfix: what is added to the names of predictions.
+        class_names: as in its scores.
+    """
+
+    postfix: str = ""
+    class_names: tuple[str, ...] = ()
+
+    def image_of(self, item: dict[str, Any]) -> Path:
+        return self.data / (item["image"][0] if isinstance(item["image"], list) else item["image"])
+
+    def prediction_of(self, folder: Path, item: dict[str, Any]) -> Path:
+        image = self.image_of(item)
+        name = image.name.replace(".nii.gz", f"_{self.postfix}.nii.gz")
+        return folder / image.parent.relative_to(self.data / "cases") / name
+
+
+def _ms_lesions(folder: Path) -> VolumeBundle:
+    data = write_ms_dataset(folder, 3, 1, 2, MS_SHAPE, MS_SPACING)
+    return VolumeBundle(
+        "ms_lesions", data, SMALL | MS_SMALL, "lesion", MS_SHAPE[:2], "validation", "lesion", ("background", "lesion")
+    )
+
+
+MAKE = {"ms_lesions": _ms_lesions}
+
+
+@pytest.fixture(scope="module", params=list(MAKE))
+def bundle(request, tmp_path_factory) -> VolumeBundle:
+    return MAKE[request.param](tmp_path_factory.mktemp("data") / request.param)
+
+
+@pytest.fixture(scope="module")
+def trained(bundle, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("trained")
+    bundle.train(output)
+    return output
+
+
+def parsed(bundle: Bundle, output: Path, *keys: str, **overrides: Any) -> Any:
+    built = bundle.workflow("train.json", **(bundle.small | bundle.places(output) | overrides))
+    built.initialize()
+    found = [built.parser.get_parsed_content(key) for key in keys]
+    return found[0] if len(found) == 1 else found
+
+
+def load(path: Path) -> np.ndarray:
+    return np.asanyarray(nibabel.load(path).dataobj)
+
+
+# --- every bundle ------------------------------------------------------------------------------------------------
+
+
+def test_training_leaves_weights_and_scores(bundle, trained):
+    weights = torch.load(trained / "models" / "model.pt", weights_only=True)
+    assert not any(name.startswith(("annotator", "segmenter")) for name in weights)
+    content = bundle.metrics(trained)
+    assert (content["facts"]["supervision"], content["facts"]["num_annotators"]) == ("positive", 5)
+    assert [row["epoch"] for row in content["validation"]] == [1, 2]
+    own = {f"{name}_dice" for name in bundle.class_names[1:]}
+    assert own < set(content["validation"][-1])
+    assert (trained / "figures" / "epoch_0002.png").is_file()
+
+
+def test_evaluation_and_inference_write_the_same_on_the_grid_of_the_image(bundle, trained, tmp_path):
+    table = bundle.evaluate(trained)
+    arguments = {"dataset_dir": str(bundle.data / "cases"), "ckpt_dir": str(trained / "models")}
+    bundle.run("inference.json", kind="infer", output_dir=str(tmp_path), **bundle.small_network, **arguments)
+    assert len(table["images"]) == len(bundle.items("test")) > 1
+    assert len({row["name"] for row in table["images"]}) == len(table["images"])
+    sums = np.zeros((2, len(bundle.class_names)))
+    for item in bundle.items("test"):
+        image, label = nibabel.load(bundle.image_of(item)), load(bundle.data / item["label"])
+        evaluated, inferred = (
+            nibabel.load(bundle.prediction_of(folder, item)) for folder in (trained / "predictions", tmp_path)
+        )
+        for found in (evaluated, inferred):
+            assert (*found.shape, 1)[:4] == (*image.shape[:3], 1)  # MONAI writes slices with an axis more
+            np.testing.assert_allclose(found.affine, image.affine, atol=1e-5)
+        predicted, again = (np.asanyarray(found.dataobj).reshape(label.shape) for found in (evaluated, inferred))
+        assert np.array_equal(predicted, again)
+        assert set(np.unique(predicted)) <= set(range(len(bundle.class_names)))
+        for k in range(len(bundle.class_names)):
+            sums[:, k] += 2 * ((predicted == k) & (label == k)).sum(), (predicted == k).sum() + (label == k).sum()
+    for name, (both, either) in zip(bundle.class_names, sums.T, strict=True):
+        assert table["dataset"][f"dice_{name}"] == pytest.approx(both / either, abs=1e-6)
+    assert sums[0, 1:].sum() > 0, "something was found"
+
+
+def test_a_copy_of_the_folder_is_all_that_a_command_needs(bundle, tmp_path):
+    """Drawn data, the bundle moved elsewhere, the working directory its own."""
+    copy = tmp_path / "moved"
+    shutil.copytree(bundle.root, copy, ignore=shutil.ignore_patterns("output", "models"))
+    shape = list(MS_SHAPE) if bundle.name == "ms_lesions" else [28, 28, 8]
+    few = {"num_training": 2, "num_validation": 1, "num_test": 1, "shape": shape, "spacing": [2.0, 2.0, 5.0]}
+    options = bundle.small | {"max_epochs": 1, "warmup_epochs": 0, "synthetic": few}
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", "configs/train.json",
+         *(f"--{key}={value}" for key, value in options.items())],
+        cwd=copy, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "training on synthetic MRI of" in done.stdout
+    assert (copy / "models" / "model.pt").is_file()
+    assert (copy / "output" / "synthetic" / "datalist.json").is_file()
+
+
+def test_properties(bundle, trained, tmp_path):
+    built = bundle.workflow("train.json", **bundle.small, **bundle.places(tmp_path))
+    built.initialize()
+    assert not built.check_properties()
+    arguments = {"dataset_dir": str(bundle.data), "ckpt_dir": str(trained / "models")}
+    inference = bundle.workflow("inference.json", kind="infer", **arguments)
+    inference.initialize()
+    assert not inference.check_properties()
+
+
+@pytest.mark.parametrize(("where", "message"), [("dataset_dir", "no file like"), ("ckpt_dir", "no weights at")])
+def test_inference_says_what_is_missing(bundle, trained, tmp_path, where, message):
+    arguments = {"dataset_dir": str(bundle.data), "ckpt_dir": str(trained / "models")}
+    built = bundle.workflow("inference.json", kind="infer", **(arguments | {where: str(tmp_path / "empty")}))
+    with pytest.raises(SystemExit, match=message):
+        built.initialize()
+
+
+def test_the_recipe_is_that_of_the_mnist_bundle(bundle):
+    """Bundles have to stand alone, so what they have in common stands in each of them; here it is held together."""
+    own, mnist = (
+        json.loads((root / "configs" / "train.json").read_text()) for root in (bundle.root, ROOT / "bundles" / "mnist")
+    )
+    same = ["max_epochs", "warmup_epochs", "annotator_epochs", "val_interval", "learning_rate", "optimizer", "loss"]
+    same += ["annotator_learning_rate", "annotator_final_rate", "annotator_interval", "full_state", "coarse_model"]
+    assert {key: own[key] for key in same} == {key: mnist[key] for key in same}
+    assert own["train"]["trainer"] == mnist["train"]["trainer"]
+    assert own["validate"]["evaluator"] == mnist["validate"]["evaluator"]
+    own_handlers, handlers = ([one["_target_"] for one in c["train"]["handlers"]] for c in (own, mnist))
+    assert own_handlers == handlers
+    for key in ("structure", "diagonal_floor", "feature_channels"):
+        assert own["annotator_def"][key] == mnist["annotator_def"][key]
+
+
+def test_one_annotator_an_image_and_the_truth_out_of_reach(bundle, tmp_path):
+    data, assignment = parsed(bundle, tmp_path, "train#dataset", "who_drew", annotators_per_image=1)
+    for item, drew in zip(data, assignment, strict=True):
+        for part in item if isinstance(item, list) else [item]:
+            assert set(part) == {"image", "positive"}
+            assert part["positive"].shape[0] == 5
+            others = [r for r in range(5) if r not in drew]
+            assert (part["positive"][others] == 255).all(), "who did not draw says nothing, not background"
+            assert (part["positive"][drew] != 255).any()
+
+
+def test_review_of_those_who_drew(bundle, trained, tmp_path):
+    places = bundle.places(tmp_path) | {"ckpt_dir": str(trained / "models")}
+    bundle.run("train.json", "review.json", **bundle.small, **places)
+    content = json.loads((tmp_path / "annotators.json").read_text())
+    assert [one["num_images"] for one in content["annotators"]] == [content["num_images"]] * 5
+    assert content["ask_next"] == []
+
+
+@pytest.mark.parametrize("method", ["majority", "staple", "spatial_staple"])
+def test_training_on_fused_labels(bundle, tmp_path, method):
+    who = {"positive_profiles": ["level_5_positive", "dhe_over", "dhe_under", "dhe_wrong", "dhe_blank"]}
+    fused, true = (
+        parsed(bundle, tmp_path, "train#preprocessing", "training_items", **who, supervision="dense", fusion=one)
+        for one in (method, None)
+    )
+    deterministic = [
+        [t for t in pipeline.transforms if not type(t).__name__.startswith(("Rand", "Delete", "SpatialPad"))]
+        for pipeline, _ in (fused, true)
+    ]
+    agree = []
+    for item in fused[1]:
+        labels = []
+        for transforms in deterministic:
+            seen: Any = item
+            for transform in transforms:
+                seen = transform(seen)
+            labels.append(seen["label"])
+        agree.append(float((labels[0] == labels[1]).float().mean()))
+    assert 0.5 < sum(agree) / len(agree) < 1
+
+
+# --- MS lesions --------------------------------------------------------------------------------------------------
+
+only_ms = pytest.mark.parametrize("bundle", ["ms_lesions"], indirect=True)
+
+
+@only_ms
+def test_lengths_are_in_mm_whatever_the_spacing(bundle, tmp_path):
+    """The one who draws too much goes 2 mm too far: two voxels in the plane, none along the third axis."""
+    for item in parsed(bundle, tmp_path, "validate#dataset"):
+        label, over = (np.asarray(item[key][r]) for key, r in (("label", 0), ("positive", 1)))
+        assert label.any()
+        assert np.array_equal(over == 1, morphology.thicken(label == 1, 2.0, MS_SPACING))
+        assert not np.array_equal(over == 1, morphology.thicken(label == 1, 2.0, None))
+
+
+@only_ms
+def test_patches_find_the_lesions(bundle, tmp_path):
+    """Lesions fill less than a fortieth of the volume, and half of the patches are around something drawn."""
+    data = parsed(bundle, tmp_path, "train#dataset", patches_per_volume=16)
+    middles = [
+        bool(((part["positive"] > 0) & (part["positive"] < 255))[:, 6:10, 6:10, 2:6].any())
+        for item in data
+        for part in item
+    ]
+    assert len(middles) == 48
+    assert np.mean(middles) > 0.5
+
+
+@only_ms
+def test_padding_is_unlabeled(bundle, tmp_path):
+    size = {"patch_size": [16, 16, 16]}
+    data = parsed(bundle, tmp_path, "train#dataset", **size)
+    padded = 16 - MS_SHAPE[2]
+    for item in data:
+        for part in item:
+            beyond = (part["image"] == 0).all(0) & (part["positive"] == 255).all(0)
+            assert beyond.all((0, 1)).sum() == padded
+            assert (part["positive"] == 255).float().mean() == pytest.approx(padded / 16)
+
+
+# --- official files ----------------------------------------------------------------------------------------------
+
+
+def _official_ms(folder: Path) -> Path:
+    """Files named as those of the challenge; rater 1 outlines generously, rater 2 overlooks what is thin."""
+    for number in range(1, 6):
+        scan = ms_scan(number, (24, 24, 10), (1.0, 1.0, 2.0))
+        stem, lesions = f"training{number:02d}", scan.label == 1
+        masks = [morphology.thicken(lesions, 1.0), morphology.thin(lesions, 1.0, preserve=False)]
+        files = {f"preprocessed/{stem}_01_{key}_pp": scan.image[..., c] for c, key in enumerate(ms_lesions.MODALITIES)}
+        files |= {
+            f"masks/{stem}_01_{key}": mask.astype(np.uint8) for key, mask in zip(ms_lesions.RATERS, masks, strict=True)
+        }
+        for name, array in files.items():
+            path = folder / stem / f"{name}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0])), path)
+    assert ms_lesions.main(["--folder", str(folder)]) == 0
+    return folder
+
+
+@only_ms
+def test_raters_masks_are_taken_as_they_are(bundle, tmp_path):
+    data = _official_ms(tmp_path / "official")
+    output = {"dataset_dir": str(data)}
+    dataset, items, number = parsed(
+        bundle, tmp_path, "validate#dataset", "validate#dataset#data", "num_annotators", **output
+    )
+    assert number == 2
+    for item, listed in zip(dataset, items, strict=True):
+        raters = np.stack([load(Path(name)) for name in listed["positive"]])
+        assert np.array_equal(item["positive"], raters)
+        assert np.array_equal(item["label"][0], np.where(raters[0] == raters[1], raters[0], 255)), "unknown, not 0"
+        assert (raters[0] != raters[1]).any()
+    simulated = parsed(bundle, tmp_path, "validate#dataset", simulated=True, **output)[0]
+    assert simulated["positive"].shape[0] == 5
+    unknown = simulated["label"][0] == 255
+    assert (simulated["positive"][:, unknown] == 255).all()
+    known = np.asarray(simulated["label"][0])
+    inside = morphology.thicken(known == 1, 2.0, (1.0, 1.0, 2.0)) & (known != 255)
+    assert np.array_equal(np.asarray(simulated["positive"][1]) == 1, inside), "the agreed label keeps its spacing"
+
+
+def test_what_data_prep_makes_is_trained_on_evaluated_and_segmented(bundle, tmp_path):
+    make = {"ms_lesions": _official_ms}[bundle.name]
+    official = VolumeBundle(**{**vars(bundle), "data": make(tmp_path / "official")})
+    official.train(tmp_path / "run", max_epochs=1, warmup_epochs=0)
+    assert official.metrics(tmp_path / "run")["facts"]["data"] == official.data.name
+    table = official.evaluate(tmp_path / "run")
+    assert len(table["images"]) == len(official.items("test"))
+    arguments = {"dataset_dir": str(official.data), "ckpt_dir": str(tmp_path / "run" / "models")}
+    official.run(
+        "inference.json", kind="infer", output_dir=str(tmp_path / "out"), **official.small_network, **arguments
+    )
+    number = sum(len(official.items(section)) for section in ("training", "validation", "test"))
+    assert len(list((tmp_path / "out").rglob(f"*_{official.postfix}.nii.gz"))) == number
