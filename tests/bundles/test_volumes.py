@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from medcoarse import morphology
-from medcoarse.synthetic.brain import ms_scan
-from medcoarse.synthetic.volumes import write_ms_dataset
+from medcoarse.synthetic.brain import ms_scan, tumour_scan
+from medcoarse.synthetic.volumes import write_brats_dataset, write_ms_dataset
 from tests.bundles.conftest import ROOT, SMALL, Bundle
 from tests.bundles.test_bundles import (  # what holds for these bundles as well, on their own data
     test_a_run_resumed_at_an_epoch_boundary_is_bit_identical,
@@ -43,6 +43,7 @@ __all__ = [
 
 sys.path.insert(0, str(ROOT / "data_prep"))  # scripts there import each other plainly
 
+import brats
 import ms_lesions
 
 MS_SHAPE, MS_SPACING = (28, 28, 10), (1.0, 1.0, 2.2)
@@ -77,7 +78,14 @@ def _ms_lesions(folder: Path) -> VolumeBundle:
     )
 
 
-MAKE = {"ms_lesions": _ms_lesions}
+def _brats(folder: Path) -> VolumeBundle:
+    data = write_brats_dataset(folder, 1, 1, 2, (28, 28, 8), (2.0, 2.0, 5.0))
+    names = ("background", "core", "oedema", "enhancing")
+    small = SMALL | {"image_size": [28, 28]}
+    return VolumeBundle("brats", data, small, "core", (28, 28), "validation", "tumour", names)
+
+
+MAKE = {"ms_lesions": _ms_lesions, "brats": _brats}
 
 
 @pytest.fixture(scope="module", params=list(MAKE))
@@ -239,6 +247,7 @@ def test_training_on_fused_labels(bundle, tmp_path, method):
 # --- MS lesions --------------------------------------------------------------------------------------------------
 
 only_ms = pytest.mark.parametrize("bundle", ["ms_lesions"], indirect=True)
+only_brats = pytest.mark.parametrize("bundle", ["brats"], indirect=True)
 
 
 @only_ms
@@ -276,6 +285,35 @@ def test_padding_is_unlabeled(bundle, tmp_path):
             assert (part["positive"] == 255).float().mean() == pytest.approx(padded / 16)
 
 
+# --- BraTS -------------------------------------------------------------------------------------------------------
+
+
+@only_brats
+def test_one_annotator_mixes_up_two_classes(bundle, tmp_path):
+    drawn = np.zeros((5, 4, 4), int)
+    for item in parsed(bundle, tmp_path, "validate#dataset", target=1):
+        for r, said in enumerate(np.asarray(item["positive"])):
+            np.add.at(drawn[r], (said.ravel(), np.asarray(item["label"]).ravel()), 1)
+    shares = drawn / drawn.sum(1, keepdims=True)
+    good, over, _, swapped, blank = shares
+    assert np.array_equal(good, np.eye(4))
+    assert over[1, 2:].max() > 0 < over[1, 0] + over[1, 3]
+    assert swapped[2, 1] == pytest.approx(0.4, abs=0.1), "two fifths of the core are called oedema"
+    assert 0 < swapped[1, 2] == pytest.approx(0.4, abs=0.1)
+    assert np.array_equal(swapped[:, [0, 3]], np.eye(4)[:, [0, 3]]), "the other classes are left alone"
+    assert (blank[0] == 1).all()
+
+
+@only_brats
+def test_inference_takes_whole_volumes(bundle, trained, tmp_path):
+    volumes = write_brats_dataset(tmp_path / "whole", 1, 1, 1, (28, 28, 8), (2.0, 2.0, 5.0), volumes=True)
+    arguments = {"dataset_dir": str(volumes / "cases"), "ckpt_dir": str(trained / "models")}
+    bundle.run("inference.json", kind="infer", output_dir=str(tmp_path / "out"), **bundle.small_network, **arguments)
+    whole = load(tmp_path / "out" / "synthetic01" / "image_tumour.nii.gz")
+    # Each slice is standardized by itself in training and in its own file, so the results need not be the same.
+    assert whole.shape[:3] == (28, 28, 8)
+
+
 # --- official files ----------------------------------------------------------------------------------------------
 
 
@@ -295,6 +333,21 @@ def _official_ms(folder: Path) -> Path:
             nibabel.save(nibabel.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0])), path)
     assert ms_lesions.main(["--folder", str(folder)]) == 0
     return folder
+
+
+def _official_brats(folder: Path) -> Path:
+    for number in range(5):
+        scan = tumour_scan(number, (24, 26, 8), (2.0, 2.0, 5.0))
+        name = f"BraTS19_2013_{number}_1"
+        arrays = {key: scan.image[..., channel] for channel, key in enumerate(brats.KEYS[:4])}
+        arrays["seg"] = np.array([0, 1, 2, 4], np.uint8)[scan.label]
+        for key, array in arrays.items():
+            path = folder / "official" / name / f"{name}_{key}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, np.diag([-2.0, -2.0, 5.0, 1.0])), path)
+    where = ["--folder", str(folder / "official"), "--output_dir", str(folder / "prepared"), "--size", "28"]
+    assert brats.main(where) == 0
+    return folder / "prepared"
 
 
 @only_ms
@@ -320,7 +373,7 @@ def test_raters_masks_are_taken_as_they_are(bundle, tmp_path):
 
 
 def test_what_data_prep_makes_is_trained_on_evaluated_and_segmented(bundle, tmp_path):
-    make = {"ms_lesions": _official_ms}[bundle.name]
+    make = {"ms_lesions": _official_ms, "brats": _official_brats}[bundle.name]
     official = VolumeBundle(**{**vars(bundle), "data": make(tmp_path / "official")})
     official.train(tmp_path / "run", max_epochs=1, warmup_epochs=0)
     assert official.metrics(tmp_path / "run")["facts"]["data"] == official.data.name
