@@ -404,7 +404,7 @@ class ValidationFigure:
             prediction=prediction,
             confusion_positive=matrices[0],
             confusion_negative=matrices[1],
-            transition=transition_of(self.model, self.loss),
+            transition=transition_of(self.model, self.loss) if self.model.annotator.num_negative else None,
             class_names=self.class_names,
             title=title,
             class_index=1 if len(self.class_names) == 2 else None,

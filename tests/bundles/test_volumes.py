@@ -148,6 +148,10 @@ def test_evaluation_and_inference_write_the_same_on_the_grid_of_the_image(bundle
     for name, (both, either) in zip(bundle.class_names, sums.T, strict=True):
         assert table["dataset"][f"dice_{name}"] == pytest.approx(both / either, abs=1e-6)
     assert sums[0, 1:].sum() > 0, "something was found"
+    averaged = [table["dataset"][f"dice_{name}"] for name in bundle.class_names[len(bundle.class_names) > 2 :]]
+    assert table["dataset"]["mean_dice"] == pytest.approx(np.mean(averaged)), (
+        "of several structures, without background"
+    )
 
 
 def test_a_copy_of_the_folder_is_all_that_a_command_needs(bundle, tmp_path):
