@@ -101,7 +101,8 @@ def diagnose(seen: Mapping[str, float]) -> dict[str, str]:
         found["identity"] = (
             f"Positive and negative drawings contradict each other on {contradictory:.1%} of the pixels, but the "
             f"annotators are taken to err on {explained[0]:.1%} and {explained[1]:.1%} only: the segmentation is "
-            "learning their errors. Raise the annotators' learning rate, use more augmentation, or train for fewer epochs."
+            "learning their errors. Raise the annotators' learning rate, use more augmentation or train for fewer "
+            "epochs."
         )
     if seen.get("kl", _COLLAPSED) < _COLLAPSED:
         found["collapse"] = (
