@@ -134,8 +134,8 @@ def suspicion(quality: Tensor) -> Tensor:
     Returns:
         Float64 (N, R), NaN where nothing was drawn.
 
-    Source: ours. The half was chosen on MNIST drawings of three annotators with a tenth of them planted wrong, where the
-        quality alone does nearly as well.
+    Source: ours. The half was chosen on MNIST drawings of three annotators with a tenth of them planted wrong, where
+        the quality alone does nearly as well.
 
     Example:
         >>> quality = torch.tensor([[0.9, 0.5], [0.9, 0.5], [0.6, torch.nan]])  # the second one draws too large
