@@ -75,8 +75,9 @@ def test_five_annotators_and_what_is_said_of_them(bundle, tmp_path, per_image):
     configs, options = ("train.json", "annotators.json"), bundle.small | bundle.places(tmp_path)
     options |= {"annotators_per_image": per_image, "warmup_epochs": 0}
     built = bundle.run(*configs, **options)
-    data, loss = (built.parser.get_parsed_content(key) for key in ("train#dataset", "loss"))
-    assert loss.coupled_dice_weight == {1: 0, 5: 0.5}[per_image]
+    keys = ("train#dataset", "loss", "learning_rate", "annotator_learning_rate")
+    data, loss, rate, annotator_rate = (built.parser.get_parsed_content(key) for key in keys)
+    assert (loss.coupled_dice_weight, annotator_rate / rate) == {1: (0, 1), 5: (0.5, 0.05)}[per_image]
     drew = torch.stack([(item["positive"] != 255).flatten(1).any(1) for item in data])
     assert drew.shape == (len(data), 5)
     assert (drew.sum(1) == per_image).all()
