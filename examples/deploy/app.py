@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
-import pydicom.config
 from exported import read_metadata
 from holoscan.conditions import BooleanCondition, CountCondition
 from monai.deploy.core import AppContext, Application, IOType
@@ -79,7 +79,7 @@ class VesselApplication(Application):
             self.add_flow(read, segmentation, {("header", "header")})
 
     def _read_dicom(self, source: Path) -> PhotographOperator:
-        load = DICOMDataLoaderOperator(self, CountCondition(self, 1), input_folder=source, name="load")
+        load = DICOMDataLoaderOperator(self, CountCondition(self, 1), input_folder=source, must_load=False, name="load")
         select = DICOMSeriesSelectorOperator(self, rules=json.dumps(RULES), all_matched=True, name="select")
         left = BooleanCondition(self, enable_tick=True, name="photographs_left")
         read = PhotographOperator(self, left, name="read")
@@ -119,16 +119,15 @@ def keep_names_out_of_logs() -> None:
     quote them: names and dates of birth among them.
     """
     warnings.simplefilter("ignore")
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
+    logging.getLogger("pydicom").setLevel(logging.ERROR)  # it logs what it warns of
     loader = f"{DICOMDataLoaderOperator.__module__}.{DICOMDataLoaderOperator.__name__}"
     logging.getLogger(loader).addFilter(WithoutPaths())
-    logging.getLogger("highdicom").setLevel(logging.ERROR)  # it warns of names without a caret, and quotes them
 
 
 def main(argv: list[str]) -> None:
     """Run the application with the SDK's command line arguments; warnings and errors are logged unless it says more."""
     keep_names_out_of_logs()
+    os.environ.setdefault("HOLOSCAN_LOG_LEVEL", "WARN")
     context = Application.init_app_context([argv[0], "--log-level", "WARN", *argv[1:]])
     if context.models is None:
         raise SystemExit(f"error: no TorchScript model at {context.model_path}; pass one that was exported as --model")

@@ -56,6 +56,7 @@ def main() -> None:
         infer(folder, kind)
     for kind in ("pictures", "dicom"):
         deploy(python, folder, kind)
+    deploy(python, folder, "broken", expected=1)
     print(run(python, HERE / "compare.py", folder), end="")
     print(f"report: {folder / 'report.json'}")
 
@@ -112,21 +113,22 @@ def infer(folder: Path, kind: str) -> None:
     run(*command, "--dataset_dir", folder / kind, "--output_dir", out, "--ckpt_dir", folder / "models")
 
 
-def deploy(python: Path, folder: Path, kind: str) -> None:
+def deploy(python: Path, folder: Path, kind: str, expected: int = 0) -> None:
     """The application; what it prints is kept, to be searched for what identifies the invented patients."""
     out = folder / f"app_{kind}"
-    printed = run(python, HERE / "app.py", "-i", folder / kind, "-o", out, "-m", folder / "model.ts")
+    command = (python, HERE / "app.py", "-i", folder / kind, "-o", out, "-m", folder / "model.ts")
+    printed = run(*command, expected=expected)
     (folder / f"app_{kind}.log").write_text(printed)
 
 
-def run(*command: str | Path) -> str:
-    """Run a command, return what it printed; stop with it when the command fails."""
+def run(*command: str | Path, expected: int = 0) -> str:
+    """Run a command, return what it printed; stop with that when its exit code is not the expected one."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, preexec_fn=raise_stack,
     )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(f"{done.stdout}\nfailed with {done.returncode}: {' '.join(map(str, command))}")
+    if done.returncode != expected:
+        raise SystemExit(f"{done.stdout}\nended with {done.returncode}: {' '.join(map(str, command))}")
     return done.stdout
 
 

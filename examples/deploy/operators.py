@@ -35,7 +35,7 @@ class PictureOperator(Operator):
     """
 
     def __init__(self, fragment: Fragment, *args: Any, paths: list[Path], **kwargs: Any) -> None:
-        self._paths = iter(paths)
+        self._paths = iter(enumerate(paths, 1))
         super().__init__(fragment, *args, **kwargs)
 
     def setup(self, spec: OperatorSpec) -> None:
@@ -44,9 +44,13 @@ class PictureOperator(Operator):
 
     def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
         """Read the next picture."""
-        path = next(self._paths)
-        with Picture.open(path) as picture:
-            op_output.emit(as_image(np.asarray(picture.convert("RGB")), path.stem), "image")
+        number, path = next(self._paths)
+        try:
+            with Picture.open(path) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+        except OSError:  # its text would name the file, which may be called after a person
+            raise PhotographError(f"picture {number}, in the order of names, is damaged or no picture") from None
+        op_output.emit(as_image(pixels, path.stem), "image")
 
 
 class PhotographOperator(Operator):
@@ -80,7 +84,7 @@ class PhotographOperator(Operator):
             ]
             if not self._left:
                 classes = ", ".join(PHOTOGRAPH_CLASSES.values())
-                raise PhotographError(f"no photograph in the input folder: no {classes}, and no {', '.join(PICTURES)}")
+                raise PhotographError(f"no photograph in the input folder; it takes {classes}, {', '.join(PICTURES)}")
         if not self._left:
             return  # the series are still being read
         dataset = self._left.pop(0)

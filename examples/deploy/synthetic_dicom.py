@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import Dataset, FileMetaDataset
+from pydicom.config import disable_value_validation
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
 
@@ -19,11 +20,8 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 STUDY = generate_uid()
 
-SECRETS = ("Nobody", "Nora", "ID-4711", "ACC-0815", "19700101")
+SECRETS = ("Nobody", "Nora", "ID-4711", "ACC-0815", "19700101", "19701332")
 """What identifies the invented patient; none of it may be printed."""
-
-ODD_AGE = b"Nora"
-"""Not a valid age: pydicom would print it in a warning."""
 
 TO_YBR = np.array([[0.299, 0.587, 0.114], [-0.1687, -0.3313, 0.5], [0.5, -0.4187, -0.0813]])
 """PS3.3 C.7.6.3.1.2, as the standard rounds it; the two colour channels are then shifted by 128."""
@@ -100,15 +98,18 @@ def as_stored(rgb: NDArray[np.uint8], colours: str) -> NDArray[np.uint8]:
     return rgb
 
 
-def save(dataset: Dataset, path: Path, age: bytes = b"054Y", birth_date: bytes = b"19700101") -> None:
-    """Write an instance; age and date of birth are put into the bytes, because pydicom would refuse impossible ones."""
-    dataset.PatientBirthDate, dataset.PatientAge = "19700101", "054Y"
+def save(dataset: Dataset, path: Path, birth_date: bytes = b"19700101") -> None:
+    """Write an instance; the date of birth is put into the bytes, because pydicom would refuse an impossible one."""
+    dataset.PatientBirthDate = "19700101"
     dataset.save_as(path, enforce_file_format=True)
-    path.write_bytes(path.read_bytes().replace(b"19700101", birth_date, 1).replace(b"054Y", age, 1))
+    path.write_bytes(path.read_bytes().replace(b"19700101", birth_date, 1))
 
 
 def main(pictures: Path, dicom: Path, references: Path) -> None:
-    """Turn pictures into instances of all kinds, two of them in one series; write what they should be read as."""
+    """Turn pictures into instances of all kinds, two of them in one series; write what they should be read as.
+
+    Beside them goes a folder with a photograph that is to be refused.
+    """
     dicom.mkdir(parents=True)
     references.mkdir(parents=True)
     kinds = [("RGB", OPHTHALMIC), ("YBR_FULL_422", OPHTHALMIC), ("YBR_FULL", PHOTOGRAPHIC)]
@@ -122,15 +123,18 @@ def main(pictures: Path, dicom: Path, references: Path) -> None:
         if sop_class == OPHTHALMIC:
             dataset.SeriesInstanceUID, dataset.InstanceNumber = series, number + 1
         if colours == "YBR_FULL_422":
-            dataset.PixelSpacing, dataset.FrameOfReferenceUID = [0.012, 0.012], generate_uid()
             dataset.PatientName = "Nobody"  # without a caret: highdicom would quote it
+            with disable_value_validation():
+                dataset.FrameOfReferenceUID = "Nobody"  # not valid: pydicom would quote it
         if colours == "YBR_FULL":
             dataset.SpecificCharacterSet, dataset.PatientName = "ISO_IR 192", "Nobody^Nora Zoë"
-        save(dataset, dicom / f"Nobody_Nora_{number}.dcm", age=ODD_AGE)
+        save(dataset, dicom / f"Nobody_Nora_{number}.dcm")
         Image.fromarray(as_stored(rgb, colours)).save(references / f"{dataset.SOPInstanceUID}.png")
         facts[str(dataset.SOPInstanceUID)] = {"file": f"Nobody_Nora_{number}.dcm", "colours": colours}
     save(photograph(rgb, "RGB", SECONDARY_CAPTURE), dicom / "Nobody_Nora_report.dcm")  # no photograph: left out
     (dicom / "Nobody_Nora.txt").write_text("no DICOM at all: left out")
+    (dicom.parent / "broken").mkdir()
+    save(photograph(rgb), dicom.parent / "broken" / "Nobody_Nora.dcm", birth_date=b"19701332")
     (references.parent / "instances.json").write_text(json.dumps(facts, indent=1))
 
 
