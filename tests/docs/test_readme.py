@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / name for name in ("README.md", "examples/annotations.md", "benchmarks/README.md")]
+PAGES = [
+    ROOT / name
+    for name in ("README.md", "examples/annotations.md", "examples/deploy/README.md", "benchmarks/README.md")
+]
 PAGES += sorted(ROOT.glob("bundles/*/docs/README.md"))
 
 
