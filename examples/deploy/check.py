@@ -62,24 +62,24 @@ def main() -> None:
 
 
 def environment(folder: Path) -> Path:
-    """The Python of the application's environment, which is installed if it is not there yet."""
+    """The Python of the application's environment, which is installed if it is not there yet, or not whole."""
     python = folder / "bin" / "python"
-    installed = folder / "installed"
-    if not installed.is_file():
-        print(f"installing the application's environment into {folder} (1.5 GB)", flush=True)
-        pip: list[str | Path] = [python, "-m", "pip", "install", "--only-binary", ":all:"]
-        try:
-            run(sys.executable, "-m", "venv", folder)
-            run(*pip, CPU_TORCH)
-            run(*pip, "-r", HERE / "requirements.txt")
-        except SystemExit as error:
-            print(
-                f"{error}\nThe environment could not be installed, so nothing was checked. It needs Linux on x86-64, "
-                f"Python 3.11, a network, and a pip that knows where {CPU_TORCH} is.",
-                file=sys.stderr,
-            )
-            sys.exit(NOT_INSTALLED)
-        installed.touch()
+    if python.is_file() and subprocess.run([python, "-c", "import app"], cwd=HERE, capture_output=True).returncode == 0:
+        return python
+    print(f"installing the application's environment into {folder} (1.5 GB)", flush=True)
+    pip = (python, "-m", "pip", "install", "--only-binary", ":all:")
+    try:
+        run(sys.executable, "-m", "venv", folder)
+        run(*pip, CPU_TORCH)
+        run(*pip, "-r", HERE / "requirements.txt")
+        run(python, "-c", "import sys; sys.path.insert(0, sys.argv[1]); import app", HERE)
+    except SystemExit as error:
+        print(
+            f"{error}\nThe environment could not be installed, so nothing was checked. It needs Linux on x86-64, "
+            f"Python 3.11, a network, and a pip that knows where {CPU_TORCH} is.",
+            file=sys.stderr,
+        )
+        sys.exit(NOT_INSTALLED)
     return python
 
 
