@@ -61,7 +61,7 @@ def read_tags(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, s
         DataError: no DICOM file, or damaged.
     """
     header = _read(Path(path), stop_before_pixels=True, specific_tags=list(names))
-    with _quietly():
+    with quietly():
         return {name: str(header.get(name, "")) for name in names}
 
 
@@ -105,7 +105,7 @@ def read_series(paths: Iterable[str | os.PathLike[str]]) -> Series:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without pydicom's warnings: they quote the header, which may name people."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -115,7 +115,7 @@ def _quietly() -> Iterator[None]:
 def _read(path: Path, **options: Any) -> Any:
     pydicom = pydicom_module()
     try:
-        with _quietly():
+        with quietly():
             return pydicom.dcmread(path, **options)
     except Exception as error:  # pydicom promises no types; the text is left out, for it may quote the header
         raise DataError(f"{path}: damaged or no DICOM file ({type(error).__name__}); fetch it again") from None

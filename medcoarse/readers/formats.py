@@ -1,0 +1,75 @@
+"""Which reader reads a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from medcoarse.datalist import DataError
+from medcoarse.readers.dicom import read_tags
+from medcoarse.readers.drawing import Drawing, Grid, existing
+from medcoarse.readers.metaimage import read_metaimage
+from medcoarse.readers.nifti import read_nifti
+from medcoarse.readers.picture import read_png
+
+READERS: Mapping[str, Callable[[str | os.PathLike[str], Grid | None], Drawing]] = {
+    "nifti": read_nifti,
+    "metaimage": read_metaimage,
+    "png": read_png,
+}
+_SUFFIXES = {
+    ".nii": "nifti",
+    ".nii.gz": "nifti",
+    ".mha": "metaimage",
+    ".png": "png",
+}
+
+
+def read_drawing(path: str | os.PathLike[str], reference: Grid | None = None, format: str | None = None) -> Drawing:
+    """Read a drawing in any of the formats.
+
+    Args:
+        path: the file.
+        reference: grid of its image; contours and outlines need it.
+        format: one of `READERS`; None to see from the name, and in JSON and DICOM files from the content.
+
+    Raises:
+        DataError: no such file or format, or what the reader of the format says.
+
+    Example:
+        >>> read_drawing("drawing.xyz", format="oil")
+        Traceback (most recent call last):
+        medcoarse.datalist.DataError: no format 'oil', expected one of ['nifti', ...
+    """
+    if format is not None and format not in READERS:
+        raise DataError(f"no format {format!r}, expected one of {list(READERS)}")
+    return READERS[format or format_of(existing(path))](path, reference)
+
+
+def format_of(path: Path) -> str:
+    """The format of a file.
+
+    Raises:
+        DataError: none of those that are read.
+    """
+    name = path.name.lower()
+    for suffix, found in _SUFFIXES.items():
+        if name.endswith(suffix):
+            return found
+    raise DataError(f"{path}: none of the formats {list(READERS)}; save it as one, or pass format")
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is in DICOM's file format."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def frame_of_reference(path: str | os.PathLike[str]) -> str | None:
+    """UID of the coordinate system of an image in DICOM, a file or the folder of a series; None of any other image."""
+    place = Path(path)
+    file = min((entry for entry in place.iterdir() if entry.is_file()), default=None) if place.is_dir() else place
+    if file is None or not file.is_file() or not is_dicom(file):
+        return None
+    return read_tags(file, ["FrameOfReferenceUID"])["FrameOfReferenceUID"] or None

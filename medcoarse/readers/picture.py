@@ -1,0 +1,60 @@
+"""Label maps in PNG: grey values, or the indices of a palette."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from medcoarse.datalist import DataError
+from medcoarse.readers.drawing import (
+    Drawing,
+    Grid,
+    Layer,
+    checked_shape,
+    damaged,
+    existing,
+    label_values,
+    require_bytes,
+)
+
+_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
+
+
+def read_png(path: str | os.PathLike[str], reference: Grid | None = None) -> Drawing:
+    """Read a label map in PNG; of a palette picture the indices, not the colours.
+
+    Args:
+        path: a .png file.
+        reference: not needed.
+
+    Raises:
+        DataError: damaged, absurd, or in true colour.
+
+    Example:
+        >>> import tempfile
+        >>> file = tempfile.mkdtemp() + "/drawing.png"
+        >>> Image.fromarray(np.array([[0, 2, 1]], dtype=np.uint8)).save(file)
+        >>> read_png(file).layers[0].values.tolist()
+        [[0], [2], [1]]
+    """
+    path = existing(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=["PNG"]) as image:
+                if image.mode not in _MODES:
+                    raise DataError(
+                        f"{path}: is in colour ({image.mode}), and colours are no label values; save it with a palette "
+                        "or in grey"
+                    )
+                shape = checked_shape(path, image.size)
+                require_bytes(path, shape[0] * shape[1] // 8, compressed=True)
+                values = label_values(path, np.ascontiguousarray(np.asarray(image).T))
+    except DataError:
+        raise
+    except Exception as error:  # PIL promises no types
+        raise damaged(path, "PNG file", error) from None
+    return Drawing(Grid(shape), (Layer(values),), segments=False)

@@ -1,0 +1,123 @@
+"""Whether a drawing lies on the grid of an image, and bringing it there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medcoarse.confusion import UNLABELED
+from medcoarse.datalist import DataError
+from medcoarse.readers.drawing import Grid
+
+
+def place(
+    maps: NDArray[np.uint8],
+    source: Grid,
+    target: Grid,
+    name: Any,
+    fills: Sequence[int],
+    segments: bool = False,
+    resample: bool = False,
+    tolerance: float = 0.05,
+) -> NDArray[np.uint8]:
+    """Maps of a drawing on the grid of its image.
+
+    Args:
+        maps: (N, *S), on the grid of the drawing.
+        source: grid of the drawing.
+        target: grid of the image. A drawing in a picture has no affine, then the shapes alone are compared.
+        name: what to call the drawing in errors.
+        fills: N values, for where the drawing has no voxels.
+        segments: whether the file holds segments, which many formats cut to a box and turn as they like: these may lie
+            anywhere on the same lattice, if all that is drawn is in the image.
+        resample: take the nearest voxel where the grids differ.
+        tolerance: in voxels, at the corners of the image.
+
+    Returns:
+        (N, *S) on the grid of the image.
+
+    Raises:
+        DataError: another frame of reference, even if `resample`; or another grid, unless `resample`.
+
+    Example:
+        >>> half = Grid((2, 2), np.diag([2.0, 2.0, 1.0, 1.0]))
+        >>> maps = np.array([[[0, 1], [255, 255]]], dtype=np.uint8)
+        >>> place(maps, half, Grid((3, 3), np.eye(4)), "a", [255], resample=True)[0].tolist()
+        [[0, 1, 1], [255, 255, 255], [255, 255, 255]]
+    """
+    frames = source.frame_of_reference, target.frame_of_reference
+    if all(frames) and frames[0] != frames[1]:
+        raise DataError(
+            f"{name}: was drawn in another DICOM frame of reference than the image's, so nobody knows where it lies; "
+            "pass the series it was drawn on, or register the two first"
+        )
+    if source.affine is None or target.affine is None or len(source.shape) != len(target.shape):
+        if source.shape == target.shape:
+            return maps
+        raise DataError(f"{name}: has shape {source.shape}, the image {target.shape}; pass the image it was drawn on")
+    to_source = np.linalg.inv(source.affine) @ target.affine
+    if source.shape == target.shape and _deviation(to_source, np.eye(4), target.shape) <= tolerance:
+        return maps
+    lattice = np.rint(to_source)
+    if segments and _is_lattice(lattice) and _deviation(to_source, lattice, target.shape) <= tolerance:
+        placed = _nearest(maps, lattice, target.shape, fills)
+        inside = [np.count_nonzero(array != UNLABELED) for array in (placed, maps)]
+        if inside[0] < inside[1] and set(fills) == {UNLABELED}:
+            raise DataError(f"{name}: {inside[1] - inside[0]} voxels are drawn outside the image; pass the whole image")
+        return placed
+    if resample:
+        return _nearest(maps, to_source, target.shape, fills)
+    raise DataError(_difference(name, source, target))
+
+
+def _deviation(affine: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]) -> float:
+    """The largest distance between where two affines put a corner, along any axis of the grid."""
+    axes = len(shape)
+    corners = np.array(list(product(*((0, size - 1) for size in shape))), dtype=np.float64)
+    difference = affine - other
+    return float(np.abs(corners @ difference[:axes, :axes].T + difference[:axes, 3]).max())
+
+
+def _is_lattice(affine: NDArray[np.float64]) -> bool:
+    """Whether axes are at most turned by 90 degrees, swapped and mirrored."""
+    axes = np.abs(affine[:3, :3])
+    return bool((axes.sum(axis=0) == 1).all() and (axes.sum(axis=1) == 1).all())
+
+
+def _nearest(
+    maps: NDArray[np.uint8], affine: NDArray[np.float64], shape: tuple[int, ...], fills: Sequence[int]
+) -> NDArray[np.uint8]:
+    axes = len(shape)
+    matrix, offset = affine[:axes, :axes], affine[:axes, 3]
+    placed = np.empty((len(maps), *shape), dtype=np.uint8)
+    for values, fill, output in zip(maps, fills, placed, strict=True):
+        ndimage.affine_transform(values, matrix, offset, shape, output, order=0, mode="grid-constant", cval=fill)
+    return placed
+
+
+def _difference(name: Any, source: Grid, target: Grid) -> str:
+    facts = [(grid.shape, *_facts(grid)) for grid in (source, target)]
+    differing = "; ".join(
+        f"{what} {ours}, the image's {theirs}"
+        for what, ours, theirs in zip(("shape", "spacing", "origin", "orientation"), *facts, strict=True)
+        if ours != theirs
+    )
+    return (
+        f"{name}: lies on another grid than the image: {differing or 'axes at another angle'}; pass the image it was "
+        "drawn on, or resample=True to take the nearest voxels"
+    )
+
+
+def _facts(grid: Grid) -> tuple[Any, Any, str]:
+    """Spacing, origin and orientation as people read them."""
+    assert grid.affine is not None
+    axes = len(grid.shape)
+    spacing, origin = np.linalg.norm(grid.affine[:3, :axes], axis=0), grid.affine[:axes, 3]
+    codes = nib.aff2axcodes(grid.affine)[:axes]  # type: ignore[no-untyped-call]
+    return tuple(spacing.round(3).tolist()), tuple(origin.round(3).tolist()), "".join(map(str, codes))

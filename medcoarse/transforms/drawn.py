@@ -1,0 +1,141 @@
+"""Drawings that people made, as MONAI transforms on dictionaries."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.transform import MapTransform
+from monai.utils.enums import TransformBackends
+from monai.utils.misc import ensure_tuple_rep
+
+from medcoarse.readers.claims import KINDS, Maps, as_claims, claimed, num_annotators, outside, preset
+from medcoarse.readers.drawing import Grid, as_affine
+from medcoarse.readers.formats import frame_of_reference, read_drawing
+from medcoarse.readers.placement import place
+
+Item = dict[Hashable, Any]
+
+_BACKEND = [TransformBackends.NUMPY]
+_CONTRADICTIONS = ("error", "unlabeled")
+
+
+class LoadCoarseAnnotationd(MapTransform):
+    """Read drawings that people made, onto the grid of their image.
+
+    Adds `positive_key` (R, *S), value k = "this is class k", and `negative_key` (C, *S), value k = "this is not class
+    k"; uint8, one channel per annotator, 255 = nothing drawn. A kind that the mapping does not have gets no key.
+
+    Convention: the maps are MetaTensors with the affine of the image, so that MONAI's transforms move both alike. The
+    image comes channel first, before or after any transform that keeps its affine right.
+
+    Args:
+        keys: key of the file, or of a list of files: one for each person, None where someone drew nothing. The
+            annotators of every further file follow those of the files before it.
+        mapping: what values and names mean: value or name -> (class, "positive" or "negative", annotator = 0), or None
+            for "nothing drawn"; or the name of a preset, see `medcoarse.readers.claims.preset`. There is no default. In
+            files of segments and outlines, 0 stands for "in no segment", which says nothing unless it is mapped.
+        num_classes: L >= 2, background included.
+        class_names: L names, background first, for the preset "slicer".
+        image_key: key of the loaded image, a MetaTensor (C, *S).
+        positive_key: where the positive maps go.
+        negative_key: where the negative maps go.
+        format: one of `medcoarse.readers.formats.READERS`; by default seen from the file.
+        resample: whether a drawing on another grid is brought onto the image's, by the nearest voxel; otherwise it is
+            an error. In another DICOM frame of reference it always is.
+        tolerance: by which grids may differ, in voxels at the corners of the image.
+        contradictions: "error", or "unlabeled" for 255 where one annotator contradicts himself.
+        allow_missing_keys: skip items without a drawing.
+
+    Raises:
+        ValueError: a mapping or an option that makes no sense; when called, a drawing that is damaged, has something
+            that is not in the mapping, lies on another grid, or contradicts itself.
+
+    Example:
+        >>> import tempfile, nibabel
+        >>> file = tempfile.mkdtemp() + "/strokes.nii.gz"
+        >>> nibabel.save(nibabel.Nifti1Image(np.array([[[0], [2], [3]]], dtype=np.uint8), np.eye(4)), file)
+        >>> item = {"image": MetaTensor(torch.zeros(1, 1, 3, 1)), "drawing": file}
+        >>> read = LoadCoarseAnnotationd("drawing", mapping="monailabel_scribbles", num_classes=2)
+        >>> read(item)["positive"].flatten().tolist(), read(item)["negative"].flatten().tolist()
+        ([255, 255, 1], [255, 1, 255])
+    """
+
+    backend = _BACKEND
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        mapping: str | Mapping[Any, Any],
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        image_key: Hashable = "image",
+        positive_key: KeysCollection = "positive",
+        negative_key: KeysCollection = "negative",
+        format: str | None = None,
+        resample: bool = False,
+        tolerance: float = 0.05,
+        contradictions: str = "error",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if contradictions not in _CONTRADICTIONS:
+            raise ValueError(f"contradictions must be one of {_CONTRADICTIONS}, got {contradictions!r}.")
+        if not 0 <= tolerance < 0.5:
+            raise ValueError(f"tolerance must be from 0 to below 0.5 voxels, got {tolerance}.")
+        self.outputs = [ensure_tuple_rep(names, len(self.keys)) for names in (positive_key, negative_key)]
+        if any(len(set(names)) != len(names) for names in self.outputs):
+            raise ValueError(f"each of the keys {self.keys} needs outputs of its own, got {self.outputs}.")
+        named = preset(mapping, num_classes, class_names) if isinstance(mapping, str) else mapping
+        self.claims = as_claims(named, num_classes)
+        self.image_key = image_key
+        self.format = format
+        self.contradictions = contradictions
+        self.placing: dict[str, Any] = {"resample": resample, "tolerance": tolerance}
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        """The item with what is drawn."""
+        item = dict(data)
+        for key, *names in self.key_iterator(item, *self.outputs):
+            image = item[self.image_key]
+            grid = _grid(image, self.image_key)
+            files = [item[key]] if isinstance(item[key], str | os.PathLike) else list(item[key])
+            parts = [self._read(file, grid) for file in files]
+            for name, kind in zip(names, KINDS, strict=True):
+                maps = np.concatenate([part[kind] for part in parts])
+                if len(maps):
+                    item[name] = _like(image, maps, [str(file) for file in files])
+        return item
+
+    def _read(self, file: str | os.PathLike[str] | None, grid: Grid) -> Maps:
+        if file is None:
+            return {kind: np.full((num_annotators(self.claims, kind), *grid.shape), 255, np.uint8) for kind in KINDS}
+        drawing = read_drawing(file, grid, self.format)
+        maps = claimed(drawing, self.claims, file, self.contradictions)
+        fills = {kind: outside(drawing, self.claims, kind) for kind in KINDS}
+        options = {"segments": drawing.segments, **self.placing}
+        return {kind: place(maps[kind], drawing.grid, grid, file, fills[kind], **options) for kind in KINDS}
+
+
+def _grid(image: Any, key: Hashable) -> Grid:
+    """Grid of a loaded image, with what DICOM says about it."""
+    if not isinstance(image, MetaTensor) or image.ndim not in (3, 4):
+        raise ValueError(
+            f"{key!r} must be an image as LoadImaged and EnsureChannelFirstd leave it, a MetaTensor (C, *S) with 2 or "
+            f"3 spatial axes, got {type(image).__name__}{tuple(getattr(image, 'shape', ()))}."
+        )
+    file = str(image.meta.get("filename_or_obj", ""))
+    frame = frame_of_reference(file) if file else None
+    return Grid(tuple(image.shape[1:]), as_affine(image.affine.cpu().numpy()), frame, Path(file).name or None)
+
+
+def _like(image: MetaTensor, maps: np.ndarray[Any, Any], files: list[str]) -> MetaTensor:
+    kept = {key: image.meta[key] for key in ("original_affine", "space", "spatial_shape") if key in image.meta}
+    meta = {**kept, "filename_or_obj": files[0], "original_channel_dim": 0}
+    return MetaTensor(torch.from_numpy(maps), affine=image.affine.clone(), meta=meta)
