@@ -11,16 +11,19 @@ from medcoarse.readers.dicom import read_tags
 from medcoarse.readers.drawing import Drawing, Grid, existing
 from medcoarse.readers.metaimage import read_metaimage
 from medcoarse.readers.nifti import read_nifti
+from medcoarse.readers.nrrd import read_nrrd
 from medcoarse.readers.picture import read_png
 
 READERS: Mapping[str, Callable[[str | os.PathLike[str], Grid | None], Drawing]] = {
     "nifti": read_nifti,
+    "nrrd": read_nrrd,
     "metaimage": read_metaimage,
     "png": read_png,
 }
 _SUFFIXES = {
     ".nii": "nifti",
     ".nii.gz": "nifti",
+    ".nrrd": "nrrd",
     ".mha": "metaimage",
     ".png": "png",
 }
