@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medcoarse.datalist import DataError
 from medcoarse.readers.dicom import read_tags
+from medcoarse.readers.dicom_seg import SEG_CLASSES, read_dicom_seg
 from medcoarse.readers.drawing import Drawing, Grid, existing
 from medcoarse.readers.metaimage import read_metaimage
 from medcoarse.readers.nifti import read_nifti
@@ -19,6 +20,7 @@ READERS: Mapping[str, Callable[[str | os.PathLike[str], Grid | None], Drawing]] 
     "nrrd": read_nrrd,
     "metaimage": read_metaimage,
     "png": read_png,
+    "dicom_seg": read_dicom_seg,
 }
 _SUFFIXES = {
     ".nii": "nifti",
@@ -60,7 +62,17 @@ def format_of(path: Path) -> str:
     for suffix, found in _SUFFIXES.items():
         if name.endswith(suffix):
             return found
-    raise DataError(f"{path}: none of the formats {list(READERS)}; save it as one, or pass format")
+    named = _dicom_format(path)
+    if named is None:
+        raise DataError(f"{path}: none of the formats {list(READERS)}; save it as one, or pass format")
+    return named
+
+
+def _dicom_format(path: Path) -> str | None:
+    if not is_dicom(path):
+        return None
+    class_uid = read_tags(path, ["SOPClassUID"])["SOPClassUID"]
+    return "dicom_seg" if class_uid in SEG_CLASSES else None
 
 
 def is_dicom(path: Path) -> bool:
