@@ -7,9 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from medcoarse.datalist import DataError
+from medcoarse.readers.cityscapes import read_cityscapes
+from medcoarse.readers.coco import read_coco
 from medcoarse.readers.dicom import read_tags
 from medcoarse.readers.dicom_seg import SEG_CLASSES, read_dicom_seg
 from medcoarse.readers.drawing import Drawing, Grid, existing
+from medcoarse.readers.geojson import read_geojson
+from medcoarse.readers.json_files import read_json
+from medcoarse.readers.labelme import read_labelme
 from medcoarse.readers.metaimage import read_metaimage
 from medcoarse.readers.nifti import read_nifti
 from medcoarse.readers.nrrd import read_nrrd
@@ -21,6 +26,10 @@ READERS: Mapping[str, Callable[[str | os.PathLike[str], Grid | None], Drawing]] 
     "metaimage": read_metaimage,
     "png": read_png,
     "dicom_seg": read_dicom_seg,
+    "labelme": read_labelme,
+    "coco": read_coco,
+    "cityscapes": read_cityscapes,
+    "geojson": read_geojson,
 }
 _SUFFIXES = {
     ".nii": "nifti",
@@ -28,6 +37,13 @@ _SUFFIXES = {
     ".nrrd": "nrrd",
     ".mha": "metaimage",
     ".png": "png",
+    ".geojson": "geojson",
+}
+_KEYS = {
+    "labelme": {"shapes", "imageWidth"},
+    "coco": {"images", "annotations", "categories"},
+    "cityscapes": {"objects", "imgWidth"},
+    "geojson": {"type"},
 }
 
 
@@ -62,7 +78,11 @@ def format_of(path: Path) -> str:
     for suffix, found in _SUFFIXES.items():
         if name.endswith(suffix):
             return found
-    named = _dicom_format(path)
+    if name.endswith(".json"):
+        content = set(read_json(path, "JSON file of drawings")[1])
+        named = next((found for found, keys in _KEYS.items() if keys <= content), None)
+    else:
+        named = _dicom_format(path)
     if named is None:
         raise DataError(f"{path}: none of the formats {list(READERS)}; save it as one, or pass format")
     return named
