@@ -19,6 +19,7 @@ from medcoarse.readers.metaimage import read_metaimage
 from medcoarse.readers.nifti import read_nifti
 from medcoarse.readers.nrrd import read_nrrd
 from medcoarse.readers.picture import read_png
+from medcoarse.readers.rtstruct import RTSTRUCT_CLASS, read_rtstruct
 
 READERS: Mapping[str, Callable[[str | os.PathLike[str], Grid | None], Drawing]] = {
     "nifti": read_nifti,
@@ -26,6 +27,7 @@ READERS: Mapping[str, Callable[[str | os.PathLike[str], Grid | None], Drawing]] 
     "metaimage": read_metaimage,
     "png": read_png,
     "dicom_seg": read_dicom_seg,
+    "rtstruct": read_rtstruct,
     "labelme": read_labelme,
     "coco": read_coco,
     "cityscapes": read_cityscapes,
@@ -92,7 +94,7 @@ def _dicom_format(path: Path) -> str | None:
     if not is_dicom(path):
         return None
     class_uid = read_tags(path, ["SOPClassUID"])["SOPClassUID"]
-    return "dicom_seg" if class_uid in SEG_CLASSES else None
+    return "dicom_seg" if class_uid in SEG_CLASSES else "rtstruct" if class_uid == RTSTRUCT_CLASS else None
 
 
 def is_dicom(path: Path) -> bool:
