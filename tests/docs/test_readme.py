@@ -10,7 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / name
-    for name in ("README.md", "examples/annotations.md", "examples/deploy/README.md", "benchmarks/README.md")
+    for name in (
+        "README.md",
+        "examples/annotations.md",
+        "examples/drawings.md",
+        "examples/deploy/README.md",
+        "benchmarks/README.md",
+    )
 ]
 PAGES += sorted(ROOT.glob("bundles/*/docs/README.md"))
 
