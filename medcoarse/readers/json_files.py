@@ -16,6 +16,8 @@ from medcoarse.datalist import DataError
 from medcoarse.readers.drawing import Drawing, Grid, checked_shape, damaged, existing, pack
 
 MAX_BYTES = 256 << 20
+MAX_PIXELS = 1 << 27
+"""Of a picture: a few bytes may state any size, so it has to be bounded."""
 
 Pieces: TypeAlias = Iterable[tuple[str, tuple[slice, ...], NDArray[np.bool_]]]
 
@@ -81,7 +83,7 @@ def drawn_on(
         pieces: what to draw, given the grid.
 
     Raises:
-        DataError: neither size nor image, another size than the image's, or an image of three axes.
+        DataError: neither size nor image, another size than the image's, too many pixels, or an image of three axes.
     """
     stated = checked_shape(path, size) if size is not None else None
     if reference is None and stated is None:
@@ -95,7 +97,11 @@ def drawn_on(
             f"{path}: was drawn on a picture of {stated[0]} x {stated[1]} pixels, the image has "
             f"{grid.shape[0]} x {grid.shape[1]}; pass the picture it was drawn on{turned}"
         )
-    checked_shape(path, grid.shape)
+    if checked_shape(path, grid.shape)[0] * grid.shape[1] > MAX_PIXELS:
+        raise DataError(
+            f"{path}: is for a picture of {grid.shape[0]} x {grid.shape[1]} pixels, at most {MAX_PIXELS} are drawn on; "
+            "export it for a smaller picture"
+        )
     return Drawing(grid, pack(grid.shape, pieces(grid)), segments=True)
 
 

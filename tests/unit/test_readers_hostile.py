@@ -342,6 +342,7 @@ ZIGZAG = [[k % 2 * 9e8, k] for k in range(300_000)]
         (labelme_of([[0, 0], [1, "9"], [2, 2]]), "pairs of numbers"),
         (labelme_of([[0, 0], [1], [2, 2]]), "not in the format of a labelme file"),
         (labelme_of([[0, 0], [1, 1]], kind="mask"), "a shape 'mask' of 2 points"),
+        (labelme_of([[0, 0], [1, 1]], size=20_000), "is for a picture of 20000 x 20000 pixels, at most 134217728"),
         (labelme_of([[0, 0], [1, 1]], size=10**6), "declares 1000000 x 1000000 voxels"),
         ({"imageWidth": True, "imageHeight": 3, "shapes": []}, "expected a whole number from 0"),
         ({"imageWidth": 3, "imageHeight": 3}, "KeyError: 'shapes'"),
