@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medcoarse.morphology import smooth_field
+from medcoarse.synthetic.fields import column, norm, positions, streams, waves
 
-Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 OUTSIDE, FLUID, GREY, WHITE, LESION, CORE, OEDEMA, ENHANCING = range(8)
@@ -72,7 +71,7 @@ def ms_scan(seed: int, shape: Sequence[int] = (64, 64, 24), spacing: Sequence[fl
         >>> scan.image.shape, scan.label.shape, bool(0.002 < scan.label.mean() < 0.05)
         ((64, 64, 24, 4), (64, 64, 24), True)
     """
-    for_brain, for_lesions, for_scanner = _streams(seed, shape, spacing)
+    for_brain, for_lesions, for_scanner = streams(seed, shape, spacing)
     tissue = brain_tissue(for_brain, shape, spacing)
     lesions = ms_lesions(for_lesions, tissue, spacing)
     tissue[lesions] = LESION
@@ -99,21 +98,11 @@ def tumour_scan(seed: int, shape: Sequence[int] = (64, 64, 16), spacing: Sequenc
         >>> scan.image.shape, np.unique(scan.label).tolist()
         ((64, 64, 16, 4), [0, 1, 2, 3])
     """
-    for_brain, for_tumour, for_scanner = _streams(seed, shape, spacing)
+    for_brain, for_tumour, for_scanner = streams(seed, shape, spacing)
     tissue = brain_tissue(for_brain, shape, spacing)
     label = tumour(for_tumour, tissue, spacing)
     tissue = np.where(label > 0, np.array([OUTSIDE, CORE, OEDEMA, ENHANCING])[label], tissue)
     return Scan(acquire(for_scanner, tissue, spacing, ("FLAIR", "T1", "T1ce", "T2")), label)
-
-
-def _streams(seed: int, shape: Sequence[int], spacing: Sequence[float]) -> list[np.random.Generator]:
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
-    if len(shape) != 3 or min(shape) < 8:
-        raise ValueError(f"shape must be three numbers of voxels, each at least 8, got {tuple(shape)}")
-    if len(spacing) != 3 or not min(spacing) > 0:
-        raise ValueError(f"spacing must be three lengths in mm above 0, got {tuple(spacing)}")
-    return list(np.random.default_rng(seed).spawn(3))
 
 
 # --- anatomy -----------------------------------------------------------------------------------------------------
@@ -132,9 +121,9 @@ def brain_tissue(rng: np.random.Generator, shape: Sequence[int], spacing: Sequen
         [0, 1, 2, 3]
     """
     half = np.multiply(shape, spacing) * 0.46
-    at = _positions(shape, spacing)
-    folds = _waves(rng, shape, 1.5, spacing)
-    radius = _norm(at / _column(half * rng.uniform(0.93, 1.0, 3))) * (1 + 0.04 * _waves(rng, shape, 6.0, spacing))
+    at = positions(shape, spacing)
+    folds = waves(rng, shape, 1.5, spacing)
+    radius = norm(at / column(half * rng.uniform(0.93, 1.0, 3))) * (1 + 0.04 * waves(rng, shape, 6.0, spacing))
     tissue = np.full(tuple(shape), WHITE)
     tissue[radius > 0.78 + 0.06 * folds] = GREY
     tissue[radius > 0.95 + 0.02 * folds] = FLUID
@@ -142,9 +131,9 @@ def brain_tissue(rng: np.random.Generator, shape: Sequence[int], spacing: Sequen
     for side in (-1, 1):
         centre = half * np.array([side * rng.uniform(0.13, 0.18), rng.uniform(-0.05, 0.05), rng.uniform(-0.05, 0.1)])
         bend = 0.25 * np.abs(at[1]) / half[1] * half[0] * side  # the horns diverge
-        moved = at - _column(centre)
+        moved = at - column(centre)
         moved[0] -= bend
-        tissue[_norm(moved / _column(half * np.array([0.09, 0.42, 0.26]) * rng.uniform(0.85, 1.25))) < 1] = FLUID
+        tissue[norm(moved / column(half * np.array([0.09, 0.42, 0.26]) * rng.uniform(0.85, 1.25))) < 1] = FLUID
     return tissue
 
 
@@ -163,18 +152,18 @@ def ms_lesions(rng: np.random.Generator, tissue: NDArray[np.intp], spacing: Sequ
         >>> bool(lesions.any()), np.unique(tissue[lesions]).tolist()
         (True, [3])
     """
-    at = _positions(tissue.shape, spacing)
+    at = positions(tissue.shape, spacing)
     white = tissue == WHITE
     distance = ndimage.distance_transform_edt(~_ventricles(tissue), sampling=spacing)
     chance = np.exp(-distance[white] / 4.0)
     number = int(rng.integers(7, 14))
     centres = at[:, white][:, rng.choice(chance.size, number, p=chance / chance.sum())].T
-    bent = 1 + 0.3 * _waves(rng, tissue.shape, 2.0, spacing)
+    bent = 1 + 0.3 * waves(rng, tissue.shape, 2.0, spacing)
     found = np.zeros(tissue.shape, bool)
     for centre in centres:
         radius = float(np.clip(2.0 * np.exp(0.45 * rng.normal()), 0.9, 5.0))
         axes = radius * np.exp(0.25 * rng.normal(size=3))
-        found |= _norm((at - _column(centre)) / _column(axes)) * bent < 1
+        found |= norm((at - column(centre)) / column(axes)) * bent < 1
     lesions: Bools = found & white
     return lesions
 
@@ -194,7 +183,7 @@ def tumour(rng: np.random.Generator, tissue: NDArray[np.intp], spacing: Sequence
         >>> bool((label == 2).sum() > (label == 3).sum() > 0), bool((label[tissue == 0] == 0).all())
         (True, True)
     """
-    at = _positions(tissue.shape, spacing)
+    at = positions(tissue.shape, spacing)
     half = np.multiply(tissue.shape, spacing) * 0.46
     direction = rng.normal(size=3) * (1, 1, 0.5)
     centre = half * (0.45 * direction / np.linalg.norm(direction))
@@ -202,8 +191,8 @@ def tumour(rng: np.random.Generator, tissue: NDArray[np.intp], spacing: Sequence
     outer = size * np.exp(0.15 * rng.normal(size=3))
     inner = outer * rng.uniform(0.6, 0.75)
     shift = rng.normal(size=3) * 0.1 * size
-    whole = _norm((at - _column(centre)) / _column(outer)) * (1 + 0.25 * _waves(rng, tissue.shape, 3.0, spacing)) < 1
-    depth = _norm((at - _column(centre + shift)) / _column(inner)) * (1 + 0.2 * _waves(rng, tissue.shape, 2.0, spacing))
+    whole = norm((at - column(centre)) / column(outer)) * (1 + 0.25 * waves(rng, tissue.shape, 3.0, spacing)) < 1
+    depth = norm((at - column(centre + shift)) / column(inner)) * (1 + 0.2 * waves(rng, tissue.shape, 2.0, spacing))
     label = np.zeros(tissue.shape, np.uint8)
     label[whole] = 2
     label[depth < 1] = 3
@@ -217,26 +206,6 @@ def _ventricles(tissue: NDArray[np.intp]) -> Bools:
     open_space, _ = ndimage.label((tissue == FLUID) | (tissue == OUTSIDE))
     inside: Bools = (tissue == FLUID) & (open_space != open_space[0, 0, 0])
     return inside if inside.any() else tissue == FLUID
-
-
-def _positions(shape: Sequence[int], spacing: Sequence[float]) -> Floats:
-    """Where the voxels' centres are (3, *S), from the middle of the volume."""
-    grid = np.indices(tuple(shape), dtype=np.float64)
-    return (grid - _column((np.array(shape) - 1) / 2)) * _column(spacing)
-
-
-def _column(values: Sequence[float] | Floats) -> Floats:
-    return np.asarray(values, dtype=np.float64).reshape(-1, 1, 1, 1)
-
-
-def _norm(vectors: Floats) -> Floats:
-    length: Floats = np.sqrt((vectors**2).sum(0))
-    return length
-
-
-def _waves(rng: np.random.Generator, shape: Sequence[int], size_mm: float, spacing: Sequence[float]) -> Floats:
-    """A smooth random field from -1 to 1 with bumps of this size."""
-    return 2 * np.asarray(smooth_field(tuple(shape), size_mm, rng, tuple(spacing)), dtype=np.float64) - 1
 
 
 # --- scanner -----------------------------------------------------------------------------------------------------
@@ -267,7 +236,7 @@ def acquire(
     for channel, name in enumerate(modalities):
         bright = np.asarray(CONTRAST[name])[tissue]
         bright = ndimage.gaussian_filter(bright, _BLUR_MM / np.asarray(spacing, dtype=np.float64))
-        lit = bright * (1 + _SHADING * _waves(rng, tissue.shape, 12.0, spacing))
+        lit = bright * (1 + _SHADING * waves(rng, tissue.shape, 12.0, spacing))
         noisy = lit + rng.normal(0, NOISE, tissue.shape)
         gain = 1000 * rng.uniform(0.7, 1.4)
         image[..., channel] = np.where(brain, np.maximum(np.round(gain * noisy), 1), 0)
