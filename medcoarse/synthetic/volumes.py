@@ -1,4 +1,4 @@
-"""Data sets of drawn volumes on disk, in the layout of ``data_prep/ms_lesions.py`` and ``data_prep/brats.py``.
+"""Data sets of drawn volumes on disk, in the layout of ``data_prep/ms_lesions.py``, ``brats.py`` and ``lidc.py``.
 
 A case is one scan of one patient; its files are NIfTI below ``cases/<name>/``, axes right, anterior, superior.
 """
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from medcoarse.files import write_dataset, write_json
 from medcoarse.synthetic.brain import ms_scan, tumour_scan
+from medcoarse.synthetic.lung import READERS, nodule_crop
 
 GENERATOR_VERSION = 1
 """Raised whenever the same seed gives other voxels, so that a data set drawn by an older version is not reused."""
@@ -140,14 +141,80 @@ def write_brats_dataset(
             return [_save_pair(case, "", scan.image, scan.label, affine) | {"case": who}]
         items = []
         for k in np.flatnonzero(scan.image.any(axis=(0, 1, 3))).tolist():
-            lifted = affine.copy()
-            lifted[:3, 3] += k * affine[:3, 2]
-            one = _save_pair(case, f"_{k:03d}", scan.image[:, :, k : k + 1], scan.label[:, :, k : k + 1], lifted)
+            image, label = scan.image[:, :, k : k + 1], scan.label[:, :, k : k + 1]
+            one = _save_pair(case, f"_{k:03d}", image, label, _lifted(affine, k))
             items.append(one | {"case": {**who, "slice": k}})
         return items
 
     numbers = {"num_training": num_training, "num_validation": num_validation, "num_test": num_test}
     return _write(folder, "write_brats_dataset", header, numbers, shape, spacing, seed, {"volumes": volumes}, write)
+
+
+def write_lidc_dataset(
+    folder: str | Path,
+    num_training: int = 20,
+    num_validation: int = 4,
+    num_test: int = 12,
+    shape: Sequence[int] = (64, 64, 28),
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    seed: int = 0,
+) -> Path:
+    """Write drawn CT of lung nodules in the layout of ``data_prep/lidc.py``; reuse the data set if it is there.
+
+    Items have ``image`` (Hounsfield units), ``positive`` (four files, reader 1 to 4: 1 lesion, 0 none), ``marked``
+    (four numbers, 1 if that reader outlined the nodule), ``spacing``, ``case`` and ``label``, the true extent, which no
+    real data have. A patient has one nodule. Each item is one of the axial slices that any reader's mask reaches,
+    stored as a volume of one slice. Here reader 1 is one person throughout, and so are the others.
+
+    Args:
+        folder: where the data set goes; made with its parents.
+        num_training: patients for training.
+        num_validation: for validation.
+        num_test: for testing; they are the same whatever the other numbers are.
+        shape: voxels of a crop along each axis.
+        spacing: mm per voxel along each axis.
+        seed: of the whole data set.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: for numbers below 1 or a negative seed, and as `medcoarse.synthetic.lung.nodule_crop`.
+        FileExistsError: if the folder holds anything but this very data set.
+
+    Example:
+        >>> import json, tempfile
+        >>> folder = write_lidc_dataset(Path(tempfile.mkdtemp()) / "lidc", 1, 1, 1, shape=(16, 16, 8))
+        >>> json.loads((folder / "datalist.json").read_text())["test"][1]["positive"][3]
+        'cases/synthetic01/01_002_reader4.nii.gz'
+    """
+    header = {
+        "name": "Synthetic CT of lung nodules",
+        "tensorImageSize": "2D",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "lesion", "255": "not read"},
+        "annotators": [f"reader {reader + 1}" for reader in range(len(READERS))],
+    }
+
+    def write(case: Path, own_seed: int) -> list[Item]:
+        nodule, affine = nodule_crop(own_seed, shape, spacing), _affine(shape, spacing)
+        marked = nodule.readers.any(axis=(1, 2, 3)).astype(int).tolist()
+        items = []
+        for number, k in enumerate(np.flatnonzero(nodule.readers.any(axis=(0, 1, 2))).tolist(), start=1):
+            arrays = {"image": nodule.image, "label": nodule.label}
+            arrays |= {f"reader{reader}": mask for reader, mask in enumerate(nodule.readers, start=1)}
+            files = {
+                name: _save(case / f"01_{number:03d}_{name}.nii.gz", array[:, :, k : k + 1], _lifted(affine, k))
+                for name, array in arrays.items()
+            }
+            readers = [file for name, file in files.items() if name.startswith("reader")]
+            who = {"scan": case.name, "patient": case.name, "nodule": 1, "slice": number}
+            one = {"image": files["image"], "label": files["label"], "positive": readers}
+            items.append(one | {"case": who, "marked": marked})
+        return items
+
+    numbers = {"num_training": num_training, "num_validation": num_validation, "num_test": num_test}
+    return _write(folder, "write_lidc_dataset", header, numbers, shape, spacing, seed, {}, write)
 
 
 def _write(
@@ -200,6 +267,13 @@ def _affine(shape: Sequence[int], spacing: Sequence[float]) -> NDArray[np.float6
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = -0.5 * (np.array(shape) - 1) * spacing
     return affine
+
+
+def _lifted(affine: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    """That of the k-th slice alone."""
+    lifted = affine.copy()
+    lifted[:3, 3] += k * affine[:3, 2]
+    return lifted
 
 
 def _save_pair(case: Path, suffix: str, image: Any, label: Any, affine: NDArray[np.float64]) -> Item:

@@ -1,4 +1,4 @@
-"""Drawn brains with MS lesions or a tumour: voxels, and the data sets on disk."""
+"""Drawn brains with MS lesions or a tumour, drawn lung nodules: voxels, and the data sets on disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from medcoarse.datalist import load_datalist, verify_prepared
 from medcoarse.synthetic.brain import FLUID, OUTSIDE, brain_tissue, ms_lesions, ms_scan, tumour_scan
-from medcoarse.synthetic.volumes import write_brats_dataset, write_ms_dataset
+from medcoarse.synthetic.lung import nodule_crop, read_nodule
+from medcoarse.synthetic.volumes import write_brats_dataset, write_lidc_dataset, write_ms_dataset
 
 FEW = {"num_training": 2, "num_validation": 1, "num_test": 1, "shape": (24, 24, 10)}
 MS_RULES = {"label_keys": ("label", "positive"), "label_values": (0, 1, 255), "mask_keys": ()}
@@ -34,7 +35,7 @@ def load(path):
 # ---- Voxels ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("draw", [ms_scan, tumour_scan])
+@pytest.mark.parametrize("draw", [ms_scan, tumour_scan, nodule_crop])
 def test_a_seed_gives_the_same_voxels_and_another_one_others(draw):
     one, again, other = (draw(seed, (24, 24, 10)) for seed in (3, 3, 4))
     assert np.array_equal(one.image, again.image)
@@ -101,6 +102,40 @@ def test_a_tumour_is_nested_and_its_ring_takes_up_contrast(tumours):
         assert taken_up[2] > 1.2 * max(taken_up[:2])
 
 
+def test_nodules_vary_in_size_and_density_and_are_one_piece_in_the_middle():
+    volumes, contrasts = [], []
+    for seed in range(12):
+        nodule = nodule_crop(seed, (48, 48, 24))
+        inside = nodule.label == 1
+        assert inside[24, 24, 12]
+        pieces, _ = ndimage.label(inside, np.ones((3, 3, 3)))
+        assert (pieces == pieces[24, 24, 12])[inside].mean() > 0.95
+        volumes.append(inside.sum())
+        near = ndimage.binary_dilation(inside, iterations=6) & ~ndimage.binary_dilation(inside, iterations=3)
+        contrasts.append(np.median(nodule.image[inside]) - np.median(nodule.image[near]))
+    assert max(volumes) > 10 * min(volumes)
+    assert 200 < min(contrasts) < 450 < 600 < max(contrasts), "from a veil to solid"
+
+
+def test_readers_differ_as_they_are_said_to():
+    """In mm, on voxels that are thick along one axis."""
+    spacing = (1.0, 0.5, 2.5)
+    true = nodule_crop(3, (32, 48, 16), spacing).label
+    beyond = ndimage.distance_transform_edt(true == 0, sampling=spacing)
+    within = ndimage.distance_transform_edt(true == 1, sampling=spacing)
+    seen = []
+    for seed in range(40):
+        faithful, large, small, sometimes = read_nodule(np.random.default_rng(seed), true, spacing) == 1
+        assert np.array_equal(large, beyond <= 2)
+        assert np.array_equal(small | (within <= 1), true | (within <= 1)), "what is deeper than 1 mm stays"
+        assert small.sum() < true.sum() <= faithful.sum() < large.sum()
+        assert faithful[true == 1].all()
+        assert (beyond[faithful] <= 1).all()
+        seen.append(sometimes.any())
+        assert (sometimes[true == 1].all() and (beyond[sometimes] <= 2).all()) if seen[-1] else not sometimes.any()
+    assert 0.45 < np.mean(seen) < 0.75
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -151,7 +186,30 @@ def test_slices_are_those_of_the_volume_in_its_places(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("write", [write_ms_dataset, write_brats_dataset])
+def test_lidc_items_are_those_of_data_prep_with_a_true_label(tmp_path):
+    folder = write_lidc_dataset(tmp_path / "lidc", spacing=(1.0, 1.0, 2.0), seed=4, **FEW)
+    items = load_datalist(folder / "datalist.json", "test")
+    assert [item["case"] for item in items] == [
+        {"scan": "synthetic01", "patient": "synthetic01", "nodule": 1, "slice": k + 1} for k in range(len(items))
+    ]
+    assert "annotators" in json.loads((folder / "datalist.json").read_text())
+    names = {name.rsplit("/", 1)[1] for item in items for name in [item["image"], item["label"], *item["positive"]]}
+    parts = ["image", "label", *(f"reader{r}" for r in range(1, 5))]
+    assert names == {f"01_{k + 1:03d}_{part}.nii.gz" for k in range(len(items)) for part in parts}
+    own_seed = int(np.random.SeedSequence([4, 0]).generate_state(1)[0])
+    nodule = nodule_crop(own_seed, FEW["shape"], (1.0, 1.0, 2.0))
+    reached = np.flatnonzero(nodule.readers.any((0, 1, 2)))
+    assert len(items) == len(reached) > 2
+    for item, k in zip(items, reached, strict=True):
+        assert np.array_equal(load(item["image"])[..., 0], nodule.image[..., k])
+        assert np.array_equal(load(item["label"])[..., 0], nodule.label[..., k])
+        assert np.array_equal([load(name)[..., 0] for name in item["positive"]], nodule.readers[..., k])
+        assert item["marked"] == nodule.readers.any((1, 2, 3)).astype(int).tolist()
+        image = nibabel.load(item["image"])
+        np.testing.assert_allclose(image.affine @ [11.5, 11.5, 0, 1], [0, 0, 2.0 * (k - 4.5), 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("write", [write_ms_dataset, write_brats_dataset, write_lidc_dataset])
 def test_a_data_set_is_drawn_once_and_never_mixed_with_another(tmp_path, write):
     folder = write(tmp_path / "data", **FEW)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
