@@ -411,6 +411,16 @@ VOLUMES = {
         volumes.write_brats_dataset,
         {"label_values": (0, 1, 2, 3, UNLABELED), "mask_keys": (), "required_keys": ("label",)},
     ),
+    "lidc": _Volumes(
+        "CT of lung nodules",
+        volumes.write_lidc_dataset,
+        {
+            "label_keys": ("label", "positive"),
+            "label_values": (0, 1, UNLABELED),
+            "mask_keys": (),
+            "required_keys": ("positive",),
+        },
+    ),
 }
 """By the name of the script in ``data_prep/`` that makes the real ones."""
 

@@ -16,8 +16,11 @@ import pytest
 import torch
 
 from medcoarse import morphology
+from medcoarse.datalist import load_datalist
 from medcoarse.synthetic.brain import ms_scan, tumour_scan
-from medcoarse.synthetic.volumes import write_brats_dataset, write_ms_dataset
+from medcoarse.synthetic.lung import READERS
+from medcoarse.synthetic.volumes import write_brats_dataset, write_lidc_dataset, write_ms_dataset
+from medcoarse.workflow import VOLUMES
 from tests.bundles.conftest import ROOT, SMALL, Bundle
 from tests.bundles.test_bundles import (  # what holds for these bundles as well, on their own data
     test_a_run_resumed_at_an_epoch_boundary_is_bit_identical,
@@ -29,6 +32,7 @@ from tests.bundles.test_bundles import (  # what holds for these bundles as well
     test_root_files_are_copies_of_configs,
     test_the_annotators_learn_alone_in_the_end,
 )
+from tests.bundles.test_mnist import mean_distance
 
 __all__ = [
     "test_a_run_resumed_at_an_epoch_boundary_is_bit_identical",
@@ -57,10 +61,12 @@ class VolumeBundle(Bundle):
     Args:
         postfix: what is added to the names of predictions.
         class_names: as in its scores.
+        num_annotators: who drew the small data set.
     """
 
     postfix: str = ""
     class_names: tuple[str, ...] = ()
+    num_annotators: int = 5
 
     def image_of(self, item: dict[str, Any]) -> Path:
         return self.data / (item["image"][0] if isinstance(item["image"], list) else item["image"])
@@ -85,7 +91,15 @@ def _brats(folder: Path) -> VolumeBundle:
     return VolumeBundle("brats", data, small, "core", (28, 28), "validation", "tumour", names)
 
 
-MAKE = {"ms_lesions": _ms_lesions, "brats": _brats}
+def _lidc(folder: Path) -> VolumeBundle:
+    data = write_lidc_dataset(folder, 2, 1, 2, (28, 28, 8), (1.0, 1.0, 2.5))
+    small = SMALL | {"image_size": [28, 28]}
+    return VolumeBundle(
+        "lidc", data, small, "nodule", (28, 28), "validation", "nodule", ("background", "nodule"), len(READERS)
+    )
+
+
+MAKE = {"ms_lesions": _ms_lesions, "brats": _brats, "lidc": _lidc}
 
 
 @pytest.fixture(scope="module", params=list(MAKE))
@@ -118,7 +132,7 @@ def test_training_leaves_weights_and_scores(bundle, trained):
     weights = torch.load(trained / "models" / "model.pt", weights_only=True)
     assert not any(name.startswith(("annotator", "segmenter")) for name in weights)
     content = bundle.metrics(trained)
-    assert (content["facts"]["supervision"], content["facts"]["num_annotators"]) == ("positive", 5)
+    assert (content["facts"]["supervision"], content["facts"]["num_annotators"]) == ("positive", bundle.num_annotators)
     assert [row["epoch"] for row in content["validation"]] == [1, 2]
     own = {f"{name}_dice" for name in bundle.class_names[1:]}
     assert own < set(content["validation"][-1])
@@ -167,7 +181,7 @@ def test_a_copy_of_the_folder_is_all_that_a_command_needs(bundle, tmp_path):
         cwd=copy, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "training on synthetic MRI of" in done.stdout
+    assert f"training on synthetic {VOLUMES[bundle.name].what}" in done.stdout
     assert (copy / "models" / "model.pt").is_file()
     assert (copy / "output" / "synthetic" / "datalist.json").is_file()
 
@@ -211,8 +225,8 @@ def test_one_annotator_an_image_and_the_truth_out_of_reach(bundle, tmp_path):
     for item, drew in zip(data, assignment, strict=True):
         for part in item if isinstance(item, list) else [item]:
             assert set(part) == {"image", "positive"}
-            assert part["positive"].shape[0] == 5
-            others = [r for r in range(5) if r not in drew]
+            assert part["positive"].shape[0] == bundle.num_annotators
+            others = [r for r in range(bundle.num_annotators) if r not in drew]
             assert (part["positive"][others] == 255).all(), "who did not draw says nothing, not background"
             assert (part["positive"][drew] != 255).any()
 
@@ -221,7 +235,7 @@ def test_review_of_those_who_drew(bundle, trained, tmp_path):
     places = bundle.places(tmp_path) | {"ckpt_dir": str(trained / "models")}
     bundle.run("train.json", "review.json", **bundle.small, **places)
     content = json.loads((tmp_path / "annotators.json").read_text())
-    assert [one["num_images"] for one in content["annotators"]] == [content["num_images"]] * 5
+    assert [one["num_images"] for one in content["annotators"]] == [content["num_images"]] * bundle.num_annotators
     assert content["ask_next"] == []
 
 
@@ -248,10 +262,18 @@ def test_training_on_fused_labels(bundle, tmp_path, method):
     assert 0.5 < sum(agree) / len(agree) < 1
 
 
+def test_what_is_scored_of_drawn_data_is_what_was_drawn_from(bundle, tmp_path):
+    """And not what the annotators agree on, also where the data list their masks."""
+    for item, listed in zip(parsed(bundle, tmp_path, "validate#dataset"), bundle.items("validation"), strict=True):
+        true = load(bundle.data / listed["label"])
+        assert np.array_equal(np.asarray(item["label"]).reshape(true.shape), true)
+
+
 # --- MS lesions --------------------------------------------------------------------------------------------------
 
 only_ms = pytest.mark.parametrize("bundle", ["ms_lesions"], indirect=True)
 only_brats = pytest.mark.parametrize("bundle", ["brats"], indirect=True)
+only_lidc = pytest.mark.parametrize("bundle", ["lidc"], indirect=True)
 
 
 @only_ms
@@ -315,6 +337,33 @@ def test_inference_takes_whole_volumes(bundle, trained, tmp_path):
     assert whole.shape[:3] == (28, 28, 8)
 
 
+# --- LIDC-IDRI ---------------------------------------------------------------------------------------------------
+
+
+@only_lidc
+def test_readers_are_compared_with_what_the_networks_say_they_draw(bundle, trained, tmp_path):
+    """By hand, with one reader who did not read the scans."""
+    data = tmp_path / "data"
+    shutil.copytree(bundle.data, data)
+    for path in data.rglob("*_reader3.nii.gz"):
+        image = nibabel.load(path)
+        nibabel.save(nibabel.Nifti1Image(np.full(image.shape, 255, np.uint8), image.affine), path)
+    options = bundle.small | bundle.places(tmp_path) | {"dataset_dir": str(data), "ckpt_dir": str(trained / "models")}
+    built = bundle.run("train.json", "evaluate.json", "evaluate_distribution.json", **options)
+    found = json.loads((tmp_path / "evaluation.json").read_text())["distribution"]
+    model = built.parser.get_parsed_content("coarse_model").eval()
+    items = built.parser.get_parsed_content("validate#dataset")
+    assert len(items) == found["num_images"] > 1
+    for item, scores in zip(items, found["images"], strict=True):
+        with torch.no_grad():
+            output = model.couple(torch.as_tensor(item["image"])[None])
+        probs, cm = output.logits.softmax(1)[0].numpy(), output.positive.dense()[0].numpy()
+        segmented = np.einsum("rothw,thw->rohw", cm, probs).argmax(1)
+        read = np.asarray(item["positive"])[[0, 1, 3]]
+        across, *within = (mean_distance(a, b) for a, b in ((segmented, read), (segmented,) * 2, (read,) * 2))
+        assert scores["ged_iou"] == pytest.approx(2 * across - sum(within), abs=1e-6)
+
+
 # --- official files ----------------------------------------------------------------------------------------------
 
 
@@ -373,8 +422,46 @@ def test_raters_masks_are_taken_as_they_are(bundle, tmp_path):
     assert np.array_equal(np.asarray(simulated["positive"][1]) == 1, inside), "the agreed label keeps its spacing"
 
 
+def _official_lidc(folder: Path) -> Path:
+    """Four patients with a nodule each: three readers outline it, one overlooks it; the last scan has three readers."""
+    pytest.importorskip("pydicom", reason="DICOM series are read with pydicom")
+    from tests.unit import test_data_prep_lidc as made  # not above: without pydicom it is skipped as a whole
+
+    for patient in range(1, 5):
+        where, uid = made.scan_folder(folder / "official", patient), f"1.2.{patient}"
+        made.write_series(where, f"LIDC-IDRI-{patient:04d}", uid)
+        readers = [
+            ["".join(made.square(k, top, 12, side) for k in (2, 3, 4))] for top, side in ((10, 8), (9, 10), (11, 6))
+        ]
+        made.write_xml(where / "069.xml", uid, *readers, *([[]] if patient < 4 else []))
+    where = ["--folder", str(folder / "official"), "--output_dir", str(folder / "prepared"), "--size", "28"]
+    assert made.lidc.main(where) == 0
+    return folder / "prepared"
+
+
+@only_lidc
+def test_readers_masks_are_taken_as_they_are_and_the_majority_is_scored(bundle, tmp_path):
+    data = _official_lidc(tmp_path)
+    official = VolumeBundle(**{**vars(bundle), "data": data})
+    steps, number = parsed(official, tmp_path / "out", "validate#preprocessing", "num_annotators")
+    assert number == 4
+    unread = 0
+    for section in ("training", "validation", "test"):
+        for listed in load_datalist(data / "datalist.json", section):
+            item, readers = steps(listed), np.stack([load(Path(name))[..., 0] for name in listed["positive"]])
+            assert np.array_equal(item["positive"], readers)
+            assert float(item["image"].min()) >= 0
+            assert float(item["image"].max()) <= 1
+            ones, zeros = ((readers == value).sum(0) for value in (1, 0))
+            majority = np.select([ones > zeros, zeros > ones], [1, 0], 255)
+            assert np.array_equal(item["label"][0], majority), "a draw is unknown"
+            unread += (readers[3] == 255).all()
+            assert (majority == 255).any() == (readers[3] != 255).all(), "two of four who say so are a draw"
+    assert unread > 0
+
+
 def test_what_data_prep_makes_is_trained_on_evaluated_and_segmented(bundle, tmp_path):
-    make = {"ms_lesions": _official_ms, "brats": _official_brats}[bundle.name]
+    make = {"ms_lesions": _official_ms, "brats": _official_brats, "lidc": _official_lidc}[bundle.name]
     official = VolumeBundle(**{**vars(bundle), "data": make(tmp_path / "official")})
     official.train(tmp_path / "run", max_epochs=1, warmup_epochs=0)
     assert official.metrics(tmp_path / "run")["facts"]["data"] == official.data.name
