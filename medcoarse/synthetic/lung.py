@@ -172,7 +172,8 @@ def acquire_ct(rng: np.random.Generator, hounsfield: Floats, spacing: Sequence[f
     """
     blurred = ndimage.gaussian_filter(hounsfield, _BLUR_MM / np.asarray(spacing, dtype=np.float64))
     noisy = blurred + rng.normal(0, NOISE, hounsfield.shape)
-    return np.round(np.clip(noisy, -1024, 3071)).astype(np.int16)
+    image: NDArray[np.int16] = np.round(np.clip(noisy, -1024, 3071)).astype(np.int16)
+    return image
 
 
 def _direction(rng: np.random.Generator) -> Floats:

@@ -201,7 +201,7 @@ def write_lidc_dataset(
         marked = nodule.readers.any(axis=(1, 2, 3)).astype(int).tolist()
         items = []
         for number, k in enumerate(np.flatnonzero(nodule.readers.any(axis=(0, 1, 2))).tolist(), start=1):
-            arrays = {"image": nodule.image, "label": nodule.label}
+            arrays: dict[str, NDArray[Any]] = {"image": nodule.image, "label": nodule.label}
             arrays |= {f"reader{reader}": mask for reader, mask in enumerate(nodule.readers, start=1)}
             files = {
                 name: _save(case / f"01_{number:03d}_{name}.nii.gz", array[:, :, k : k + 1], _lifted(affine, k))
