@@ -286,17 +286,21 @@ class SimulateCoarseBatch(Transform):
         self.positive = SimulateCoarse(positive, target, num_classes, spacing, seed, "positive")
         self.negative = SimulateCoarse(negative, target, num_classes, spacing, seed, "negative")
 
-    def __call__(self, label: torch.Tensor, seeds: Sequence[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, label: torch.Tensor, seeds: Sequence[int] | None = None, spacing: Sequence[float] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Positive (B, R, *S) and negative (B, C, *S) annotations, uint8, of label maps (B, 1, *S).
 
         Args:
             label: label maps on any device.
             seeds: a number >= 0 for each of them, in place of the CRC-32 of its values, for other drawings at each call
                 or to spare the copy to the CPU that the CRC-32 needs.
+            spacing: in place of that of the transform.
         """
         if label.ndim not in (4, 5) or label.shape[1] != 1:
             raise ValueError(f"label must be a batch of label maps (B, 1, *S), got shape {tuple(label.shape)}.")
-        values, spacing = _integers(_plain(label))[:, 0], batch_spacing_of(label, self.positive.spacing)
+        values = _integers(_plain(label))[:, 0]
+        spacing = batch_spacing_of(label, self.positive.spacing if spacing is None else spacing)
         for one in values:
             _refuse_0_255(one)
         seeds = [checksum(one) for one in values.cpu()] if seeds is None else seeds

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from medcoarse import morphology
+from medcoarse.baselines.fused_labels import fused_confusion
 from medcoarse.datalist import load_datalist
 from medcoarse.synthetic.brain import ms_scan, tumour_scan
 from medcoarse.synthetic.lung import READERS
@@ -267,6 +268,58 @@ def test_what_is_scored_of_drawn_data_is_what_was_drawn_from(bundle, tmp_path):
     for item, listed in zip(parsed(bundle, tmp_path, "validate#dataset"), bundle.items("validation"), strict=True):
         true = load(bundle.data / listed["label"])
         assert np.array_equal(np.asarray(item["label"]).reshape(true.shape), true)
+
+
+# --- those who draw ----------------------------------------------------------------------------------------------
+
+who_simulate = pytest.mark.parametrize("bundle", ["ms_lesions", "brats"], indirect=True)
+SCORED = ("train.json", "evaluate.json", "evaluate_annotators.json", "evaluate_methods.json")
+
+
+@who_simulate
+def test_errors_of_the_annotators_are_counted_in_repeated_drawings(bundle, trained, tmp_path):
+    """By hand for matrices that claim that nobody errs: who draws 2 mm too much does so in every drawing alike."""
+    options = bundle.small | bundle.places(tmp_path) | {"ckpt_dir": str(trained / "models")}
+    built = bundle.run(*SCORED, **options, **{"confusion#report#num_draws": 2})
+    assert built.parser.get_parsed_content("matrices_of") == "networks"
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    found, errors = content["annotators"], []
+    assert len(found["images"]) == content["num_images"] == len(bundle.items("test"))
+    for item in built.parser.get_parsed_content("confusion#dataset"):
+        label, over = (np.asarray(item[key][r]).ravel() for key, r in (("label", 0), ("positive", 1)))
+        present = np.unique(label)
+        table = np.stack([np.bincount(over[label == k], minlength=len(bundle.class_names)) for k in present], 1)
+        share = table / table.sum(0)
+        errors.append(np.sqrt(((share - np.eye(len(share))[:, present]) ** 2).mean()))
+    assert found["identity"]["cm_error_positive_2"] == pytest.approx(np.mean(errors), abs=1e-6)
+    assert np.mean(errors) > 0
+    assert found["identity"]["cm_error_positive_1"] == 0, "the first annotator is always right"
+    assert found["image"]["cm_error"] > 0
+    assert (tmp_path / "confusion.png").is_file()
+    # the same weights, as if they had been learned from a fusion, whose own matrices are scored then
+    own = {"supervision": "dense", "fusion": "majority", "confusion#report#num_draws": 2}
+    fused = bundle.run(*SCORED, **options, **own).parser.get_parsed_content
+    assert torch.allclose(
+        fused("confusion#report").tables.double(),
+        fused_confusion(fused("train#drawings"), len(bundle.class_names), "majority"),
+        atol=1e-6,
+        equal_nan=True,
+    )
+    again = json.loads((tmp_path / "evaluation.json").read_text())["annotators"]["image"]["cm_error"]
+    assert again not in (None, found["image"]["cm_error"])
+
+
+@who_simulate
+def test_whose_matrices_are_scored(bundle, tmp_path):
+    options: dict[str, dict[str, Any]] = {
+        "nobody": {"supervision": "dense"},
+        "majority": {"warmup_epochs": 2, "loss#warmup": "identity"},
+        "staple": {"supervision": "dense", "fusion": "staple"},
+    }
+    for who, own in options.items():
+        built = bundle.workflow(*SCORED, **(bundle.small | bundle.places(tmp_path) | {"max_epochs": 2} | own))
+        built.parser.parse()
+        assert built.parser.get_parsed_content("matrices_of") == who
 
 
 # --- MS lesions --------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 
-from medcoarse import annotators, metrics
+from medcoarse import annotators, metrics, morphology
 from medcoarse.confusion import UNLABELED, sample_annotation
 from medcoarse.estimation import AnnotatorReport, confusion_scores, estimate
 from medcoarse.losses import CoupledLoss
@@ -125,6 +125,18 @@ def test_shapes_that_do_not_match_are_refused():
 
 
 # the drawings
+
+
+def test_drawings_are_repeated_at_the_spacing_of_the_mask():
+    """In mm: someone who draws 2 mm too much does so whatever the voxels, unless the spacing is said."""
+    label = bar(16, 16, 5).to(torch.uint8)
+    meta = MetaTensor(label, affine=torch.diag(torch.tensor([1.0, 0.5, 3.0, 1.0])))
+    for own, used in ((None, (1.0, 0.5, 3.0)), (1.0, (1.0, 1.0, 1.0))):
+        drawn = count_drawings(SimulateCoarseBatch("dhe_over", spacing=own), meta, num_draws=2)[0, 1] == 2
+        assert np.array_equal(drawn.numpy(), morphology.thicken(label[0].numpy() == 1, 2.0, used))
+    slices = MetaTensor(label[..., 0], affine=meta.affine)
+    drawn = count_drawings(SimulateCoarseBatch("dhe_over"), slices, num_draws=1)[0, 1] == 1
+    assert np.array_equal(drawn.numpy(), morphology.thicken(label[0, ..., 0].numpy() == 1, 2.0, (1.0, 0.5)))
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 16, 3)])
