@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from medcoarse import report
 from medcoarse.experiments import processes, runner
@@ -27,6 +28,7 @@ from medcoarse.experiments.processes import Command, run_side_by_side
 from medcoarse.experiments.provenance import command_text
 from medcoarse.experiments.results import look_up, summarize
 from medcoarse.experiments.tables import TableError, load_table, parse_table, table_names
+from medcoarse.networks import AnnotatorNet
 
 TRAINING = {
     "imports": ["$import json", "$import os", "$import pathlib", "$import subprocess", "$import time"],
@@ -214,6 +216,16 @@ def test_bundles_that_are_not_there_or_lack_what_is_set(place, tmp_path):
 def test_tables_of_the_package_fit_their_bundles(name):
     table = load_table(name)
     open_bundle(table)
+
+
+def test_positions_of_low_rank_rows_are_the_numbers_that_an_annotator_has():
+    table = load_table("brats_low_rank")
+    for row in table.rows:
+        own = {key.split("#")[1]: value for key, value in row.overrides.items()}
+        net = AnnotatorNet(torch.nn.Identity(), 2, 1, num_classes=4, num_positive=5, num_negative=0, **own)
+        found = 0 if net.backbone is None else net.head.out_channels / 5
+        assert row.x == found
+    assert [row.x for row in table.rows] == [4 * 4, 2 * 4, 4 + 2 * 2 * 4, 4 + 2 * 4 * 4, 0]
 
 
 def with_own_config(place: Path, **content) -> dict[str, object]:
