@@ -454,6 +454,8 @@ def alive(pid: int) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_no_process_and_everything_to_go_on_with(place, monkeypatch, capsys, number):
     monkeypatch.setenv("PAUSE", "60")
+    if number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:  # as a shell has it in the background
+        signal.signal(number, signal.default_int_handler)
 
     def interrupt() -> None:
         deadline = time.monotonic() + 20

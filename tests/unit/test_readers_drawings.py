@@ -151,13 +151,19 @@ def test_itk_files_of_any_type_turned_in_space(kind: str, compress: bool, dtype:
     assert np.array_equal(drawing.layers[0].values, made.label_map())
 
 
-def test_slices_in_reverse_order_of_instances(tmp_path: Path):
+@pytest.mark.parametrize("reader", [None, "PydicomReader"])  # ITK sorts slices by place, pydicom's by instance
+def test_slices_in_reverse_order_of_instances(reader: str | None, tmp_path: Path):
     slices = made.write_series(tmp_path / "series", reverse=True)
     file = made.write_dicom_seg(tmp_path / "a.dcm", slices)
-    item = Compose([LoadImaged("image"), EnsureChannelFirstd("image"), LoadCoarseAnnotationd("drawing", NAMES, 2)])(
+    load = LoadImaged("image", reader=reader)
+    item = Compose([load, EnsureChannelFirstd("image"), LoadCoarseAnnotationd("drawing", NAMES, 2)])(
         {"image": tmp_path / "series", "drawing": file}
     )
-    assert np.array_equal(item["positive"][0].numpy() == 1, made.segments()["vessel"])
+    affine = item["positive"].affine.numpy()
+    ras = np.argwhere(item["positive"][0].numpy() == 1) @ affine[:3, :3].T + affine[:3, 3]
+    expected = np.argwhere(made.segments()["vessel"]) @ made.AFFINE[:3, :3].T + made.AFFINE[:3, 3]
+    assert {tuple(p) for p in ras.round(3).tolist()} == {tuple(p) for p in expected.round(3).tolist()}
+    assert np.allclose(item["image"].affine, affine)
 
 
 @pytest.mark.parametrize(
