@@ -221,6 +221,14 @@ def test_the_recipe_is_that_of_the_mnist_bundle(bundle):
         assert own["annotator_def"][key] == mnist["annotator_def"][key]
 
 
+def test_files_are_read_by_one_thread(bundle):
+    """MONAI's NIfTI reader keeps the file names of its last call: of lists that two threads read files get lost."""
+    config = json.loads((bundle.root / "configs" / "train.json").read_text())
+    for section in ("train", "validate"):
+        assert config[section]["dataset"]["_target_"] == "CacheDataset"
+        assert config[section]["dataset"]["num_workers"] == 1
+
+
 def test_one_annotator_an_image_and_the_truth_out_of_reach(bundle, tmp_path):
     data, assignment = parsed(bundle, tmp_path, "train#dataset", "who_drew", annotators_per_image=1)
     for item, drew in zip(data, assignment, strict=True):
