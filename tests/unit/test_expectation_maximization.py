@@ -211,7 +211,10 @@ def learned(method, noise=0.3):
     annotation = annotated(label, errs.expand(3, 2, 2), generator)
     for n in range(60):
         annotation[n, [r for r in range(3) if r != n % 3]] = 255
-    items = [{"image": one, "positive": drawn, "number": n} for n, (one, drawn) in enumerate(zip(image, annotation))]  # noqa: B905
+    items = [
+        {"image": one, "positive": drawn, "number": n}
+        for n, (one, drawn) in enumerate(zip(image, annotation, strict=True))
+    ]
     torch.manual_seed(0)
     network = nn.Conv2d(1, 2, 1)
     em, labels = run(method, items, 2, network, epochs=(9, 17))
