@@ -39,6 +39,13 @@ STROKE_POSITIVE = AnnotatorProfile(dense=False, scribble_mm=7.0, swell_mm=2.0, r
 STROKE_NEGATIVE = AnnotatorProfile(kind="negative", dense=False, scribble_mm=7.0, ratio=0.038, num_parts=3)
 POLYGON = AnnotatorProfile(dense=False, thin_mm=3.0, preserve=False, polygon_tolerance_mm=4.0)
 
+CITYSCAPES_POSITIVE = AnnotatorProfile(
+    dense=False, thin_mm=3.0, preserve=False, polygon_tolerance_mm=5.0, ratio=0.66, num_parts=4
+)
+CITYSCAPES_NEGATIVE = AnnotatorProfile(
+    kind="negative", dense=False, thin_mm=3.0, preserve=False, polygon_tolerance_mm=5.0, ratio=0.2, num_parts=4
+)
+
 LEVEL_1_POSITIVE = AnnotatorProfile(scribble_mm=1.0, fracture_ratio=0.4, ratio=0.3)
 LEVEL_2_POSITIVE = AnnotatorProfile(swell_mm=3.0, swell_strength_mm=0.6, fracture_ratio=0.4, ratio=0.7)
 LEVEL_3_POSITIVE = AnnotatorProfile(swell_mm=3.0, swell_strength_mm=0.6, fracture_ratio=0.4)
@@ -49,6 +56,12 @@ LEVEL_2_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.6, fracture_ratio
 LEVEL_3_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.6, fracture_ratio=0.25)
 LEVEL_4_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.4, fracture_ratio=0.1)
 LEVEL_5_NEGATIVE = _negative(swell_mm=1.0, swell_strength_mm=0.2, fracture_ratio=0.05)
+
+CITYSCAPES_WIDTH = 480
+"""The two `cityscapes` profiles draw street scenes class by class (`target=None`) as the coarse annotations of that data
+set are drawn: polygons of few vertices inside each class, borders, thin things and parts of large regions left out.
+Their lengths are in pixels of a frame of this width: give `spacing = CITYSCAPES_WIDTH / width` for any other. So they
+label about 63 % of the pixels."""
 
 DHE_BINARY = ("dhe_good", "dhe_over", "dhe_under", "dhe_wrong", "dhe_blank")
 """The five annotators whom DHE simulates on digits and lesions, dense and positive: a faithful one, one who paints too

@@ -22,11 +22,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medcoarse import synthetic
+from medcoarse.cityscapes import KNOWN_IDS
 from medcoarse.confusion import UNLABELED, Annotations
 from medcoarse.datalist import DataError, verify_les_av, verify_prepared
 from medcoarse.files import write_atomically
 from medcoarse.networks import CoupledModel
-from medcoarse.synthetic import digits, volumes
+from medcoarse.synthetic import digits, street, volumes
 
 logger = logging.getLogger(__name__)
 
@@ -452,6 +453,35 @@ def prepare_volumes(
 
     script = f"data_prep/{name}.py"
     return _prepare(dataset_dir, draw, lambda folder: verify_prepared(folder, script, num_training, **chosen.rules))
+
+
+def prepare_streets(
+    dataset_dir: str | Path | None,
+    synthetic_dir: str | Path,
+    synthetic_options: Mapping[str, Any],
+    num_training: int | None = None,
+) -> str:
+    """The verified folder to train on: street scenes in Cityscapes' layout where one is given, else drawn ones.
+
+    Args:
+        dataset_dir: folder with the datalist that ``data_prep/cityscapes.py`` wrote; empty or ``None`` draws.
+        synthetic_dir: where scenes are drawn, or were drawn before.
+        synthetic_options: how many and how large, see :func:`medcoarse.synthetic.street.write_street_dataset`.
+        num_training: training images that are wanted; ``None`` takes what there is.
+
+    Raises:
+        SystemExit: files that cannot be trained on, see :func:`prepare_fundus`.
+    """
+
+    def draw() -> Path:
+        _say_what_is_drawn("street scenes", synthetic_dir, "folder", "cityscapes")
+        return street.write_street_dataset(synthetic_dir, **synthetic_options)
+
+    rules: dict[str, Any] = {
+        "label_keys": ("label", "coarse"), "label_values": sorted(KNOWN_IDS), "mask_keys": (),
+    }  # fmt: skip
+    script = "data_prep/cityscapes.py"
+    return _prepare(dataset_dir, draw, lambda folder: verify_prepared(folder, script, num_training, **rules))
 
 
 def _say_what_is_drawn(what: str, folder: str | Path, argument: str, script: str) -> None:
