@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from monai.inferers.inferer import Inferer, SlidingWindowInferer
 from monai.transforms import Resize
+from monai.utils.type_conversion import convert_to_dst_type
 from torch import Tensor
 
 
@@ -56,7 +57,8 @@ class MultiScaleInferer(Inferer):
             probs = logits.softmax(1)
             total = probs if total is None else total.add_(probs)
         assert total is not None
-        return total.div_(self.num_views)
+        mean: Tensor = convert_to_dst_type(total.div_(self.num_views), inputs)[0]  # with the name of the picture
+        return mean
 
     @property
     def num_views(self) -> int:

@@ -1,0 +1,192 @@
+"""The bundle of street scenes, end to end, on drawn scenes and on files in the official layout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medcoarse.cityscapes import CLASSES
+from medcoarse.synthetic.street import write_street_dataset
+from tests.bundles.conftest import ROOT, SMALL, Bundle
+from tests.bundles.test_bundles import (  # what holds for this bundle as well, on its own data
+    test_a_run_resumed_at_an_epoch_boundary_is_bit_identical,
+    test_bad_data_stop_the_run_with_one_clear_message,
+    test_evaluation_without_weights_says_so,
+    test_export_gives_the_same_prediction,
+    test_files_that_the_model_zoo_asks_for,
+    test_inference_needs_only_stock_monai,
+    test_metadata_follow_the_schema,
+    test_network_takes_and_gives_what_the_metadata_say,
+    test_review_of_those_who_drew,
+    test_root_files_are_copies_of_configs,
+    test_the_annotators_learn_alone_in_the_end,
+)
+from tests.reference.cityscapes_scores import mean_iou_by_definition
+
+__all__ = [
+    "test_a_run_resumed_at_an_epoch_boundary_is_bit_identical",
+    "test_bad_data_stop_the_run_with_one_clear_message",
+    "test_evaluation_without_weights_says_so",
+    "test_export_gives_the_same_prediction",
+    "test_files_that_the_model_zoo_asks_for",
+    "test_inference_needs_only_stock_monai",
+    "test_metadata_follow_the_schema",
+    "test_network_takes_and_gives_what_the_metadata_say",
+    "test_review_of_those_who_drew",
+    "test_root_files_are_copies_of_configs",
+    "test_the_annotators_learn_alone_in_the_end",
+]
+
+sys.path.insert(0, str(ROOT / "data_prep"))  # scripts there import each other plainly
+
+import cityscapes as script
+
+SIZE = (48, 96)
+IDS = np.array(list(CLASSES.values()), np.uint8)
+
+
+@dataclass(frozen=True)
+class StreetBundle(Bundle):
+    """Its scores are those of all classes."""
+
+    def saved(self, output: Path, item: dict[str, str]) -> np.ndarray:
+        city, name = Path(item["image"]).parts[-2:]
+        found = [*output.rglob(name.replace(".png", "_labelIds.png"))]
+        assert len(found) == 1, f"{name} of {city}"
+        return np.array(Image.open(found[0]))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> StreetBundle:
+    data = write_street_dataset(tmp_path_factory.mktemp("data") / "streets", 5, 2, 2, size=SIZE)
+    small = SMALL | {"longest_side": 64, "image_size": [32, 32], "patch_size": [32, 16], "num_training": 4}
+    return StreetBundle("cityscapes", data, small, "", SIZE, "validation")
+
+
+@pytest.fixture(scope="module")
+def trained(bundle, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("trained")
+    bundle.train(output)
+    return output
+
+
+def parsed(bundle: Bundle, output: Path, *keys: str, **overrides: Any) -> Any:
+    built = bundle.workflow("train.json", **(bundle.small | bundle.places(output) | overrides))
+    built.initialize()
+    found = [built.parser.get_parsed_content(key) for key in keys]
+    return found[0] if len(found) == 1 else found
+
+
+def test_training_leaves_weights_and_scores(bundle, trained):
+    weights = torch.load(trained / "models" / "model.pt", weights_only=True)
+    assert not any(name.startswith(("annotator", "segmenter")) for name in weights)
+    content = bundle.metrics(trained)
+    assert content["facts"]["supervision"] == "coarse"
+    assert [row["epoch"] for row in content["validation"]] == [1, 2]
+    assert 0 < content["validation"][-1]["mean_iou"] < 1
+    assert (trained / "figures" / "epoch_0002.png").is_file()
+
+
+def test_matrices_of_many_classes_are_structured(bundle, tmp_path):
+    annotator = parsed(bundle, tmp_path, "annotator_def")
+    assert (annotator.structure, annotator.rank, annotator.reduction) == ("low_rank", 1, (4, 4))
+    assert annotator.head.out_channels == 2 * 2 * 19, "two numbers for each class of each of two annotators"
+
+
+@pytest.mark.parametrize("views", [{}, {"scales": [0.5, 1.0], "flip": True}])
+def test_the_reported_score_is_the_benchmark_s_at_native_size(bundle, trained, tmp_path, views):
+    arguments = bundle.small | bundle.places(tmp_path) | {"ckpt_dir": str(trained / "models")} | views
+    bundle.run("train.json", "evaluate.json", **arguments)
+    table = json.loads((tmp_path / "evaluation.json").read_text())
+    pairs = []
+    for item in bundle.items("test"):
+        prediction, label = bundle.saved(tmp_path, item), np.array(Image.open(bundle.data / item["label"]))
+        assert prediction.shape == label.shape == SIZE
+        assert np.isin(prediction, IDS).all(), "label ids of Cityscapes"
+        pairs.append((prediction, label))
+    expected = mean_iou_by_definition(pairs, CLASSES.values())
+    assert table["dataset"]["mean_iou"] == pytest.approx(expected, abs=1e-9)
+    assert expected > 0
+
+
+def test_inference_equals_evaluation(bundle, trained, tmp_path):
+    arguments = bundle.small | bundle.places(tmp_path / "evaluated") | {"ckpt_dir": str(trained / "models")}
+    bundle.run("train.json", "evaluate.json", **arguments)
+    where = {"dataset_dir": str(bundle.data / "leftImg8bit" / "val"), "ckpt_dir": str(trained / "models")}
+    small = bundle.small_network | {"longest_side": 64}
+    bundle.run("inference.json", kind="infer", output_dir=str(tmp_path / "out"), **small, **where)
+    for item in bundle.items("test"):
+        assert np.array_equal(bundle.saved(tmp_path / "evaluated", item), bundle.saved(tmp_path / "out", item))
+
+
+def test_inference_says_what_is_missing(bundle, trained, tmp_path):
+    built = bundle.workflow("inference.json", kind="infer", dataset_dir=str(tmp_path), ckpt_dir=str(trained / "models"))
+    with pytest.raises(SystemExit, match="no picture .* pass their folder as --dataset_dir"):
+        built.initialize()
+
+
+def test_drawings_look_alike_at_any_resolution(bundle, tmp_path):
+    """Lengths are relative to the width of the frame: about 63 % is labelled, hardly any of it wrongly."""
+    data = write_street_dataset(tmp_path / "large", 3, 1, 1, size=(128, 256))
+    shares = []
+    for side in (128, 256):
+        items = parsed(bundle, tmp_path, "train#drawings", dataset_dir=str(data), longest_side=side, num_training=3)
+        drawn, right, known = 0, 0, 0
+        for item in items:
+            label, positive = (np.asarray(item[key])[0] for key in ("label", "positive"))
+            known += (label != 255).sum()
+            drawn += (positive != 255).sum()
+            right += (positive == label)[positive != 255].sum()
+        shares.append(drawn / known)
+        assert right / drawn > 0.97
+    assert shares == pytest.approx([shares[0]] * 2, abs=0.04)
+    assert 0.5 < shares[1] < 0.7
+
+
+def test_real_drawings_are_read_as_drawn(bundle, tmp_path):
+    """Folders as they are unpacked, with gtCoarse: positives are what is drawn there, and nobody draws negatives."""
+    folder = tmp_path / "official"
+    shutil.copytree(bundle.data, folder)
+    (folder / "datalist.json").unlink()
+    (folder / "provenance.json").unlink()
+    for path in (folder / "gtFine" / "train").rglob("*_labelIds.png"):
+        label = np.array(Image.open(path))
+        label[:, ::3] = 0
+        coarse = folder / "gtCoarse" / path.relative_to(folder / "gtFine").parent
+        coarse.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(label).save(coarse / path.name.replace("gtFine", "gtCoarse"))
+    assert script.main(["--folder", str(folder), "--held_out", "sketchford"]) == 0
+    official = StreetBundle(**{**vars(bundle), "data": folder})
+    side = {"longest_side": SIZE[1]}  # as it is
+    items, supervision, table = parsed(official, tmp_path, "train#drawings", "supervision", "class_table", **side)
+    assert supervision == "positive"
+    for item, listed in zip(items, official.items("training"), strict=False):
+        expected = np.array(table)[np.array(Image.open(folder / listed["coarse"]))].T
+        assert np.array_equal(np.asarray(item["positive"])[0], expected)
+        assert "negative" not in item
+    official.train(tmp_path / "run", max_epochs=1, warmup_epochs=0)
+    assert official.metrics(tmp_path / "run")["facts"]["negative_profiles"] == []
+
+
+def test_classes_are_those_of_the_data(bundle, tmp_path):
+    folder = tmp_path / "few"
+    shutil.copytree(bundle.data, folder)
+    (folder / "datalist.json").unlink()
+    for path in (folder / "gtFine").rglob("*_labelIds.png"):
+        label = np.array(Image.open(path))
+        label[~np.isin(label, [7, 23, 26])] = 0
+        Image.fromarray(label).save(path)
+    assert script.main(["--folder", str(folder)]) == 0
+    few = StreetBundle(**{**vars(bundle), "data": folder})
+    names, network = parsed(few, tmp_path, "class_names", "network_def")
+    assert names == ["road", "sky", "car"]
+    assert network.out_channels == 3
