@@ -87,9 +87,7 @@ def prepare(
     _require_complete(root, sections)
     _require_writable(target)
     placed = {name: [_placed(item, root, target) for item in items] for name, items in sections.items()}
-    found = {
-        name: {path: label_ids_of(path) for path in _bar(paths)} for name, paths in _maps(placed, target).items()
-    }
+    found = {name: {path: label_ids_of(path) for path in _bar(paths)} for name, paths in _maps(placed, target).items()}
     _verify(placed, target, num_threads)
     write_if_new(target / "datalist.json", datalist_content(root.name, placed, _union(found["training"])))
     facts = {

@@ -58,10 +58,10 @@ LEVEL_4_NEGATIVE = _negative(swell_mm=2.0, swell_strength_mm=0.4, fracture_ratio
 LEVEL_5_NEGATIVE = _negative(swell_mm=1.0, swell_strength_mm=0.2, fracture_ratio=0.05)
 
 CITYSCAPES_WIDTH = 480
-"""The two `cityscapes` profiles draw street scenes class by class (`target=None`) as the coarse annotations of that data
-set are drawn: polygons of few vertices inside each class, borders, thin things and parts of large regions left out.
-Their lengths are in pixels of a frame of this width: give `spacing = CITYSCAPES_WIDTH / width` for any other. So they
-label about 63 % of the pixels."""
+"""The two `cityscapes` profiles draw street scenes class by class (`target=None`) as the coarse annotations of that
+data set are drawn: polygons of few vertices inside each class; borders, thin things and parts of large regions are left
+out, so that about 63 % of the pixels are labelled. Lengths are in pixels of a frame of this width: give `spacing =
+CITYSCAPES_WIDTH / width` for any other."""
 
 DHE_BINARY = ("dhe_good", "dhe_over", "dhe_under", "dhe_wrong", "dhe_blank")
 """The five annotators whom DHE simulates on digits and lesions, dense and positive: a faithful one, one who paints too

@@ -83,13 +83,13 @@ def street_scene(seed: int, size: tuple[int, int] = (256, 512)) -> StreetScene:
         raise ValueError(f"seed must be 0 or more, got {seed}")
     if len(size) != 2 or min(size) < 32:
         raise ValueError(f"size must be (height, width) with at least 32 pixels each, got {tuple(size)}")
-    for_street, for_houses, for_things, for_texture, for_camera = np.random.default_rng(seed).spawn(5)
+    for_street, for_houses, for_things, for_sky, for_ground, for_camera = np.random.default_rng(seed).spawn(6)
     street = _street(for_street, size)
     label = np.full(size, LABELS["sky"], np.uint8)
-    colour = _sky(for_texture, street, size)
+    colour = _sky(for_sky, street, size)
     depth = np.full(size, np.inf, np.float32)
     _houses(for_houses, street, label, colour, depth)
-    _ground(for_texture, street, label, colour, depth)
+    _ground(for_ground, street, label, colour, depth)
     clean = colour * street.light
     haze = np.exp(-depth / _HAZE)[..., None]
     clean = haze * clean + (1 - haze) * _horizon_colour(street)
@@ -135,10 +135,13 @@ def _noise(rng: np.random.Generator, size: tuple[int, int], grain: float) -> Flo
 def _sky(rng: np.random.Generator, street: _Street, size: tuple[int, int]) -> Floats:
     """Brighter towards the horizon, with clouds or overcast."""
     up = np.clip(1 - np.arange(size[0], dtype=np.float32) / street.horizon, 0, 1)[:, None, None]
-    zenith = np.array([0.42, 0.60, 0.86], np.float32) if rng.random() < 0.5 else np.array([0.72, 0.75, 0.79], np.float32)
+    zenith = (
+        np.array([0.42, 0.60, 0.86], np.float32) if rng.random() < 0.5 else np.array([0.72, 0.75, 0.79], np.float32)
+    )
     colour = (1 - up) * np.array([0.88, 0.91, 0.94], np.float32) + up * zenith
+    cover = rng.uniform(0, 0.5)
     clouds = np.clip(_noise(rng, size, 0.2) + 0.5 * _noise(rng, size, 0.07), 0, 1)[..., None]
-    return np.asarray(colour + rng.uniform(0, 0.5) * clouds * (0.97 - colour))
+    return np.asarray(colour + cover * clouds * (0.97 - colour))
 
 
 def _bent(street: _Street, z: Floats) -> Floats:
@@ -146,13 +149,12 @@ def _bent(street: _Street, z: Floats) -> Floats:
     return np.asarray(street.bend * (z / 100) ** 2, np.float32)
 
 
-def _houses(
-    rng: np.random.Generator, street: _Street, label: NDArray[np.uint8], colour: Floats, depth: Floats
-) -> None:
+def _houses(rng: np.random.Generator, street: _Street, label: NDArray[np.uint8], colour: Floats, depth: Floats) -> None:
     """A row on either side, and whatever ends the street."""
-    _background(rng, street, label, colour, depth)
+    far, *sides = rng.spawn(3)  # textures take as many numbers as there are pixels: nothing must follow them
+    _background(far, street, label, colour, depth)
     columns = np.arange(label.shape[1], dtype=np.float32)
-    for side in (-1, 1):
+    for side, rng in zip((-1, 1), sides, strict=True):
         edge = street.right if side > 0 else -street.left
         aside = edge + street.pavement + street.verge + rng.uniform(0.5, 4.0)
         # The bend is small where houses are near, so their distance is found without it and then once more with it.
@@ -163,7 +165,8 @@ def _houses(
         _facades(rng, street, side, seen, z.astype(np.float32), label, colour, depth)
 
 
-_STYLES: Mapping[str, tuple[int, float]] = {"building": (11, 0.66), "vegetation": (21, 0.2), "wall": (12, 0.07), "fence": (13, 0.07)}
+_STYLES: Mapping[str, float] = {"building": 0.66, "vegetation": 0.2, "wall": 0.07, "fence": 0.07}
+"""What a plot beside the street has, and how often."""
 
 
 def _facades(
@@ -179,7 +182,7 @@ def _facades(
     """Paint column by column what stands along one side: each plot has one style, height and colour."""
     ends = np.cumsum(rng.uniform(7, 22, 24))
     names = list(_STYLES)
-    style = rng.choice(len(names), 25, p=[share for _, share in _STYLES.values()])
+    style = rng.choice(len(names), 25, p=list(_STYLES.values()))
     low = np.array([6.0, 4.0, 1.2, 1.0])[style]
     heights = low * rng.uniform(1, np.array([3.2, 3.0, 2.0, 1.6])[style])
     paints = rng.uniform(0.32, 0.78, 25)[:, None] * (1 + rng.uniform(-0.12, 0.12, (25, 3)) + [0.07, 0.0, -0.07])
@@ -197,18 +200,24 @@ def _facades(
         return
     along, story = (z[x] / bay[plot]) % 1, (y / floor[plot]) % 1
     window = (np.abs(along - 0.5) < 0.24) & (np.abs(story - 0.55) < 0.25) & (style[plot] == 0) & (y < top - 0.7)
-    shop = (y < floor[plot] * 0.85) & (np.abs(along - 0.5) < 0.42) & (style[plot] == 0) & (brick[plot] > 0.1) & (y > 0.4)
+    shop = (
+        (y < floor[plot] * 0.85) & (np.abs(along - 0.5) < 0.42) & (style[plot] == 0) & (brick[plot] > 0.1) & (y > 0.4)
+    )
     leaf = rng.standard_normal(y.shape).astype(np.float32)
     shade = np.where(style[plot] == 1, 0.28, 0.04) * ndimage.gaussian_filter(leaf, 0.7) * 1.6
     bars = (style[plot] == 3) & ((z[x] * 2.5) % 1 < 0.5)
     lit = 0.86 + 0.16 * side * street.sun
     painted = paints[plot][None] * (lit * (1 + shade) * (0.92 + 0.08 * np.minimum(y / 3, 1)))[..., None]
-    dark = np.array([0.16, 0.19, 0.23]) + 0.16 * (np.floor(z[x] / bay[plot] * 7.3 + y / floor[plot] * 3.1) % 3 == 0)[..., None]
+    dark = (
+        np.array([0.16, 0.19, 0.23])
+        + 0.16 * (np.floor(z[x] / bay[plot] * 7.3 + y / floor[plot] * 3.1) % 3 == 0)[..., None]
+    )
     painted = np.where((window | shop)[..., None], dark, painted)
     painted = np.where(bars[None, :, None], 0.55 * painted, painted)
     where = np.zeros(label.shape, bool)
     where[:, x] = inside
-    label[where] = np.broadcast_to(np.array([_STYLES[n][0] for n in names], np.uint8)[style[plot]], y.shape)[inside]
+    numbers = np.array([LABELS[name] for name in names], np.uint8)
+    label[where] = np.broadcast_to(numbers[style[plot]], y.shape)[inside]
     colour[where] = painted[inside]
     depth[where] = np.broadcast_to(z[x], y.shape)[inside]
 
@@ -230,9 +239,7 @@ def _background(
     depth[where] = _FAR
 
 
-def _ground(
-    rng: np.random.Generator, street: _Street, label: NDArray[np.uint8], colour: Floats, depth: Floats
-) -> None:
+def _ground(rng: np.random.Generator, street: _Street, label: NDArray[np.uint8], colour: Floats, depth: Floats) -> None:
     """Road with lines, kerbs, pavement and what lies beyond it."""
     first = int(np.floor(street.horizon)) + 1
     rows = np.arange(first, label.shape[0], dtype=np.float32)[:, None]
@@ -297,7 +304,9 @@ def _things(rng: np.random.Generator, street: _Street) -> list[Thing]:
             for z in np.arange(6, 30, 2.0):
                 add("fence", kerb, z)
     for _ in range(int(rng.poisson(2.2))):
-        name = rng.choice(["car", "truck", "bus", "train", "cyclist", "motorcyclist"], p=[0.5, 0.1, 0.1, 0.08, 0.14, 0.08])
+        name = rng.choice(
+            ["car", "truck", "bus", "train", "cyclist", "motorcyclist"], p=[0.5, 0.1, 0.1, 0.08, 0.14, 0.08]
+        )
         add(str(name), rng.uniform(street.left + 1.2, street.right - 1.0), rng.uniform(9, 60))
     if rng.random() < 0.3:
         add("person", rng.uniform(street.left, street.right), rng.uniform(8, 30))
@@ -334,7 +343,8 @@ def _expose(rng: np.random.Generator, clean: Floats) -> NDArray[np.uint8]:
     row, column = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
     blurred *= (1 - rng.uniform(0.05, 0.2) * (row**2 + column**2) / 2)[..., None]
     exposed = np.clip(blurred, 0, 1) ** rng.uniform(0.9, 1.35) + rng.normal(0, 0.012, clean.shape)
-    return np.round(np.clip(exposed, 0, 1) * 255).astype(np.uint8)
+    image: NDArray[np.uint8] = np.round(np.clip(exposed, 0, 1) * 255).astype(np.uint8)
+    return image
 
 
 # --- data sets ---------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """What stands and moves in a drawn street: trees, vehicles, people, poles and signs, seen from behind or the front.
 
-Convention: a thing is painted in a box of (height, width) pixels that stands on the ground; in it, u goes from -1 (left)
-to 1 (right) and v from 0 (ground) to 1 (top). A painter returns parts, each with a mask, a label id and a colour; later
-parts lie on top.
+Convention: a thing is painted in a box of (height, width) pixels that stands on the ground; in it, u goes from -1
+(left) to 1 (right) and v from 0 (ground) to 1 (top). A painter returns parts, each with a mask, a label and a colour;
+later parts lie on top.
 """
 
 from __future__ import annotations
@@ -214,9 +214,11 @@ def _lamp(rng: np.random.Generator, u: Plane, v: Plane) -> list[Part]:
 def _sign(rng: np.random.Generator, u: Plane, v: Plane) -> list[Part]:
     post = Part((np.abs(u) < 0.09) & (v < 0.95), "pole", np.full(3, 0.45))
     plate = _ellipse(u, v, (0, 0.83), (0.9, 0.145)) if rng.random() < 0.5 else _box(u, v, -0.85, 0.85, 0.68, 0.97)
-    rim, field = [((0.75, 0.1, 0.1), 0.9), ((0.1, 0.25, 0.7), (0.15, 0.3, 0.75)), ((0.85, 0.75, 0.1), (0.9, 0.8, 0.15))][
-        int(rng.integers(3))
-    ]
+    rim, field = [
+        ((0.75, 0.1, 0.1), 0.9),
+        ((0.1, 0.25, 0.7), (0.15, 0.3, 0.75)),
+        ((0.85, 0.75, 0.1), (0.9, 0.8, 0.15)),
+    ][int(rng.integers(3))]
     inner = plate & _ellipse(u, v, (0, 0.83), (0.62, 0.1))
     return [post, Part(plate, "traffic sign", rim), Part(inner, "traffic sign", field)]
 

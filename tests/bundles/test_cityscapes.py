@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from medcoarse.cityscapes import CLASSES
+from medcoarse.cityscapes import CLASSES, class_table
+from medcoarse.scores import SegmentationScores
 from medcoarse.synthetic.street import write_street_dataset
 from tests.bundles.conftest import ROOT, SMALL, Bundle
 from tests.bundles.test_bundles import (  # what holds for this bundle as well, on its own data
@@ -102,6 +103,27 @@ def test_matrices_of_many_classes_are_structured(bundle, tmp_path):
     assert annotator.head.out_channels == 2 * 2 * 19, "two numbers for each class of each of two annotators"
 
 
+def test_the_score_is_the_benchmark_s_where_every_class_occurs():
+    """And where one occurs nowhere in the truth, it is left out, where the benchmark gives 0 once it is predicted."""
+    rng, table = np.random.default_rng(0), np.array(class_table(list(CLASSES.values())))
+    true, predicted = rng.integers(0, 34, (2, 3, 16, 40)).astype(np.uint8)
+    predicted = IDS[predicted % 19]
+    agree = rng.random(true.shape) < 0.6
+    predicted = np.where(agree & np.isin(true, IDS), true, predicted)
+    scores = SegmentationScores(19, reduction="dataset")
+    for p, t in zip(predicted, true, strict=True):
+        scores(torch.as_tensor(table[p])[None, None], torch.as_tensor(table[t])[None, None])
+    pairs = list(zip(predicted, true, strict=True))
+    assert scores.aggregate().item() == pytest.approx(mean_iou_by_definition(pairs, IDS.tolist()), abs=1e-12)
+    without = [(p, np.where(t == 26, 0, t)) for p, t in pairs]
+    scores.reset()
+    for p, t in without:
+        scores(torch.as_tensor(table[p])[None, None], torch.as_tensor(table[t])[None, None])
+    others = [number for number in IDS.tolist() if number != 26]
+    assert scores.aggregate().item() == pytest.approx(mean_iou_by_definition(without, others), abs=1e-12)
+    assert mean_iou_by_definition(without, IDS.tolist()) < mean_iou_by_definition(without, others)
+
+
 @pytest.mark.parametrize("views", [{}, {"scales": [0.5, 1.0], "flip": True}])
 def test_the_reported_score_is_the_benchmark_s_at_native_size(bundle, trained, tmp_path, views):
     arguments = bundle.small | bundle.places(tmp_path) | {"ckpt_dir": str(trained / "models")} | views
@@ -113,7 +135,8 @@ def test_the_reported_score_is_the_benchmark_s_at_native_size(bundle, trained, t
         assert prediction.shape == label.shape == SIZE
         assert np.isin(prediction, IDS).all(), "label ids of Cityscapes"
         pairs.append((prediction, label))
-    expected = mean_iou_by_definition(pairs, CLASSES.values())
+    there = [number for number in CLASSES.values() if any((label == number).any() for _, label in pairs)]
+    expected = mean_iou_by_definition(pairs, there)
     assert table["dataset"]["mean_iou"] == pytest.approx(expected, abs=1e-9)
     assert expected > 0
 
@@ -130,7 +153,7 @@ def test_inference_equals_evaluation(bundle, trained, tmp_path):
 
 def test_inference_says_what_is_missing(bundle, trained, tmp_path):
     built = bundle.workflow("inference.json", kind="infer", dataset_dir=str(tmp_path), ckpt_dir=str(trained / "models"))
-    with pytest.raises(SystemExit, match="no picture .* pass their folder as --dataset_dir"):
+    with pytest.raises(SystemExit, match=r"no picture .* pass their folder as --dataset_dir"):
         built.initialize()
 
 
