@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.bundle import ConfigParser
 from monai.inferers import SlidingWindowInferer
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medcoarse.annotators import draw
 from medcoarse.cityscapes import CLASSES, LABELS, class_table, paint_polygons
+from medcoarse.confusion import Annotations, LowRankConfusion
 from medcoarse.datalist import DataError
 from medcoarse.inferers import MultiScaleInferer
+from medcoarse.networks import CoupledModel
 from medcoarse.profiles import CITYSCAPES_WIDTH, PROFILES
 from medcoarse.synthetic.street import street_scene, write_street_dataset
 from medcoarse.synthetic.things import THINGS, Thing, paint
@@ -213,3 +219,56 @@ def test_windows_have_the_size_that_is_asked_for():
 def test_no_scale(scales):
     with pytest.raises(ValueError, match=r"one or more numbers above 0, got \["):
         MultiScaleInferer([8, 8], scales=scales)
+
+
+# --- many classes cost L, not L * L ------------------------------------------------------------------------------
+
+
+class LargestTensor(TorchDispatchMode):
+    """Numbers in the largest tensor that any operation gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.numel = max(self.numel, value.untyped_storage().nbytes() // value.element_size())
+        return result
+
+
+def largest_in_a_step(structure: str, negative: bool = True) -> tuple[int, int]:
+    """Numbers in the largest tensor, and the largest bytes that NumPy holds, in a coupled step of the bundle."""
+    parser = ConfigParser()
+    parser.read_config(Path(__file__).parents[2] / "bundles" / "cityscapes" / "configs" / "train.json")
+    parser["num_classes"], parser["annotator_def#structure"] = 19, structure
+    parser["annotator_def#num_positive"], parser["annotator_def#num_negative"] = 1, int(negative)
+    network, annotator, loss = (parser.get_parsed_content(key) for key in ("network_def", "annotator_def", "loss"))
+    model, image = CoupledModel(network, annotator).train(), torch.rand(1, 3, *GRID)
+    drawing = torch.randint(0, 19, (1, 1, *GRID), dtype=torch.uint8)
+    target = Annotations(drawing, (drawing + 1) % 19 if negative else None, image=image)
+    tracemalloc.start()
+    with LargestTensor() as largest:
+        loss(model(image), target).backward()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return largest.numel, peak
+
+
+GRID = (192, 256)
+
+
+@pytest.mark.parametrize("negative", [False, True])
+def test_structured_matrices_never_make_a_map_of_l_times_l(negative):
+    pixels = GRID[0] * GRID[1]
+    numel, held = largest_in_a_step("low_rank", negative)
+    assert 19 * pixels <= numel < 2 * 19 * pixels < 19 * 19 * pixels
+    assert held < 4 * 19 * 19 * pixels / 4
+
+
+def test_the_count_would_find_such_a_map():
+    with LargestTensor() as largest:
+        LowRankConfusion(torch.zeros(1, 1, 19, 64, 64), torch.zeros(1, 1, 1, 19, 64, 64)).dense()
+    assert largest.numel >= 19 * 19 * 64 * 64
