@@ -1,7 +1,7 @@
 """Verify and list Cityscapes: street scenes with fine masks and with coarse drawings of 19 classes.
 
-    python data_prep/cityscapes.py --folder data/cityscapes                                # as unpacked, listed in place
-    python data_prep/cityscapes.py --folder /read/only/cityscapes --output_dir data/list   # listed elsewhere
+    python data_prep/cityscapes.py --folder data/cityscapes                               # as unpacked, listed in place
+    python data_prep/cityscapes.py --folder /read/only/cityscapes --output_dir data/list  # listed elsewhere
 
 Getting it. The data are licensed for non-commercial use and cannot be fetched by a script: register at
 https://www.cityscapes-dataset.com with an institutional e-mail address, accept the licence and download

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -23,7 +22,7 @@ SIZE = (12, 16)
 
 
 def write_frame(root: Path, split: str, stem: str, seed: int, coarse: bool = False) -> None:
-    """A picture, its mask (roads, cars and what is not evaluated) and, if asked for, a drawing; all as they are named."""
+    """A picture, its mask (roads, cars and what is not evaluated) and, if asked for, a drawing, with their names."""
     city = stem.split("_")[0]
     rng = np.random.default_rng(seed)
     label = rng.choice([0, 1, 7, 26, 255], SIZE).astype(np.uint8)
@@ -89,7 +88,7 @@ def test_nothing_is_written_beside_read_only_data_and_a_second_run_changes_nothi
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     items = load_datalist(target / "datalist.json", "test")
     assert all(Path(item["image"]).is_file() and str(folder) in item["image"] for item in items)
-    assert not any(os.path.isabs(item["image"]) for item in content(target)["test"])
+    assert not any(Path(item["image"]).is_absolute() for item in content(target)["test"])
     stamps = {path: path.stat().st_mtime_ns for path in target.rglob("*")}
     assert run(capsys, "--folder", folder, "--output_dir", target)[0] == 0
     assert stamps == {path: path.stat().st_mtime_ns for path in target.rglob("*")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +164,20 @@ def test_a_coarse_drawing_is_about_what_people_draw_of_cityscapes():
     assert 0.55 < drawn / known < 0.66
     assert right / drawn > 0.98
     assert poles[0] < 0.2 * poles[1]
+
+
+@pytest.mark.skipif("MEDCOARSE_DATA" not in os.environ, reason="MEDCOARSE_DATA is not set to a folder with real data")
+def test_coverage_of_real_street_scenes():
+    table = np.array(class_table(list(CLASSES.values())), np.uint8)
+    files = sorted((Path(os.environ["MEDCOARSE_DATA"]) / "street_scenes/gtFine/train").glob("*/*_labelIds.png"))[::12]
+    assert len(files) == 10
+    shares = []
+    for seed, file in enumerate(files):
+        label = table[np.array(Image.open(file))]
+        spacing = CITYSCAPES_WIDTH / label.shape[1]
+        said = draw(PROFILES["cityscapes_positive"], label, None, spacing, seed, num_classes=19).annotation
+        shares.append((said != 255).sum() / (label != 255).sum())
+    assert 0.60 < np.mean(shares) < 0.66
 
 
 def test_a_negative_drawing_rules_out_what_is_not_there():
