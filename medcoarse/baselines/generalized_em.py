@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from monai.inferers import Inferer
-from monai.networks.utils import eval_mode
 from torch import Tensor, nn
 
-from medcoarse.baselines.soft_labels import SoftLabels
+from medcoarse.baselines.soft_labels import SoftLabels, predicted_log_probs
 from medcoarse.confusion import UNLABELED
 from medcoarse.fusion.voting import mean_label
 from medcoarse.metrics import soft_annotation_counts
@@ -208,10 +207,6 @@ class GeneralizedEM:
 
     def _predicted(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Annotations ``(1, R, *S)`` and the network's ``log p (1, L, *S)``, item after item, on the CPU."""
-        device = next(self.network.parameters()).device
         for number in range(len(self.dataset)):
             item = self.dataset[number]
-            image = torch.as_tensor(item["image"]).as_subclass(Tensor)[None].float().to(device)
-            with eval_mode(self.network):  # without gradients, too
-                logits = torch.as_tensor(self.inferer(image, self.network))
-            yield self._annotation(item), logits.double().log_softmax(1).cpu()
+            yield self._annotation(item), predicted_log_probs(self.network, self.inferer, item["image"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from monai.inferers import Inferer
+from monai.networks.utils import eval_mode
+from torch import Tensor, nn
 
 from medcoarse.confusion import Annotations, CoupledOutput
 from medcoarse.fusion.voting import hard_label
@@ -110,3 +112,64 @@ class SoftLabels:
     def load_state_dict(self, state: Mapping[int, Tensor]) -> None:
         """Take over saved labels."""
         self.maps = {int(number): torch.as_tensor(soft) for number, soft in state.items()}
+
+
+class HardLabels(SoftLabels):
+    """Label maps ``(1, *S)``, classes or 255, in the place of soft labels; kept and handed out as uint8.
+
+    Example:
+        >>> labels = HardLabels()
+        >>> labels[3] = torch.tensor([[1, 255]])
+        >>> labels({"number": 3})["label"]
+        tensor([[  1, 255]], dtype=torch.uint8)
+    """
+
+    def __setitem__(self, number: int, label: Tensor) -> None:
+        self.maps[number] = label.to(torch.uint8)
+
+    def __call__(self, item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The item with its label."""
+        labelled = super().__call__(item)
+        return {**labelled, self.label_key: labelled[self.label_key].to(torch.uint8)}
+
+
+class Numbered:
+    """Items that know their numbers, of a data set that holds the same items once or several times over.
+
+    Args:
+        dataset: of n items, then the same n again, and so on.
+        num_items: n.
+        number_key: where the number goes.
+
+    Raises:
+        ValueError: a data set that does not hold every item equally often.
+
+    Example:
+        >>> items = Numbered([{"image": 5}, {"image": 7}] * 2, num_items=2)
+        >>> len(items), items[3], list(items.each())
+        (4, {'image': 7, 'number': 1}, [(0, {'image': 5}), (1, {'image': 7})])
+    """
+
+    def __init__(self, dataset: Any, num_items: int, number_key: Hashable = "number") -> None:
+        if num_items < 1 or len(dataset) % num_items:
+            raise ValueError(f"{len(dataset)} items are not {num_items} ones, each equally often")
+        self.dataset, self.num_items, self.number_key = dataset, num_items, number_key
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[Hashable, Any]:
+        return {**self.dataset[index], self.number_key: index % self.num_items}
+
+    def each(self) -> Iterator[tuple[int, Any]]:
+        """Every item once, with its number."""
+        for number in range(self.num_items):
+            yield number, self.dataset[number]
+
+
+def predicted_log_probs(network: nn.Module, inferer: Inferer, image: Any) -> Tensor:
+    """What a network says of one image ``(C, *S)``: float64 ``log p (1, L, *S)`` on the CPU, without gradients."""
+    seen = torch.as_tensor(image).as_subclass(Tensor)[None].float().to(next(network.parameters()).device)
+    with eval_mode(network):  # without gradients, too
+        logits = torch.as_tensor(inferer(seen, network))
+    return logits.double().log_softmax(1).cpu()
