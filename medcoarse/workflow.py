@@ -114,6 +114,28 @@ class PrepareBatchAnnotated(PrepareBatch):
         return image, target, (target.positive,), {}
 
 
+class PrepareBatchTargeted(PrepareBatchCoarse):
+    """As :class:`PrepareBatchCoarse` for networks that look at all drawings in training, ``network(image, target)``.
+
+    Example:
+        >>> batch = {"image": torch.zeros(1, 3, 4, 4), "positive": torch.full((1, 1, 4, 4), 255)}
+        >>> image, target, (seen,), _ = PrepareBatchTargeted("positive")(batch)
+        >>> seen is target
+        True
+    """
+
+    def __call__(  # type: ignore[override]
+        self,
+        batchdata: Mapping[str, Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Annotations, tuple[Annotations], dict[str, Any]]:
+        """Image, target, and the network's further arguments."""
+        image, target = super().__call__(batchdata, device, non_blocking, **kwargs)
+        return image, target, (target,), {}
+
+
 class AnnotatorSchedule:
     """Train the segmenter alone for the first epochs, then both networks, in the end the annotators alone.
 
