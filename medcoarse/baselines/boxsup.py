@@ -1,0 +1,353 @@
+"""BoxSup: boxes around what was drawn, and in turn a region for each box and a network that learns the regions.
+
+It uses the positive drawings, and of them only the bounding boxes; what was said of other pixels is left out.
+
+Source: Dai, He and Sun, "BoxSup: Exploiting Bounding Boxes to Supervise Convolutional Networks for Semantic
+    Segmentation" (ICCV 2015), after its description, with lambda = 3 and k = 5.
+Deviates: boxes come from drawings. In place of MCG's proposals stand merged superpixels and levels of the intensity,
+    cut off at the box; they say nothing of the class. The cost of the network is the mean over the box. A box in which
+    there is nothing to propose stays a rectangle. Dice stands beside cross-entropy unless it is left out.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.inferers import Inferer
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.segmentation import slic
+from torch import Tensor, nn
+
+from medcoarse.baselines.soft_labels import HardLabels, Numbered, predicted_log_probs
+from medcoarse.confusion import UNLABELED, Annotations
+from medcoarse.losses import consensus
+
+
+class Box(NamedTuple):
+    """A class and where it is."""
+
+    class_index: int
+    place: tuple[slice, ...]
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Along every axis, in pixels."""
+        return tuple(part.stop - part.start for part in self.place)
+
+
+class Regions(NamedTuple):
+    """Candidates of a box, each a union of parts of it: what they cost is summed up over parts, not over pixels.
+
+    Args:
+        parts: number of the part at every pixel of the box, from 0.
+        members: bool ``(N, parts)``, which parts a candidate has.
+    """
+
+    parts: NDArray[np.integer[Any]]
+    members: NDArray[np.bool_]
+
+    def masks(self) -> NDArray[np.bool_]:
+        """``(N, *box)``."""
+        return np.asarray(self.members[:, self.parts])
+
+
+def boxes_of(label: NDArray[Any], num_classes: int, per_class: bool = False) -> list[Box]:
+    """Bounding boxes of all classes but background.
+
+    Args:
+        label: ``(*S)``, classes or 255.
+        num_classes: L.
+        per_class: one box for all that is of a class; otherwise one for each component, by faces, edges and corners.
+
+    Example:
+        >>> [(box.class_index, box.size) for box in boxes_of(np.array([[1, 0, 0], [0, 1, 255], [0, 0, 2]]), 3)]
+        [(1, (2, 2)), (2, (1, 1))]
+        >>> len(boxes_of(np.array([1, 0, 1]), 2)), len(boxes_of(np.array([1, 0, 1]), 2, per_class=True))
+        (2, 1)
+    """
+    neighbours = np.ones((3,) * label.ndim)
+    found = []
+    for k in range(1, num_classes):
+        parts = (label == k).astype(np.int64) if per_class else ndimage.label(label == k, neighbours)[0]
+        found += [Box(k, place) for place in ndimage.find_objects(parts)]
+    return found
+
+
+def propose(image: NDArray[Any], num_levels: int = 9, num_segments: int = 24, sigma: float = 1.0) -> list[Regions]:
+    """Candidates of one box: what is above or below a level of the intensity, and merged superpixels.
+
+    Args:
+        image: of the box, ``(channels, *box)``.
+        num_levels: quantiles of the mean of the channels.
+        num_segments: superpixels at most; those that look most alike are merged until one is left.
+        sigma: standard deviation in pixels of the Gaussian that smooths the image first.
+
+    Returns:
+        None of them empty or the whole box; no list element without candidates.
+
+    Example:
+        >>> levels, merged = propose(np.array([[[0.0, 0.0, 1.0, 1.0]] * 4]), num_levels=1, num_segments=4, sigma=0)
+        >>> levels.masks()[:, 0].tolist()
+        [[False, False, True, True], [True, True, False, False]]
+        >>> len(merged.members)  # four superpixels, and two steps of merging
+        6
+    """
+    image = np.asarray(image, dtype=np.float64)
+    if math.prod(image.shape[1:]) < 4:
+        return []
+    smooth = ndimage.gaussian_filter(image, (0, *[sigma] * (image.ndim - 1)), mode="nearest")
+    low, high = smooth.min(), smooth.max()
+    if high == low:
+        return []
+    smooth = (smooth - low) / (high - low)
+    families = [_levels(smooth.mean(0), num_levels), _merged(smooth, num_segments)]
+    return [regions for regions in families if len(regions.members)]
+
+
+def _levels(intensity: NDArray[np.float64], number: int) -> Regions:
+    """Above and below each of the quantiles."""
+    levels = np.unique(np.quantile(intensity, np.linspace(0, 1, number + 2)[1:-1]))
+    parts = np.digitize(intensity, levels)
+    above = np.arange(len(levels) + 1) >= np.arange(1, len(levels) + 1)[:, None]
+    present = np.bincount(parts.ravel(), minlength=len(levels) + 1) > 0
+    return _proper(parts, np.concatenate([above, ~above]), present)
+
+
+def _merged(image: NDArray[np.float64], number: int) -> Regions:
+    """Superpixels and what arises when the two neighbours most alike, by Ward's distance, are merged in turn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of images with one pixel along an axis
+        parts = slic(
+            np.moveaxis(image, 0, -1), number, compactness=0.1, channel_axis=-1, convert2lab=False, start_label=0
+        )
+    count = int(parts.max()) + 1
+    sizes = np.bincount(parts.ravel(), minlength=count).astype(np.float64)
+    means = np.stack([np.bincount(parts.ravel(), one.ravel(), count) for one in image], 1) / sizes[:, None]
+    touching = _touching(parts, count)
+    members, current = [np.eye(count, dtype=np.bool_)], np.eye(count, dtype=np.bool_)
+    for _ in range(count - 1):
+        apart = ((means[:, None] - means) ** 2).sum(2) * sizes[:, None] * sizes / (sizes[:, None] + sizes)
+        apart[~touching] = np.inf
+        one, other = sorted(np.unravel_index(int(apart.argmin()), apart.shape))
+        means[one] = (means[one] * sizes[one] + means[other] * sizes[other]) / (sizes[one] + sizes[other])
+        sizes[one] += sizes[other]
+        current[one] |= current[other]
+        touching[one] |= touching[other]
+        touching[:, one] |= touching[:, other]
+        touching[one, one] = False
+        touching[other], touching[:, other] = False, False
+        members.append(current[[one]])
+    return _proper(parts, np.concatenate(members), np.ones(count, dtype=np.bool_))
+
+
+def _touching(parts: NDArray[np.integer[Any]], count: int) -> NDArray[np.bool_]:
+    """Which parts have a common face."""
+    touching = np.zeros((count, count), dtype=np.bool_)
+    for axis in range(parts.ndim):
+        length = parts.shape[axis]
+        first, second = (parts.take(range(start, start + length - 1), axis) for start in (0, 1))
+        touching[first, second] = True
+    touching |= touching.T
+    np.fill_diagonal(touching, False)
+    return touching
+
+
+def _proper(parts: NDArray[np.integer[Any]], members: NDArray[np.bool_], present: NDArray[np.bool_]) -> Regions:
+    """Without candidates that are empty or everything, and each of them once."""
+    members = members & present
+    number = members.sum(1)
+    members = members[(number > 0) & (number < present.sum())]
+    _, first = np.unique(members, axis=0, return_index=True)
+    return Regions(parts.astype(np.int16), members[np.sort(first)])
+
+
+def overlap_costs(regions: Regions) -> NDArray[np.float64]:
+    """``E_o = 1 - IoU(box, bounding box of the candidate)``, for each candidate; no class of its own, so all agree.
+
+    Example:
+        >>> overlap_costs(Regions(np.array([[0, 1, 1, 2]]), np.array([[True, False, True], [False, True, False]])))
+        array([0. , 0.5])
+    """
+    places = ndimage.find_objects(regions.parts.astype(np.int64) + 1, regions.members.shape[1])
+    nowhere = tuple(slice(size, 0) for size in regions.parts.shape)
+    ends = np.array([[(part.start, part.stop) for part in place or nowhere] for place in places])  # (parts, axes, 2)
+    chosen = regions.members[:, :, None]
+    start = np.where(chosen, ends[..., 0], np.array(regions.parts.shape)).min(1)
+    stop = np.where(chosen, ends[..., 1], 0).max(1)
+    return np.asarray(1 - (stop - start).prod(1) / regions.parts.size, dtype=np.float64)
+
+
+def regression_costs(
+    regions: Regions, inside: NDArray[np.float64], outside: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """``E_r``: the network's cross-entropy for each candidate as the label of the box, mean over the box, in nats.
+
+    Args:
+        regions: N candidates.
+        inside: ``-log p`` of the class of the box, ``(*box)``.
+        outside: ``-log p`` of background.
+
+    Example:
+        >>> regions = Regions(np.array([0, 1]), np.array([[True, False], [False, True]]))
+        >>> regression_costs(regions, np.array([0.1, 2.0]), np.array([3.0, 0.2]))  # (0.1 + 0.2) / 2 and (3 + 2) / 2
+        array([0.15, 2.5 ])
+    """
+    count = regions.members.shape[1]
+    sums = [np.bincount(regions.parts.ravel(), one.ravel(), count) for one in (inside, outside)]
+    return np.asarray((regions.members @ sums[0] + ~regions.members @ sums[1]) / regions.parts.size)
+
+
+def choose(
+    families: list[Regions],
+    inside: NDArray[np.float64],
+    outside: NDArray[np.float64],
+    rng: np.random.Generator,
+    regression_weight: float = 3.0,
+    num_best: int = 5,
+) -> NDArray[np.bool_]:
+    """One candidate of a box, drawn uniformly among the ``k`` of the least ``E_o + lambda E_r``.
+
+    Args:
+        families: the candidates; with none of them the answer is the whole box.
+        inside: see :func:`regression_costs`.
+        outside: see there.
+        rng: source of randomness.
+        regression_weight: lambda.
+        num_best: k; 1 takes the best.
+
+    Returns:
+        bool ``(*box)``.
+    """
+    if not families:
+        return np.ones(inside.shape, dtype=np.bool_)
+    costs = np.concatenate(
+        [overlap_costs(one) + regression_weight * regression_costs(one, inside, outside) for one in families]
+    )
+    best = np.argsort(costs, kind="stable")[:num_best]
+    number = int(best[rng.integers(len(best))])
+    for regions in families:
+        if number < len(regions.members):
+            return np.asarray(regions.members[number][regions.parts])
+        number -= len(regions.members)
+    raise AssertionError("the number of a candidate is that of one of them")
+
+
+class BoxSup:
+    """BoxSup as a handler: at the start of epochs each box gets another region, which the network learns.
+
+    In the first epoch the boxes are full: their rectangles are the regions. Outside all regions is background. Where
+    boxes overlap, the smaller lies on top. An image on which nobody drew anything has no label.
+
+    Args:
+        network: the segmenter.
+        dataset: items with an image ``(C, *S)`` and drawings, without random transforms.
+        inferer: as for the segmenter.
+        labels: where the labels go, by number of the item.
+        num_classes: L.
+        annotation_key: of the positive drawings ``(R, *S)``; several people's are a majority vote.
+        per_class: see :func:`boxes_of`.
+        regression_weight: lambda of :func:`choose`.
+        num_best: k of it.
+        interval: in epochs, from one choice to the next.
+        seed: of the choice, which depends on seed, epoch and item alone, so that a resumed run repeats it.
+
+    Raises:
+        ValueError: a negative weight, or a number below 1.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dataset: Numbered,
+        inferer: Inferer,
+        labels: HardLabels,
+        num_classes: int,
+        annotation_key: str = "positive",
+        per_class: bool = False,
+        regression_weight: float = 3.0,
+        num_best: int = 5,
+        interval: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if regression_weight < 0 or min(num_best, interval) < 1:
+            got = f"{regression_weight=}, {num_best=}, {interval=}"
+            raise ValueError(f"need regression_weight >= 0, num_best >= 1 and interval >= 1, got {got}")
+        self.network, self.dataset, self.inferer, self.labels = network, dataset, inferer, labels
+        self.num_classes, self.annotation_key, self.per_class = num_classes, annotation_key, per_class
+        self.regression_weight, self.num_best, self.interval = regression_weight, num_best, interval
+        self.seed = seed
+        self.boxes: dict[int, list[tuple[Box, list[Regions]]]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Run at the start of epochs; list it behind the handler that resumes."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def _start(self, engine: Engine) -> None:
+        resumed = len(self.labels) > 0
+        for number, item in self.dataset.each():
+            label = self._drawn(item)
+            image = np.asarray(item["image"])
+            boxes = sorted(boxes_of(label, self.num_classes, self.per_class), key=lambda box: -math.prod(box.size))
+            self.boxes[number] = [(box, propose(image[(slice(None), *box.place)])) for box in boxes]
+            if not resumed:
+                full = [(box, np.ones(box.size, dtype=np.bool_)) for box in boxes]
+                self.labels[number] = torch.as_tensor(painted(full, label))
+
+    def __call__(self, engine: Engine) -> None:
+        """See the class."""
+        if engine.state.epoch == 1 or (engine.state.epoch - 2) % self.interval:
+            return
+        for number, item in self.dataset.each():
+            costs = -predicted_log_probs(self.network, self.inferer, item["image"])[0].numpy()
+            rng = np.random.default_rng([self.seed, engine.state.epoch, number])
+            regions = [
+                (
+                    box,
+                    choose(
+                        families,
+                        costs[box.class_index][box.place],
+                        costs[0][box.place],
+                        rng,
+                        self.regression_weight,
+                        self.num_best,
+                    ),
+                )
+                for box, families in self.boxes[number]
+            ]
+            self.labels[number] = torch.as_tensor(painted(regions, self._drawn(item)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The labels; boxes and candidates follow from the data."""
+        return {"labels": self.labels.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over saved labels."""
+        self.labels.load_state_dict(state["labels"])
+
+    def _drawn(self, item: Any) -> NDArray[Any]:
+        """What the positive drawings say, ``(*S)``."""
+        if self.annotation_key not in item:
+            raise KeyError(f"BoxSup takes its boxes from {self.annotation_key!r}, the items have {', '.join(item)}")
+        positive = torch.as_tensor(item[self.annotation_key]).as_subclass(Tensor)[None]
+        return np.asarray(consensus(Annotations(positive=positive), self.num_classes)[0, 0])
+
+
+def painted(regions: list[tuple[Box, NDArray[np.bool_]]], drawn: NDArray[Any]) -> NDArray[np.uint8]:
+    """A label map ``(1, *S)`` of regions, later ones on top; the rest is background, unless nothing was drawn at all.
+
+    Example:
+        >>> painted([(Box(2, (slice(1, 3),)), np.array([True, False]))], np.array([255, 2, 2, 0])).tolist()
+        [[0, 2, 0, 0]]
+    """
+    nothing = bool((drawn == UNLABELED).all())
+    label = np.full((1, *drawn.shape), UNLABELED if nothing else 0, dtype=np.uint8)
+    for box, region in regions:
+        label[0][box.place][region] = box.class_index
+    return label
