@@ -151,6 +151,24 @@ def test_pasting_takes_the_partner_in_its_box_alone():
     assert paste(maps, torch.tensor([2, 0, 1]), box).tolist() == [[[8, 1, 2, 3]], [[4, 5, 6, 7]], [[4, 5, 6, 7]]]
 
 
+def test_what_is_pasted_is_what_is_salient_in_the_partner():
+    """Every image has one drawn pixel, which alone is salient; boxes are one pixel large."""
+    image, _ = batch(number=6)
+    positive = torch.full(image.shape, 255, dtype=torch.uint8)
+    drawn = [(n, 7 - n) for n in range(6)]
+    for n, place in enumerate(drawn):
+        positive[(n, 0, *place)] = 1
+    model = CycleMix(pointwise(), 3, mix_ratio=1 - 1 / 64, hole_ratio=0, turn=False)
+    label = model(image, Annotations(positive=positive)).label
+    moved = 0
+    for n, place in enumerate(drawn):
+        known = {(int(row), int(column)) for row, column in (label[n, 0] != 255).nonzero()}
+        assert place in known
+        assert known <= set(drawn)
+        moved += len(known) - 1
+    assert moved >= 4, "at most a few are their own partners"
+
+
 def test_the_share_that_is_kept_is_arcsine_distributed():
     model = CycleMix(nn.Identity(), 2)
     drawn = np.sort([model._ratio() for _ in range(3000)])
