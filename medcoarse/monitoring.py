@@ -335,6 +335,36 @@ def score_views(source: SegmentationScores, class_index: int, class_name: str) -
     }
 
 
+def drawing_metrics(
+    labels: SegmentationScores | None, drawings: SegmentationScores, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """What can be said of predictions where some images have labels, or none has: as metrics of one engine.
+
+    Args:
+        labels: counts predictions against labels; ``None`` where no image has one, and then no Dice is reported.
+        drawings: counts predictions against what was drawn.
+        class_names: of the L classes, background first.
+
+    Returns:
+        Name -> ``IgniteMetricHandler``, the key metric first: ``mean_dice`` and that of each class but background, from
+        labels only; ``drawn_agreement``, the share of the voxels drawn as a class that are predicted to be it, mean over
+        the classes. It says whether the drawings were learned, not whether the segmentation is right.
+    """
+    of_drawings = from_engine(["pred", "drawn"])
+    agreement = IgniteMetricHandler(metric_fn=drawings, output_transform=of_drawings, save_details=False)
+    if labels is None:
+        return {"drawn_agreement": agreement}
+    pair = from_engine(["pred", "label"])
+    views = {
+        f"{name}_dice": cast(Any, ScoreView(labels, "dice", class_index=k)) for k, name in enumerate(class_names) if k
+    }
+    handlers = {
+        name: IgniteMetricHandler(metric_fn=metric, output_transform=pair, save_details=False)
+        for name, metric in {"mean_dice": cast(Any, labels), **views}.items()
+    }
+    return {**handlers, "drawn_agreement": agreement}
+
+
 class ValidationFigure:
     """Save a picture at every validation: image, drawings, truth, prediction's errors, estimated and true matrices.
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from medcoarse.files import write_dataset, write_json
 from medcoarse.synthetic.brain import ms_scan, tumour_scan
 from medcoarse.synthetic.lung import READERS, nodule_crop
+from medcoarse.synthetic.pelvis import CLASS_NAMES, pelvis_scan
 
 GENERATOR_VERSION = 1
 """Raised whenever the same seed gives other voxels, so that a data set drawn by an older version is not reused."""
@@ -217,6 +218,64 @@ def write_lidc_dataset(
     return _write(folder, "write_lidc_dataset", header, numbers, shape, spacing, seed, {}, write)
 
 
+def write_pelvis_dataset(
+    folder: str | Path,
+    num_training: int = 8,
+    num_validation: int = 3,
+    num_test: int = 6,
+    shape: Sequence[int] = (72, 72, 16),
+    spacing: Sequence[float] = (1.25, 1.25, 3.6),
+    seed: int = 0,
+) -> Path:
+    """Write drawn MRI of the prostate with strokes, as somebody has it who draws in ITK-SNAP; reuse it if it is there.
+
+    Items have ``image``, ``drawing`` (0 nothing drawn, 1 peripheral zone, 2 central gland, 3 neither of them) and
+    ``label``, the true classes (0 background), which real data have for scoring at most.
+
+    Args:
+        folder: where the data set goes; made with its parents.
+        num_training: patients for training.
+        num_validation: for validation.
+        num_test: for testing; they are the same whatever the other numbers are.
+        shape: voxels along each axis.
+        spacing: mm per voxel along each axis. Every other patient has voxels larger by a tenth, and fewer of them.
+        seed: of the whole data set.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: for numbers below 1 or a negative seed, and as `medcoarse.synthetic.pelvis.pelvis_scan`.
+        FileExistsError: if the folder holds anything but this very data set.
+
+    Example:
+        >>> import json, tempfile
+        >>> folder = write_pelvis_dataset(Path(tempfile.mkdtemp()) / "mri", 1, 1, 1, (24, 24, 12), (4, 4, 5))
+        >>> json.loads((folder / "datalist.json").read_text())["test"][0]["drawing"]
+        'cases/synthetic01/strokes.nii.gz'
+    """
+    header = {
+        "name": "Synthetic MRI of the prostate with strokes",
+        "tensorImageSize": "3D",
+        "modality": {"0": "T2"},
+        "labels": {str(k): name for k, name in enumerate(CLASS_NAMES)},
+    }
+
+    def write(case: Path, own_seed: int) -> list[Item]:
+        coarser = 1.1 if own_seed % 2 else 1.0
+        sizes = [coarser * size for size in spacing]
+        scan = pelvis_scan(own_seed, [round(number / coarser) for number in shape], sizes)
+        affine = _affine(scan.label.shape, sizes)
+        in_file = np.array([len(CLASS_NAMES), *range(1, len(CLASS_NAMES)), *[0] * (256 - len(CLASS_NAMES))], np.uint8)
+        arrays = {"image": scan.image, "drawing": in_file[scan.strokes], "label": scan.label}
+        names = {"image": "t2", "drawing": "strokes", "label": "label"}
+        files = {key: _save(case / f"{names[key]}.nii.gz", array, affine) for key, array in arrays.items()}
+        return [{**files, "spacing": sizes}]
+
+    numbers = {"num_training": num_training, "num_validation": num_validation, "num_test": num_test}
+    return _write(folder, "write_pelvis_dataset", header, numbers, shape, spacing, seed, {}, write)
+
+
 def _write(
     folder: str | Path,
     function: str,
@@ -242,7 +301,9 @@ def _write(
             # A seed sequence, because seed + number would make neighbouring data sets share patients.
             own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
             for item in write_case(case, own_seed):
-                sections[section].append(_below(f"cases/{case.name}", item) | {"spacing": list(spacing)})
+                listed = _below(f"cases/{case.name}", item)
+                listed.setdefault("spacing", list(spacing))
+                sections[section].append(listed)
         counts = {"numTraining": len(sections["training"]), "numTest": len(sections["test"])}
         write_json(draft / "datalist.json", {**header, **counts, **sections})
         (draft / "README.txt").write_text(README.format(name=header["name"], generator=generator), encoding="utf-8")

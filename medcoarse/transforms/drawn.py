@@ -15,6 +15,7 @@ from monai.transforms.transform import MapTransform
 from monai.utils.enums import TransformBackends
 from monai.utils.misc import ensure_tuple_rep
 
+from medcoarse.confusion import UNLABELED
 from medcoarse.readers.claims import KINDS, Maps, as_claims, claimed, num_annotators, outside, preset
 from medcoarse.readers.drawing import Grid, as_affine
 from medcoarse.readers.formats import frame_of_reference, read_drawing
@@ -121,6 +122,36 @@ class LoadCoarseAnnotationd(MapTransform):
         fills = {kind: outside(drawing, self.claims, kind) for kind in KINDS}
         options = {"segments": drawing.segments, **self.placing}
         return {kind: place(maps[kind], drawing.grid, grid, file, fills[kind], **options) for kind in KINDS}
+
+
+class UnlabeledIfMissingd(MapTransform):
+    """Give items that lack a label map or a drawing one that says nothing: 255 everywhere.
+
+    Args:
+        keys: maps (1, *S) that an item may lack.
+        image_key: key of the loaded image (C, *S), a MetaTensor.
+
+    Example:
+        >>> item = UnlabeledIfMissingd("label")({"image": MetaTensor(torch.zeros(1, 1, 2))})
+        >>> item["label"].tolist(), item["label"].dtype
+        ([[[255, 255]]], torch.uint8)
+    """
+
+    backend = _BACKEND
+
+    def __init__(self, keys: KeysCollection, image_key: Hashable = "image") -> None:
+        super().__init__(keys)
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        """The item with all of the keys."""
+        item = dict(data)
+        image = item[self.image_key]
+        for key in self.keys:
+            if key not in item:
+                nothing = np.full((1, *_grid(image, self.image_key).shape), UNLABELED, np.uint8)
+                item[key] = _like(image, nothing, [str(image.meta.get("filename_or_obj", ""))])
+        return item
 
 
 def _grid(image: Any, key: Hashable) -> Grid:

@@ -1,0 +1,207 @@
+"""Images and drawings of one's own: what a datalist of them must be like, checked before anything is trained.
+
+A datalist has the lists ``training``, ``validation`` and ``test`` of ``{"image": file or files, "drawing": file or
+files, "label": file}``, relative to the datalist. Only ``image`` is needed everywhere; every training item needs a
+drawing, and ``label``, the true classes, is for scoring.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from monai.utils import ensure_tuple_rep
+
+from medcoarse.datalist import DataError, Item, load_datalist, verify_datalist
+from medcoarse.transforms.dictionary import MergeStrokesd
+from medcoarse.transforms.drawn import LoadCoarseAnnotationd
+
+logger = logging.getLogger(__name__)
+
+SECTIONS = ("training", "validation", "test")
+
+
+def section_items(datalist: str | Path, section: str) -> list[Item]:
+    """Items of a section, or of the one that stands in for it, see `section_of`.
+
+    Args:
+        datalist: the JSON file.
+        section: ``"training"``, ``"validation"`` or ``"test"``.
+
+    Raises:
+        DataError: no such file, not JSON, or nothing in any of these sections.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "datalist.json"
+        >>> _ = path.write_text('{"training": [{"image": "a.png", "drawing": "b.png"}], "validation": []}')
+        >>> [Path(item["image"]).name for item in section_items(path, "validation")]
+        ['a.png']
+    """
+    chosen = section_of(datalist, section)
+    if chosen != section:
+        logger.warning("%s has no %s items: the %s items are used instead", datalist, section, chosen)
+    return load_datalist(datalist, chosen)
+
+
+def _present(datalist: str | Path) -> list[str]:
+    """The sections that list something."""
+    load_datalist(datalist, "training")  # says what is wrong with the file
+    content = json.loads(Path(datalist).read_text(encoding="utf-8"))
+    return [name for name in SECTIONS if content.get(name)]
+
+
+def section_of(datalist: str | Path, section: str) -> str:
+    """The section that stands in for one that lists nothing: the training items last."""
+    present = _present(datalist)
+    order = {"validation": ("validation", "test", "training"), "test": ("test", "validation", "training")}
+    return next((name for name in order.get(section, (section,)) if name in present), section)
+
+
+def factors(strides: Sequence[int | Sequence[int]], spatial_dims: int) -> list[int]:
+    """By how much a network with these strides makes an image smaller, for each axis.
+
+    Example:
+        >>> factors([[2, 2, 1], 2], 3)
+        [4, 4, 2]
+    """
+    steps = [ensure_tuple_rep(stride, spatial_dims) for stride in strides]
+    return [math.prod(step[axis] for step in steps) for axis in range(spatial_dims)]
+
+
+def block_size(strides: Sequence[int | Sequence[int]], spatial_dims: int) -> list[int]:
+    """Blocks of voxels that the annotators look at: what the segmenter's first two steps put together.
+
+    Example:
+        >>> block_size([[2, 2, 1], [2, 2, 2], [2, 2, 2]], 3)
+        [4, 4, 2]
+    """
+    return factors(strides[:2], spatial_dims)
+
+
+def check_patch(patch_size: Sequence[int], strides: Sequence[int | Sequence[int]], spatial_dims: int) -> None:
+    """Leave with one line (``SystemExit``) unless a network with these strides gives back patches of this size.
+
+    Raises:
+        SystemExit: another number of axes, or a side that the strides do not divide.
+
+    Example:
+        >>> check_patch([48, 48, 6], [[2, 2, 1], 2, 2], 3)
+        Traceback (most recent call last):
+        SystemExit: patch_size [48, 48, 6] must be multiples of [8, 8, 4], the products of the network's strides
+    """
+    if len(patch_size) != spatial_dims:
+        raise SystemExit(f"patch_size must have {spatial_dims} numbers (spatial_dims), got {list(patch_size)}")
+    wanted = factors(strides, spatial_dims)
+    if any(side < 1 or side % factor for side, factor in zip(patch_size, wanted, strict=True)):
+        raise SystemExit(
+            f"patch_size {list(patch_size)} must be multiples of {wanted}, the products of the network's strides"
+        )
+
+
+def prepare_drawings(
+    datalist: str | Path | None,
+    draw: Callable[[], Path],
+    mapping: str | Mapping[Any, Any],
+    spatial_dims: int,
+    in_channels: int,
+    num_classes: int,
+    class_names: Sequence[str] | None = None,
+    supervision: str = "strokes",
+    **reading: Any,
+) -> str:
+    """The verified datalist to train on: the one that is given, else that of drawn volumes.
+
+    Every file is decoded once, every drawing is read as training will read it.
+
+    Args:
+        datalist: the JSON file; empty or ``None`` draws.
+        draw: makes a folder with ``datalist.json``.
+        mapping: see `medcoarse.transforms.drawn.LoadCoarseAnnotationd`.
+        spatial_dims: 2 or 3; images of one slice count as 2D as well.
+        in_channels: of every image.
+        num_classes: L, background included.
+        class_names: L names, background first.
+        supervision: ``"dense"`` learns from labels and needs no drawings.
+        reading: further arguments of `LoadCoarseAnnotationd`.
+
+    Raises:
+        SystemExit: what stands against training, with one line for each. It is no ``Exception`` because MONAI would
+            bury the message under the traceback of its configuration parser.
+    """
+    try:
+        path = Path(datalist) if datalist else draw() / "datalist.json"
+        sections = {name: load_datalist(path, name) for name in _present(path)}
+        read = LoadCoarseAnnotationd("drawing", mapping, num_classes, class_names, **reading)
+        verify_drawings(sections, read, spatial_dims, in_channels, num_classes, class_names, supervision)
+    except (ValueError, FileExistsError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+    return str(path)
+
+
+def verify_drawings(
+    sections: Mapping[str, Sequence[Item]],
+    read: LoadCoarseAnnotationd,
+    spatial_dims: int,
+    in_channels: int,
+    num_classes: int,
+    class_names: Sequence[str] | None = None,
+    supervision: str = "strokes",
+) -> dict[str, int]:
+    """Verify images, labels and drawings; count what was drawn for training.
+
+    Returns:
+        Voxels drawn of each class in the training items, by name.
+
+    Raises:
+        DataError: files that are damaged or do not fit, items without what is learned from, a class that nobody drew.
+        ValueError: class names that do not fit.
+    """
+    names = list(class_names) if class_names is not None else [str(k) for k in range(num_classes)]
+    if len(names) != num_classes or len(set(names)) != num_classes:
+        raise ValueError(f"class_names must be {num_classes} different names, background first, got {names}.")
+    needed = "label" if supervision == "dense" else "drawing"
+    lacking = [str(item["image"]) for item in sections.get("training", ()) if not item.get(needed)]
+    if lacking:
+        raise DataError(
+            f"{len(lacking)} training items have no {needed!r}, first {lacking[0]}; add it or take them off"
+        )
+    verify_datalist(
+        sections, mask_keys=(), label_values=(*range(num_classes), 255), allow_missing_annotation=True, num_threads=1
+    )
+    load = Compose([LoadImaged("image"), EnsureChannelFirstd("image")])
+    merge = MergeStrokesd(merged_key="positive", num_classes=num_classes, allow_missing_keys=True)
+    counts = np.zeros(256, np.int64)
+    for name, items in sections.items():
+        for item in items:
+            image = load({"image": item["image"]})
+            _check_image(image["image"], str(item["image"]), spatial_dims, in_channels)
+            if item.get("drawing"):
+                drawn = np.asarray(merge(read({**image, "drawing": item["drawing"]}))["positive"])
+                counts += np.bincount(drawn.ravel(), minlength=256) * (name == "training")
+    found = dict(zip(names, counts[:num_classes].tolist(), strict=True))
+    nobody = [name for name, number in found.items() if number == 0]
+    if nobody and supervision != "dense":
+        raise DataError(
+            f"no training drawing shows {', '.join(map(repr, nobody))} (drawn voxels: {found}); draw some of each "
+            "class, background too, or correct the mapping"
+        )
+    logger.info("Voxels drawn for training: %s", ", ".join(f"{name} {number}" for name, number in found.items()))
+    return found
+
+
+def _check_image(image: Any, name: str, spatial_dims: int, in_channels: int) -> None:
+    axes = list(image.shape[1:])
+    flat = axes[:-1] if len(axes) == 3 and axes[-1] == 1 else axes
+    if len(flat if spatial_dims == 2 else axes) != spatial_dims:
+        raise DataError(
+            f"{name}: {len(axes)} spatial axes {axes}, expected {spatial_dims}; set spatial_dims to {len(axes)}"
+        )
+    if len(image) != in_channels:
+        raise DataError(f"{name}: {len(image)} channels, expected {in_channels}; set in_channels to {len(image)}")
