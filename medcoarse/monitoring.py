@@ -347,8 +347,8 @@ def drawing_metrics(
 
     Returns:
         Name -> ``IgniteMetricHandler``, the key metric first: ``mean_dice`` and that of each class but background, from
-        labels only; ``drawn_agreement``, the share of the voxels drawn as a class that are predicted to be it, mean over
-        the classes. It says whether the drawings were learned, not whether the segmentation is right.
+        labels only; ``drawn_agreement``, the share of the voxels drawn as a class that are predicted to be it, mean
+        over the classes. It says whether the drawings were learned, not whether the segmentation is right.
     """
     of_drawings = from_engine(["pred", "drawn"])
     agreement = IgniteMetricHandler(metric_fn=drawings, output_transform=of_drawings, save_details=False)

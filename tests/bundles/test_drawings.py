@@ -1,0 +1,290 @@
+"""The bundle of one's own drawings, on files as people have them: volumes and slices, with labels or without."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from PIL import Image
+
+from medcoarse.synthetic.pelvis import CLASS_NAMES
+from medcoarse.synthetic.volumes import write_pelvis_dataset
+from tests.bundles.conftest import SMALL, Bundle
+from tests.bundles.test_bundles import (  # what holds for this bundle as well, on its own data
+    test_a_run_resumed_at_an_epoch_boundary_is_bit_identical,
+    test_evaluation_without_weights_says_so,
+    test_files_that_the_model_zoo_asks_for,
+    test_inference_needs_only_stock_monai,
+    test_metadata_follow_the_schema,
+    test_network_takes_and_gives_what_the_metadata_say,
+    test_root_files_are_copies_of_configs,
+    test_the_annotators_learn_alone_in_the_end,
+)
+
+__all__ = [
+    "test_a_run_resumed_at_an_epoch_boundary_is_bit_identical",
+    "test_evaluation_without_weights_says_so",
+    "test_files_that_the_model_zoo_asks_for",
+    "test_inference_needs_only_stock_monai",
+    "test_metadata_follow_the_schema",
+    "test_network_takes_and_gives_what_the_metadata_say",
+    "test_root_files_are_copies_of_configs",
+    "test_the_annotators_learn_alone_in_the_end",
+]
+
+NAMES = ("background", "peripheral", "central")
+UNEQUAL = {"spacing": [3.0, 3.0, 5.0]}
+"""Not the spacing of any volume."""
+
+
+@dataclass(frozen=True)
+class DrawingsBundle(Bundle):
+    """A bundle that takes a datalist in place of a folder."""
+
+    def places(self, output: Path) -> dict[str, str]:
+        own = {"output_dir": str(output), "ckpt_dir": str(output / "models")}
+        return {"datalist": str(self.data / "datalist.json"), **own}
+
+    @property
+    def small_network(self) -> dict[str, Any]:
+        known = ("patch_size", "network", "spacing", "spatial_dims", "in_channels", "num_classes", "intensity")
+        return {name: value for name, value in self.small.items() if name.startswith(known)}
+
+
+def bundle_of(data: Path, **small: Any) -> DrawingsBundle:
+    size = {"patch_size": [16, 16, 8], "patches_per_epoch": 4}
+    return DrawingsBundle("drawings", data, SMALL | size | small, "peripheral", (0, 0), "validation")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> DrawingsBundle:
+    data = write_pelvis_dataset(tmp_path_factory.mktemp("data") / "mri", 2, 1, 2, (28, 28, 12), (3.2, 3.2, 5.0))
+    return bundle_of(data, **UNEQUAL)
+
+
+@pytest.fixture(scope="module")
+def trained(bundle, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("trained")
+    bundle.train(output)
+    return output
+
+
+def parsed(bundle: Bundle, output: Path, *keys: str, **overrides: Any) -> Any:
+    built = bundle.workflow("train.json", **(bundle.small | bundle.places(output) | overrides))
+    built.initialize()
+    found = [built.parser.get_parsed_content(key) for key in keys]
+    return found[0] if len(found) == 1 else found
+
+
+def load(path: Path) -> np.ndarray:
+    return np.asanyarray(nibabel.load(path).dataobj)
+
+
+def listed(folder: Path, **sections: list[dict[str, Any]]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "datalist.json").write_text(json.dumps(sections))
+    return folder
+
+
+def without(items: list[dict[str, Any]], data: Path, *keys: str) -> list[dict[str, Any]]:
+    """Items elsewhere that lack some keys."""
+    kept = ({"image", "drawing", "label"} - set(keys)) & set(items[0])
+    return [{key: str(data / item[key]) for key in kept} for item in items]
+
+
+def test_training_leaves_weights_and_scores(bundle, trained):
+    weights = torch.load(trained / "models" / "model.pt", weights_only=True)
+    assert not any(name.startswith(("annotator", "segmenter")) for name in weights)
+    content = bundle.metrics(trained)
+    assert (content["facts"]["supervision"], content["facts"]["validated_on"]) == ("strokes", "validation")
+    assert [row["epoch"] for row in content["validation"]] == [1, 2]
+    own = {f"{name}_dice" for name in ("mean", *NAMES[1:])}
+    assert set(content["validation"][-1]) == own | {"drawn_agreement", "epoch", "seconds"}
+    assert (trained / "figures" / "epoch_0002.png").is_file()
+
+
+def test_evaluation_and_inference_write_the_same_on_the_grid_of_the_image(bundle, trained, tmp_path):
+    """Although the network sees voxels of another size; scored voxel by voxel on the grid of the label."""
+    table = bundle.evaluate(trained)
+    arguments = {"dataset_dir": str(bundle.data / "cases"), "ckpt_dir": str(trained / "models")}
+    bundle.run("inference.json", kind="infer", output_dir=str(tmp_path), **bundle.small_network, **arguments)
+    sums = np.zeros((2, len(NAMES)))
+    shapes = set()
+    for item in bundle.items("test"):
+        image, label = nibabel.load(bundle.data / item["image"]), load(bundle.data / item["label"])
+        name = Path(item["image"]).parent.name
+        evaluated, inferred = (
+            nibabel.load(folder / name / "t2_seg.nii.gz") for folder in (trained / "predictions", tmp_path)
+        )
+        for found in (evaluated, inferred):
+            assert found.shape == image.shape
+            np.testing.assert_allclose(found.affine, image.affine, atol=1e-5)
+        predicted = np.asanyarray(evaluated.dataobj)
+        assert np.array_equal(predicted, np.asanyarray(inferred.dataobj))
+        shapes.add(image.shape)
+        for k in range(len(NAMES)):
+            sums[:, k] += 2 * ((predicted == k) & (label == k)).sum(), (predicted == k).sum() + (label == k).sum()
+    for name, (both, either) in zip(NAMES, sums.T, strict=True):
+        assert table["dataset"][f"dice_{name}"] == pytest.approx(both / either, abs=1e-6)
+    assert sums[0, 1:].sum() > 0, "something was found"
+    assert len(table["surfaces"]["images"]) == len(table["images"]) == 2
+    assert table["surfaces"]["image"]["surface_mm_peripheral"] > 0
+
+
+def test_the_small_data_differ_in_size_and_spacing(bundle):
+    files = [
+        nibabel.load(bundle.data / item["image"]) for section in ("training", "test") for item in bundle.items(section)
+    ]
+    assert len({file.shape for file in files}) > 1 < len({file.header.get_zooms() for file in files})
+
+
+def test_drawings_alone_give_an_agreement_and_no_dice(bundle, tmp_path):
+    """Counted by hand: of the voxels drawn as a class, the share predicted to be it, mean over the classes."""
+    sections = {name: without(bundle.items(name), bundle.data, "label") for name in ("training", "validation")}
+    own = bundle_of(listed(tmp_path / "data", **sections))
+    own.train(tmp_path, max_epochs=1, warmup_epochs=0)
+    row = own.metrics(tmp_path)["validation"][-1]
+    assert set(row) == {"drawn_agreement", "epoch", "seconds"}
+    built = own.workflow("train.json", **(own.small | own.places(tmp_path)))
+    built.initialize()
+    network, inferer = (built.parser.get_parsed_content(key) for key in ("network", "validate#inferer"))
+    network.load_state_dict(torch.load(tmp_path / "models" / "model.pt", weights_only=True))
+    (item,) = built.parser.get_parsed_content("validate#dataset")
+    with torch.no_grad():
+        predicted = inferer(item["image"].as_tensor()[None], network.eval())[0].argmax(0)
+    drawn = item["positive"][0]
+    shares = [float((predicted[drawn == k] == k).float().mean()) for k in range(3)]
+    assert row["drawn_agreement"] == pytest.approx(np.mean(shares), abs=1e-6)
+    with pytest.raises(SystemExit, match="no item of the validation section has a label"):
+        own.run("train.json", "evaluate.json", **own.small, **own.places(tmp_path))
+
+
+def test_one_drawn_image_is_enough(bundle, tmp_path):
+    """Nothing to validate on: it says how well the drawing itself was learned, and says so."""
+    own = bundle_of(listed(tmp_path / "data", training=without(bundle.items("training")[:1], bundle.data, "label")))
+    own.train(tmp_path, max_epochs=1, warmup_epochs=0)
+    content = own.metrics(tmp_path)
+    assert content["facts"]["validated_on"] == "training"
+    assert "drawn_agreement" in content["validation"][-1]
+
+
+def test_patches_show_every_class_and_what_nobody_drew(bundle, tmp_path):
+    small = {"patch_size": [8, 8, 4], "patches_per_epoch": 96, "spacing": None}
+    data = parsed(bundle, tmp_path, "train#dataset", **small)
+    patches = [part["positive"] for item in data for part in item]
+    shares = [np.mean([bool((patch == k).any()) for patch in patches]) for k in range(3)]
+    assert min(shares) > 0.2, "a quarter of the patches is centred on each"
+    assert np.mean([bool((patch != 255).any()) for patch in patches]) < 0.98
+    drawn = [float((load(bundle.data / item["drawing"]) == 2).mean()) for item in bundle.items("training")]
+    assert max(drawn) < 0.005, "which no patch taken anywhere would have found"
+
+
+def test_what_comes_from_beyond_the_image_is_unlabeled(bundle, tmp_path):
+    """Also when patches are turned: MONAI would fill them with 0, which is background."""
+    data = parsed(bundle, tmp_path, "train#dataset", patch_size=[40, 40, 16], patches_per_epoch=24, spacing=None)
+    drawn = load(bundle.data / bundle.items("training")[0]["drawing"])
+    most = (drawn == 3).sum() * 1.6  # strokes drawn as background, enlarged by a tenth along two axes, and some
+    for item in data:
+        for part in item:
+            assert part["positive"].dtype == torch.uint8
+            assert set(part["positive"].unique().tolist()) <= {0, 1, 2, 255}
+            assert 0 < (part["positive"] == 0).sum() < most
+
+
+@pytest.mark.parametrize("kind", ["png", "nifti"])
+def test_pictures_and_slices(tmp_path, kind):
+    """Two classes, colour or grey, different sizes, MONAI Label's scribbles: 0 undrawn, 2 not it, 3 it."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    items = []
+    for number, (width, height) in enumerate([(40, 36), (33, 50)]):
+        label = np.zeros((width, height), np.uint8)
+        label[8:24, 10:20] = 1
+        drawing = np.zeros_like(label)
+        drawing[12:20, 14], drawing[2:30, 4] = 3, 2
+        image = (120 * label[..., None] + rng.integers(0, 80, (width, height, 3))).astype(np.uint8)
+        names = [f"{what}{number}" for what in ("image", "drawing", "label")]
+        if kind == "png":
+            for name, array in zip(names, (image, drawing, label), strict=True):
+                Image.fromarray(np.ascontiguousarray(array.swapaxes(0, 1))).save(folder / f"{name}.png")
+            files = [f"{name}.png" for name in names]
+        else:
+            for name, array in zip(names, (image[..., 0], drawing, label), strict=True):
+                one = nibabel.Nifti1Image(array[..., None], np.diag([0.7, 0.7, 3.0, 1.0]))
+                nibabel.save(one, folder / f"{name}.nii.gz")
+            files = [f"{name}.nii.gz" for name in names]
+        items.append(dict(zip(("image", "drawing", "label"), files, strict=True)))
+    own = bundle_of(
+        listed(folder, training=items),
+        spatial_dims=2, in_channels=3 if kind == "png" else 1, num_classes=2, class_names=["background", "thing"],
+        mapping="monailabel_scribbles", patch_size=[32, 32], intensity="unit",
+        **({} if kind == "png" else {"spacing": [1.0, 1.0]}),
+    )  # fmt: skip
+    own.train(tmp_path)
+    item = parsed(own, tmp_path, "validate#dataset")[1]
+    assert item["positive"].ndim == item["label"].ndim == 3
+    assert isinstance(item["image"], MetaTensor)
+    if kind == "png":
+        assert (item["positive"] == 1).sum() == 8
+        assert np.array_equal(np.asarray(item["label"][0]).sum(), 16 * 10)
+    arguments = {"datalist": [str(folder / one["image"]) for one in items], "ckpt_dir": str(tmp_path / "models")}
+    own.run("inference.json", kind="infer", output_dir=str(tmp_path / "out"), **own.small_network, **arguments)
+    for one in items:
+        if kind == "png":
+            name = one["image"].replace(".png", "_seg.png")
+            assert Image.open(tmp_path / "out" / name).size == Image.open(folder / one["image"]).size
+        else:
+            found, image = (
+                nibabel.load(path)
+                for path in (tmp_path / "out" / one["image"].replace(".nii", "_seg.nii"), folder / one["image"])
+            )
+            assert (*found.shape, 1)[:3] == image.shape  # MONAI leaves the axis of length 1 out
+            np.testing.assert_allclose(found.affine, image.affine, atol=1e-5)
+    table = own.evaluate(tmp_path)
+    assert len(table["images"]) == 2
+
+
+def test_nothing_that_stands_against_training_comes_as_a_traceback(bundle, tmp_path):
+    built = bundle.workflow("train.json", **(bundle.small | bundle.places(tmp_path) | {"mapping": "unlabeled_255"}))
+    with pytest.raises(SystemExit, match=r"'3' \(\d+ voxels\) are drawn, but not in the mapping"):
+        built.initialize()
+    built = bundle.workflow("train.json", **(bundle.small | bundle.places(tmp_path) | {"patch_size": [15, 16, 8]}))
+    with pytest.raises(SystemExit, match="must be multiples of"):
+        built.initialize()
+
+
+def test_properties(bundle, trained, tmp_path):
+    built = bundle.workflow("train.json", **bundle.small, **bundle.places(tmp_path))
+    built.initialize()
+    assert not built.check_properties()
+    arguments = {"dataset_dir": str(bundle.data), "ckpt_dir": str(trained / "models")}
+    inference = bundle.workflow("inference.json", kind="infer", **arguments)
+    inference.initialize()
+    assert not inference.check_properties()
+
+
+@pytest.mark.parametrize(("where", "message"), [("dataset_dir", "no file like"), ("ckpt_dir", "no weights at")])
+def test_inference_says_what_is_missing(bundle, trained, tmp_path, where, message):
+    arguments = {"dataset_dir": str(bundle.data), "ckpt_dir": str(trained / "models")}
+    built = bundle.workflow("inference.json", kind="infer", **(arguments | {where: str(tmp_path / "empty")}))
+    with pytest.raises(SystemExit, match=message):
+        built.initialize()
+
+
+def test_files_are_read_by_one_thread(bundle):
+    """MONAI's NIfTI reader keeps the file names of its last call: of lists that two threads read files get lost."""
+    config = json.loads((bundle.root / "configs" / "train.json").read_text())
+    assert {config[section]["dataset"]["num_workers"] for section in ("train", "validate")} == {1}
+
+
+def test_class_names_are_those_of_the_drawn_volumes(bundle):
+    config = json.loads((bundle.root / "configs" / "train.json").read_text())
+    assert [name.split()[0] for name in CLASS_NAMES] == config["class_names"]
