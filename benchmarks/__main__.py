@@ -1,4 +1,4 @@
-"""Measure and report: ``python -m benchmarks [loss step simulation data scale fusion streets]``.
+"""Measure and report: ``python -m benchmarks [loss step simulation data scale fusion streets volume]``.
 
 Writes ``benchmarks/results/<name>.json`` (figures with hardware, versions and commit), ``RESULTS.md`` with all tables,
 and ``curves.png``. Quiet machine, please: everything that runs beside it is measured too.
@@ -18,7 +18,7 @@ from benchmarks.curves import draw_curves
 from medcoarse.files import write_atomically, write_json
 from medcoarse.monitoring import machine
 
-NAMES = ("loss", "step", "simulation", "data", "scale", "fusion", "streets")
+NAMES = ("loss", "step", "simulation", "data", "scale", "fusion", "streets", "volume")
 RESULTS = Path(__file__).parent / "results"
 
 

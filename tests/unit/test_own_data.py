@@ -1,0 +1,129 @@
+"""What is said of images and drawings of one's own before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from medcoarse.own_data import block_size, check_patch, factors, prepare_drawings, section_items, section_of
+
+ITEM = {"image": "image.nii.gz", "drawing": "drawing.nii.gz"}
+OPTIONS = {"mapping": "unlabeled_255", "spatial_dims": 3, "in_channels": 1, "num_classes": 2}
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([1.0, 1.0, 3.0, 1.0])), path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """One volume, of which both classes are drawn a little."""
+    save(tmp_path / "image.nii.gz", np.random.default_rng(0).normal(size=(8, 6, 4)).astype(np.float32))
+    drawing = np.full((8, 6, 4), 255, np.uint8)
+    drawing[2, 2:4, 1], drawing[6, 2:5, 1] = 1, 0
+    save(tmp_path / "drawing.nii.gz", drawing)
+    return tmp_path
+
+
+def write(folder: Path, **sections: list[dict[str, str]]) -> Path:
+    path = folder / "datalist.json"
+    path.write_text(json.dumps(sections))
+    return path
+
+
+def refused(path: Path, **options: object) -> str:
+    with pytest.raises(SystemExit) as caught:
+        prepare_drawings(path, lambda: path.parent, **{**OPTIONS, **options})
+    return str(caught.value)
+
+
+def test_one_drawn_volume_is_fine_and_is_counted(folder, caplog):
+    path = write(folder, training=[ITEM])
+    with caplog.at_level("INFO", logger="medcoarse.own_data"):
+        assert prepare_drawings(path, lambda: folder, **OPTIONS, class_names=["rest", "thing"]) == str(path)
+    assert "Voxels drawn for training: rest 3, thing 2" in caplog.text
+
+
+def test_without_a_datalist_something_is_drawn(folder):
+    write(folder, training=[ITEM])
+    assert prepare_drawings("", lambda: folder, **OPTIONS) == str(folder / "datalist.json")
+
+
+def test_what_is_drawn_for_validation_does_not_count(folder):
+    save(folder / "drawing2.nii.gz", np.where(np.arange(8)[:, None, None] == 2, 1, 255).astype(np.uint8) * np.ones((8, 6, 4), np.uint8))
+    image = np.random.default_rng(1).normal(size=(8, 6, 4)).astype(np.float32)
+    save(folder / "image2.nii.gz", image)
+    other = {"image": "image2.nii.gz", "drawing": "drawing2.nii.gz"}
+    assert "no training drawing shows '0'" in refused(write(folder, training=[other], validation=[ITEM]))
+
+
+def test_a_class_that_nobody_drew(folder):
+    said = refused(write(folder, training=[ITEM]), num_classes=3, class_names=["rest", "thing", "other"])
+    assert "no training drawing shows 'other'" in said
+    assert "draw some of each class" in said
+
+
+def test_a_training_image_without_what_is_learned_from(folder):
+    path = write(folder, training=[ITEM, {"image": "image.nii.gz"}])
+    assert "1 training items have no 'drawing'" in refused(path)
+    assert "2 training items have no 'label'" in refused(path, supervision="dense")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"in_channels": 3}, "image.nii.gz: 1 channels, expected 3; set in_channels to 1"),
+     ({"spatial_dims": 2}, r"image.nii.gz: 3 spatial axes [8, 6, 4], expected 2; set spatial_dims to 3"),
+     ({"class_names": ["a"]}, "class_names must be 2 different names"),
+     ({"class_names": ["a", "a"]}, "class_names must be 2 different names"),
+     ({"mapping": "dense"}, "'255'"),
+     ({"mapping": "nonsense"}, "no preset 'nonsense'")],
+)  # fmt: skip
+def test_what_does_not_fit_the_data(folder, options, message):
+    assert message in refused(write(folder, training=[ITEM]), **options)
+
+
+def test_files_that_are_missing_and_lists_that_are_empty(folder):
+    assert "no such datalist" in refused(folder / "nothing.json")
+    assert "nothing.nii.gz: no such file" in refused(write(folder, training=[{**ITEM, "image": "nothing.nii.gz"}]))
+    assert "'training' is empty" in refused(write(folder, training=[]))
+
+
+def test_labels_hold_classes_only(folder):
+    save(folder / "label.nii.gz", np.full((8, 6, 4), 2, np.uint8))
+    path = write(folder, training=[{**ITEM, "label": "label.nii.gz"}])
+    assert "label.nii.gz" in refused(path)
+    assert prepare_drawings(path, lambda: folder, **{**OPTIONS, "num_classes": 3, "mapping": {
+        0: (0, "positive"), 1: (1, "positive"), 255: None, 2: (2, "positive")}}, supervision="dense")  # fmt: skip
+
+
+def test_a_slice_stored_as_a_volume_is_2d_and_3d(folder):
+    save(folder / "image.nii.gz", np.random.default_rng(0).normal(size=(8, 6, 1)).astype(np.float32))
+    drawing = np.full((8, 6, 1), 255, np.uint8)
+    drawing[2, 2:4], drawing[6, 2:5] = 1, 0
+    save(folder / "drawing.nii.gz", drawing)
+    path = write(folder, training=[ITEM])
+    for spatial_dims in (2, 3):
+        assert prepare_drawings(path, lambda: folder, **{**OPTIONS, "spatial_dims": spatial_dims})
+
+
+def test_what_stands_in_for_an_empty_section(folder, caplog):
+    path = write(folder, training=[ITEM], validation=[])
+    assert section_of(path, "validation") == section_of(path, "test") == "training"
+    assert section_items(path, "validation")[0]["image"] == str(folder / "image.nii.gz")
+    assert "has no validation items: the training items are used instead" in caplog.text
+    path = write(folder, training=[ITEM], validation=[ITEM], test=[ITEM])
+    assert [section_of(path, name) for name in ("training", "validation", "test")] == ["training", "validation", "test"]
+
+
+def test_patches_have_to_fit_the_network():
+    assert factors([2, [1, 2]], 2) == [2, 4]
+    assert block_size([2], 3) == [2, 2, 2]
+    check_patch([16, 32, 4], [[2, 2, 1], 2], 3)
+    with pytest.raises(SystemExit, match=r"must be multiples of \[4, 4, 2\]"):
+        check_patch([16, 32, 3], [[2, 2, 1], 2], 3)
+    with pytest.raises(SystemExit, match="must have 3 numbers"):
+        check_patch([16, 32], [[2, 2, 1], 2], 3)

@@ -1,0 +1,53 @@
+"""Distances between surfaces against a slow reference: every pair of voxels on the two surfaces."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from medcoarse.surfaces import surface_distances
+
+
+def on_surface(mask: np.ndarray) -> np.ndarray:
+    """Indices of the voxels that have a neighbour outside; beyond the image counts as outside."""
+    return np.argwhere(mask & ~ndimage.binary_erosion(mask))
+
+
+def slow(pred: np.ndarray, label: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, float]:
+    one, two = (on_surface(mask) * np.array(spacing) for mask in (pred, label))
+    apart = np.sqrt(((one[:, None] - two[None]) ** 2).sum(-1))
+    ways = [apart.min(1), apart.min(0)]
+    return float(np.concatenate(ways).mean()), float(max(np.percentile(way, 95) for way in ways))
+
+
+@pytest.mark.parametrize(("shape", "spacing"), [((14, 12), (0.7, 0.7)), ((10, 9, 6), (0.8, 0.8, 3.0))])
+def test_distances_are_those_of_the_definition(shape, spacing):
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        pred, label = (ndimage.gaussian_filter(rng.normal(size=shape), 1.5) > 0.02 for _ in range(2))
+        mean, most = slow(pred, label, spacing)
+        found = surface_distances(torch.tensor(pred * 2), torch.tensor(label * 2), 2, spacing)
+        assert found["surface_mm"] == pytest.approx(mean, rel=1e-4)
+        assert found["surface95_mm"] == pytest.approx(most, rel=1e-4)
+
+
+def test_nothing_found_is_the_worst_and_nothing_there_is_no_case():
+    label = torch.zeros(30, 40)
+    label[3:6, 3:6] = 1
+    assert surface_distances(0 * label, label, 1, (1.0, 1.0)) == {"surface_mm": 50.0, "surface95_mm": 50.0}
+    assert all(math.isnan(value) for value in surface_distances(label, 0 * label, 1, (1.0, 1.0)).values())
+    assert surface_distances(label, label, 1, (1.0, 1.0)) == {"surface_mm": 0.0, "surface95_mm": 0.0}
+
+
+def test_unknown_voxels_belong_to_neither():
+    label = torch.zeros(20, 20)
+    label[5:10, 5:10] = 1
+    pred = label.clone()
+    pred[15:18, 15:18] = 1
+    assert surface_distances(pred, label, 1, (1.0, 1.0))["surface95_mm"] > 5
+    label[14:, 14:] = 255
+    assert surface_distances(pred, label, 1, (1.0, 1.0))["surface95_mm"] == 0
