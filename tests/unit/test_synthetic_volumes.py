@@ -12,7 +12,8 @@ from scipy import ndimage
 from medcoarse.datalist import load_datalist, verify_prepared
 from medcoarse.synthetic.brain import FLUID, OUTSIDE, brain_tissue, ms_lesions, ms_scan, tumour_scan
 from medcoarse.synthetic.lung import nodule_crop, read_nodule
-from medcoarse.synthetic.volumes import write_brats_dataset, write_lidc_dataset, write_ms_dataset
+from medcoarse.synthetic.pelvis import draw_strokes, pelvis_scan
+from medcoarse.synthetic.volumes import write_brats_dataset, write_lidc_dataset, write_ms_dataset, write_pelvis_dataset
 
 FEW = {"num_training": 2, "num_validation": 1, "num_test": 1, "shape": (24, 24, 10)}
 MS_RULES = {"label_keys": ("label", "positive"), "label_values": (0, 1, 255), "mask_keys": ()}
@@ -35,7 +36,7 @@ def load(path):
 # ---- Voxels ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("draw", [ms_scan, tumour_scan, nodule_crop])
+@pytest.mark.parametrize("draw", [ms_scan, tumour_scan, nodule_crop, pelvis_scan])
 def test_a_seed_gives_the_same_voxels_and_another_one_others(draw):
     one, again, other = (draw(seed, (24, 24, 10)) for seed in (3, 3, 4))
     assert np.array_equal(one.image, again.image)
@@ -228,3 +229,51 @@ def test_test_patients_do_not_depend_on_the_number_for_training(tmp_path):
     patients = [item["case"]["patient"] for name in ("training", "validation", "test")
                 for item in load_datalist(more / "datalist.json", name)]  # fmt: skip
     assert len(set(patients)) == len(patients) == 4
+
+
+# ---- A pelvis with strokes -------------------------------------------------------------------------------------------
+
+
+def test_strokes_are_few_and_mostly_right():
+    for seed in range(4):
+        scan = pelvis_scan(seed)
+        drawn = scan.strokes != 255
+        assert 0.003 < drawn.mean() < 0.03
+        for k in range(3):
+            said = scan.strokes == k
+            assert said.any()
+            assert (scan.label[said] == k).mean() > 0.75, "a pen is wider than the zone in places"
+        slices = drawn.any((0, 1))
+        shown = (scan.label > 0).any((0, 1))
+        assert 0.4 < slices[shown].mean() < 0.8, "every other slice"
+
+
+def test_nothing_is_drawn_where_there_is_no_organ():
+    assert (draw_strokes(np.random.default_rng(0), np.zeros((16, 16, 4), np.uint8), (1, 1, 3)) == 255).all()
+
+
+def test_the_organ_cannot_be_told_by_its_brightness_alone():
+    """Half of what is as bright as a zone is something else: a threshold does not do."""
+    scan = pelvis_scan(0)
+    for k in (1, 2):
+        low, high = np.percentile(scan.image[scan.label == k], [10, 90])
+        alike = (scan.image >= low) & (scan.image <= high)
+        assert (scan.label[alike] == k).mean() < 0.3
+
+
+def test_drawings_are_files_as_a_person_has_them(tmp_path):
+    """0 is undrawn, as ITK-SNAP has it; images differ in size and spacing, drawings lie on their image."""
+    folder = write_pelvis_dataset(tmp_path / "mri", 4, 1, 1, shape=(24, 24, 12), spacing=(4.0, 4.0, 5.0))
+    items = load_datalist(folder / "datalist.json", "training")
+    shapes = set()
+    for item in items:
+        image, drawing, label = (nibabel.load(item[key]) for key in ("image", "drawing", "label"))
+        assert image.shape == drawing.shape == label.shape
+        np.testing.assert_allclose(image.header.get_zooms(), item["spacing"], rtol=1e-5)
+        np.testing.assert_allclose(image.affine, drawing.affine)
+        values = np.asanyarray(drawing.dataobj)
+        assert set(np.unique(values)) <= {0, 1, 2, 3}
+        assert (values == 0).mean() > 0.9
+        assert (np.asanyarray(label.dataobj)[values == 3] == 0).mean() > 0.9
+        shapes.add(image.shape)
+    assert len(shapes) == 2
