@@ -15,7 +15,7 @@ from benchmarks.timing import peak_bytes
 from medcoarse.confusion import UNLABELED, Annotations
 
 CONFIG = Path(__file__).parents[1] / "bundles" / "drawings" / "configs" / "train.json"
-SIDES = (64, 128, 256)
+SIDES = (128, 256)
 
 
 def _parser() -> ConfigParser:

@@ -14,6 +14,8 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform
 from monai.utils.enums import TransformBackends
 from monai.utils.misc import ensure_tuple_rep
+from monai.utils.type_conversion import convert_to_dst_type
+from scipy import ndimage
 
 from medcoarse.confusion import UNLABELED
 from medcoarse.readers.claims import KINDS, Maps, as_claims, claimed, num_annotators, outside, preset
@@ -151,6 +153,63 @@ class UnlabeledIfMissingd(MapTransform):
             if key not in item:
                 nothing = np.full((1, *_grid(image, self.image_key).shape), UNLABELED, np.uint8)
                 item[key] = _like(image, nothing, [str(image.meta.get("filename_or_obj", ""))])
+        return item
+
+
+def fill_beyond_loops(strokes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Strokes in which what lies beyond a closed line of background is background too.
+
+    On a slice, undrawn pixels are background if every way from them to a stroke of another class crosses background.
+    Ways go to the four neighbours, so a line one pixel wide is closed also where it runs diagonally. A slice without a
+    stroke of another class stays as it is.
+
+    Args:
+        strokes: a label map of one slice (X, Y) or of slices along the last axis (X, Y, Z), 255 where nothing was drawn.
+
+    Returns:
+        A new label map.
+
+    Example:
+        >>> row = np.array([[255, 0, 255, 1, 255, 255]], np.uint8)
+        >>> fill_beyond_loops(row).tolist()
+        [[0, 0, 255, 1, 255, 255]]
+    """
+    filled = strokes.copy()
+    slices = np.moveaxis(filled, 2, 0) if strokes.ndim == 3 else filled[None]
+    for plane in slices:
+        parts, _ = ndimage.label(plane != 0)
+        holding = np.unique(parts[(plane != 0) & (plane != UNLABELED)])
+        if len(holding):
+            plane[(parts > 0) & ~np.isin(parts, holding)] = 0
+    return filled
+
+
+class FillBeyondLoopsd(MapTransform):
+    """Read a closed line of background around a structure as "all that lies beyond is background".
+
+    See `fill_beyond_loops`: people who draw such a loop mean that, and those who don't lose nothing.
+
+    Args:
+        keys: strokes (1, *S) with values of classes, 255 where nothing was drawn; slices lie along the third axis.
+        allow_missing_keys: skip items without strokes.
+
+    Example:
+        >>> item = {"strokes": torch.tensor([[[255, 0, 255, 1]]], dtype=torch.uint8)}
+        >>> FillBeyondLoopsd("strokes")(item)["strokes"]
+        tensor([[[  0,   0, 255,   1]]], dtype=torch.uint8)
+    """
+
+    backend = _BACKEND
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        """The item with more background."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            filled = np.stack([fill_beyond_loops(one) for one in np.asarray(item[key])])
+            item[key] = convert_to_dst_type(filled, item[key], dtype=np.uint8)[0]
         return item
 
 
