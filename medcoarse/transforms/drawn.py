@@ -164,7 +164,7 @@ def fill_beyond_loops(strokes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     stroke of another class stays as it is.
 
     Args:
-        strokes: a label map of one slice (X, Y) or of slices along the last axis (X, Y, Z), 255 where nothing was drawn.
+        strokes: a label map of one slice (X, Y), or of slices along the last axis (X, Y, Z); 255 is undrawn.
 
     Returns:
         A new label map.

@@ -8,8 +8,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
 
 from medcoarse.own_data import block_size, check_patch, factors, prepare_drawings, section_items, section_of
+from medcoarse.transforms.drawn import FillBeyondLoopsd, fill_beyond_loops
 
 ITEM = {"image": "image.nii.gz", "drawing": "drawing.nii.gz"}
 OPTIONS = {"mapping": "unlabeled_255", "spatial_dims": 3, "in_channels": 1, "num_classes": 2}
@@ -54,7 +57,10 @@ def test_without_a_datalist_something_is_drawn(folder):
 
 
 def test_what_is_drawn_for_validation_does_not_count(folder):
-    save(folder / "drawing2.nii.gz", np.where(np.arange(8)[:, None, None] == 2, 1, 255).astype(np.uint8) * np.ones((8, 6, 4), np.uint8))
+    save(
+        folder / "drawing2.nii.gz",
+        np.where(np.arange(8)[:, None, None] == 2, 1, 255).astype(np.uint8) * np.ones((8, 6, 4), np.uint8),
+    )
     image = np.random.default_rng(1).normal(size=(8, 6, 4)).astype(np.float32)
     save(folder / "image2.nii.gz", image)
     other = {"image": "image2.nii.gz", "drawing": "drawing2.nii.gz"}
@@ -127,3 +133,52 @@ def test_patches_have_to_fit_the_network():
         check_patch([16, 32, 3], [[2, 2, 1], 2], 3)
     with pytest.raises(SystemExit, match="must have 3 numbers"):
         check_patch([16, 32], [[2, 2, 1], 2], 3)
+
+
+def loop(side: int = 9) -> np.ndarray:
+    """A diamond of background around a stroke of class 1."""
+    plane = np.full((side, side), 255, np.uint8)
+    middle = side // 2
+    apart = np.abs(np.indices(plane.shape) - middle).sum(0)
+    plane[apart == middle - 1] = 0
+    plane[middle, middle] = 1
+    return plane
+
+
+def test_beyond_a_closed_loop_is_background():
+    """By hand: everything farther from the middle than the line, whose corners touch diagonally."""
+    plane = loop()
+    apart = np.abs(np.indices(plane.shape) - 4).sum(0)
+    filled = fill_beyond_loops(plane)
+    assert (filled[apart >= 3] == 0).all()
+    assert (filled[apart == 1] == 255).all()
+    assert filled[4, 4] == 1
+    assert np.array_equal(plane, loop()), "what came in stays as it is"
+
+
+def test_an_open_loop_and_a_slice_without_the_structure_say_nothing_more():
+    gap = loop()
+    gap[4, 1] = 255
+    assert np.array_equal(fill_beyond_loops(gap), gap)
+    empty = loop()
+    empty[4, 4] = 255
+    assert np.array_equal(fill_beyond_loops(empty), empty)
+    nothing = np.full((4, 5), 255, np.uint8)
+    assert np.array_equal(fill_beyond_loops(nothing), nothing)
+
+
+def test_a_structure_beyond_the_loop_opens_it():
+    """Two structures, a loop around one of them: nothing is known of what surrounds the other."""
+    plane = loop()
+    plane[0, 0] = 2
+    assert np.array_equal(fill_beyond_loops(plane), plane)
+
+
+def test_slices_are_read_one_by_one():
+    volume = np.stack([loop(), np.full((9, 9), 255, np.uint8)], axis=2)
+    filled = fill_beyond_loops(volume)
+    assert np.array_equal(filled[:, :, 0], fill_beyond_loops(loop()))
+    assert (filled[:, :, 1] == 255).all()
+    item = FillBeyondLoopsd("positive")({"positive": MetaTensor(torch.from_numpy(volume[None]))})
+    assert np.array_equal(np.asarray(item["positive"][0]), filled)
+    assert item["positive"].dtype == torch.uint8
