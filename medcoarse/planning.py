@@ -1,0 +1,255 @@
+"""How to train on images nobody has planned for: from facts about the data to a bundle's settings, by stated rules.
+
+The rules are in the spirit of nnU-Net's (Isensee et al., Nature Methods 2021): the usual spacing, a patch as large as
+memory allows, pooling until the smallest map has four voxels a side and only along axes that are fine enough.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+BYTES_PER_VOXEL = 3000
+"""Of a residual U-Net with 16 channels at the top, forward and backward, 32 bit."""
+
+_MAX_POOLINGS = 4
+_SMALLEST_SIDE = 4
+_ANISOTROPIC = 3.0
+_SAME_SPACING = 0.05
+_STEPS = 2000
+_PATCHES_PER_EPOCH = 64
+_MOST_VOXELS = {(2, False): 256 * 256, (2, True): 512 * 512, (3, False): 64 * 64 * 32, (3, True): 96**3}
+"""By axes and whether there is a GPU; on CPUs time is the limit, not memory."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a set of images.
+
+    Args:
+        shapes: of each image, as stored; two axes for pictures and single slices, three for volumes.
+        spacings: of each image in mm, or None for pictures.
+        num_channels: of every image.
+        modality: "CT", "MR", "picture", or "" where it is not known.
+        low: the median over images of the lowest intensity.
+        high: the median over images of the highest.
+        usual: the median over images of the 99th percentile.
+        drawn_range: 0.5th and 99.5th percentile of what is drawn as foreground; None where nothing is.
+    """
+
+    shapes: Sequence[Sequence[int]]
+    spacings: Sequence[Sequence[float]] | None
+    num_channels: int
+    modality: str = ""
+    low: float = 0.0
+    high: float = 1.0
+    usual: float = 1.0
+    drawn_range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings of a bundle, and why: id -> value, and id -> reason."""
+
+    settings: Mapping[str, Any]
+    reasons: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def make_plan(facts: Facts, gpu: bool = False, memory_gb: float = 4.0) -> Plan:
+    """Settings of the bundle `drawings` for a set of images.
+
+    Args:
+        facts: about the images.
+        gpu: whether there is one.
+        memory_gb: for training.
+
+    Raises:
+        ValueError: no images, or some with two axes and some with three.
+
+    Example:
+        >>> plan = make_plan(Facts([(64, 64, 20)] * 5, [(1.0, 1.0, 4.0)] * 5, 1, "MR"))
+        >>> plan.settings["network_def#strides"], plan.settings["patch_size"]
+        ([[2, 2, 1], [2, 2, 1], [2, 2, 2], [2, 2, 2]], [64, 64, 20])
+    """
+    dims = _spatial_dims(facts)
+    spacing, why_spacing = target_spacing(facts)
+    shape, steps = usual_shape(facts, spacing)
+    voxels = min(_MOST_VOXELS[dims, gpu], int(memory_gb * 1e9 / BYTES_PER_VOXEL / 2))
+    sides = fitting_box(shape, steps, voxels)
+    strides = choose_strides(sides, steps)
+    patch = _rounded(sides, strides)
+    channels = [min((32 if gpu else 16) * 2**level, 256) for level in range(len(strides) + 1)]
+    batch = int(np.clip(memory_gb * 1e9 / BYTES_PER_VOXEL / math.prod(patch), 2, 8))
+    per_epoch = max(_PATCHES_PER_EPOCH, len(facts.shapes))
+    epochs = int(np.clip(math.ceil(_STEPS * batch / per_epoch), 30, 200))
+    intensity, why_intensity = choose_intensity(facts)
+    settings: dict[str, Any] = {
+        "spatial_dims": dims,
+        "in_channels": facts.num_channels,
+        "spacing": spacing,
+        "patch_size": patch,
+        "patches_per_epoch": _PATCHES_PER_EPOCH,
+        "intensity": intensity,
+        "network_def#channels": channels,
+        "network_def#strides": strides,
+        "batch_size": batch,
+        "max_epochs": epochs,
+    }
+    if intensity == "ct":
+        settings["ct_window"] = window(facts)
+    reasons = {
+        "spatial_dims": f"the images have {dims} axes of more than one voxel",
+        "spacing": why_spacing,
+        "patch_size": f"the largest box, as near to a cube in mm as the usual image {shape} allows, of at most "
+        f"{voxels} voxels ({'GPU' if gpu else 'CPU'}, {memory_gb:g} GB), rounded to what the network divides by",
+        "intensity": why_intensity,
+        "network_def#strides": "each axis is halved while it keeps four voxels and is not yet twice as coarse as the "
+        f"finest; at most {_MAX_POOLINGS} times",
+        "network_def#channels": "doubled at each halving, at most 256",
+        "batch_size": "as many patches as fit into memory, from 2 to 8",
+        "max_epochs": f"about {_STEPS} steps, from 30 to 200 epochs of {per_epoch} patches",
+    }
+    return Plan(settings, reasons)
+
+
+def _spatial_dims(facts: Facts) -> int:
+    axes = {len(shape) for shape in facts.shapes}
+    if len(axes) != 1 or not axes <= {2, 3}:
+        raise ValueError(f"the images have {sorted(axes)} axes; plan for pictures or for volumes, not for both")
+    return axes.pop()
+
+
+def target_spacing(facts: Facts) -> tuple[list[float] | None, str]:
+    """The spacing to resample to, or None to take voxels as they are; and why.
+
+    It is the median along each axis. Where that is coarser along one axis by a factor of over three, the tenth
+    percentile is taken along it, so that the finer images keep their slices.
+
+    Example:
+        >>> target_spacing(Facts([(9, 9, 9)] * 3, [(1, 1, 1), (1, 1, 2), (1, 1, 2)], 1))[0]
+        [1.0, 1.0, 2.0]
+    """
+    if facts.spacings is None:
+        return None, "pictures have no size in mm"
+    if _spatial_dims(facts) == 2:
+        return None, "single slices are taken as they are"
+    found = np.asarray(facts.spacings, dtype=np.float64)
+    median = np.median(found, axis=0)
+    if (np.abs(found / median - 1) <= _SAME_SPACING).all():
+        return None, f"all images have the same spacing, {_text(median)} mm"
+    coarsest = int(median.argmax())
+    why = f"the median spacing; the images have {_text(found.min(axis=0))} to {_text(found.max(axis=0))} mm"
+    if median[coarsest] > _ANISOTROPIC * median.min():
+        median[coarsest] = max(np.percentile(found[:, coarsest], 10), np.delete(median, coarsest).max())
+        why += f"; along axis {coarsest}, the coarsest, the tenth percentile"
+    return [round(float(value), 4) for value in median], why
+
+
+def _text(values: Any) -> str:
+    return " x ".join(f"{value:g}" for value in np.round(values, 4))
+
+
+def usual_shape(facts: Facts, spacing: Sequence[float] | None) -> tuple[list[int], list[float]]:
+    """The median shape after resampling, and the spacing it has.
+
+    Example:
+        >>> usual_shape(Facts([(10, 10, 10), (20, 20, 20)], [(2, 2, 2), (1, 1, 1)], 1), [1.0, 1.0, 1.0])
+        ([20, 20, 20], [1.0, 1.0, 1.0])
+    """
+    shapes = np.asarray(facts.shapes, dtype=np.float64)
+    if facts.spacings is None:
+        steps = np.ones(shapes.shape[1])
+    else:
+        given = np.asarray(facts.spacings, dtype=np.float64)
+        steps = np.median(given, axis=0) if spacing is None else np.asarray(spacing, dtype=np.float64)
+        shapes = shapes if spacing is None else shapes * given / steps
+    return [max(1, round(side)) for side in np.median(shapes, axis=0)], [float(step) for step in steps]
+
+
+def fitting_box(shape: Sequence[int], spacing: Sequence[float], most_voxels: int) -> list[int]:
+    """The largest box of at most so many voxels within a shape, as near to a cube in mm as the shape allows.
+
+    Example:
+        >>> fitting_box([100, 100, 10], [1.0, 1.0, 5.0], 16000)
+        [43, 43, 8]
+        >>> fitting_box([100, 100], [1.0, 1.0], 10**6)
+        [100, 100]
+    """
+    sides, steps = np.asarray(shape, dtype=np.float64), np.asarray(spacing, dtype=np.float64)
+    low, high = 0.0, float((sides * steps).max())
+    if sides.prod() <= most_voxels:
+        return [int(side) for side in sides]
+    for _ in range(60):  # halving the interval of the cube's side
+        middle = (low + high) / 2
+        fits = np.minimum(sides, np.maximum(middle / steps, 1)).prod() <= most_voxels
+        low, high = (middle, high) if fits else (low, middle)
+    return [int(side) for side in np.floor(np.minimum(sides, np.maximum(low / steps, 1)) + 1e-6)]
+
+
+def choose_strides(shape: Sequence[int], spacing: Sequence[float]) -> list[list[int]]:
+    """By how much each level of the network halves each axis.
+
+    Example:
+        >>> choose_strides([32, 32, 8], [1.0, 1.0, 3.0])
+        [[2, 2, 1], [2, 2, 2], [2, 2, 1]]
+    """
+    sides, steps = np.asarray(shape, dtype=np.float64), np.asarray(spacing, dtype=np.float64)
+    strides: list[list[int]] = []
+    while len(strides) < _MAX_POOLINGS:
+        large = sides >= 2 * _SMALLEST_SIDE
+        if not large.any():
+            break
+        halved = large & (steps < 2 * steps[large].min())
+        strides.append([2 if halve else 1 for halve in halved])
+        factor = np.where(halved, 2, 1)
+        sides, steps = sides / factor, steps * factor
+    return strides or [[1] * len(sides)]
+
+
+def _rounded(sides: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
+    """Down to a multiple of what the segmenter divides by, and of what the annotators' network does, which halves the
+    blocks of the first two levels once more; at least one of it.
+    """
+    patch = []
+    for axis, side in enumerate(sides):
+        steps = [stride[axis] for stride in strides]
+        factor = math.lcm(math.prod(steps), 2 * math.prod(steps[:2]))
+        patch.append(max(side // factor, 1) * factor)
+    return patch
+
+
+def choose_intensity(facts: Facts) -> tuple[str, str]:
+    """How intensities are brought to one scale, and why.
+
+    Example:
+        >>> choose_intensity(Facts([(8, 8, 8)], [(1, 1, 1)], 1, "", -1024.0, 3071.0, 900.0))[0]
+        'ct'
+    """
+    if facts.modality == "CT" or (not facts.modality and facts.num_channels == 1 and facts.low <= -900):
+        known = "DICOM says so" if facts.modality == "CT" else f"the lowest value is {facts.low:g}"
+        return "ct", f"Hounsfield units of CT ({known}): a window of what is drawn"
+    if facts.modality == "picture":
+        return "unit", "pictures: from the lowest to the highest value of each"
+    if facts.high - facts.low > 5 * (facts.usual - facts.low):
+        return "percentile", f"a few voxels are far brighter ({facts.high:g}) than 99% are (below {facts.usual:g})"
+    return "zscore", "no fixed unit, as in MRI: each image by its mean and standard deviation"
+
+
+def window(facts: Facts) -> list[float]:
+    """Hounsfield units that are told apart: those of what is drawn, at least 100 of them, else soft tissue.
+
+    Example:
+        >>> window(Facts([(8, 8, 8)], None, 1, drawn_range=(30.0, 60.0)))
+        [-5.0, 95.0]
+    """
+    low, high = facts.drawn_range or (-160.0, 240.0)
+    missing = max(0.0, 100.0 - (high - low)) / 2
+    return [round(low - missing, 1), round(high + missing, 1)]

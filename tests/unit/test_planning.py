@@ -1,0 +1,136 @@
+"""Plans worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from medcoarse.planning import (
+    Facts,
+    choose_intensity,
+    choose_strides,
+    fitting_box,
+    make_plan,
+    target_spacing,
+    usual_shape,
+    window,
+)
+
+
+def volumes(spacings: list[tuple[float, ...]], shape: tuple[int, ...] = (100, 100, 50)) -> Facts:
+    return Facts([shape] * len(spacings), spacings, 1)
+
+
+@pytest.mark.parametrize(
+    ("spacings", "expected"),
+    [
+        ([(1, 1, 3)] * 3, None),
+        ([(1, 1, 3), (1.04, 1, 3), (1, 1, 3)], None),  # within 5%
+        ([(1, 1, 1), (1, 1, 2), (1, 1, 2), (1.2, 1.2, 3)], [1.0, 1.0, 2.0]),  # the median
+        # 1, 5, 5, 6, 8: the median of 5 is over three times 1; the tenth percentile is 1 + 0.4 * 4 = 2.6
+        ([(1, 1, 1), (1, 1, 5), (1, 1, 5), (1, 1, 6), (1, 1, 8)], [1.0, 1.0, 2.6]),
+        # never finer than the other axes: the tenth percentile of 0.2, 9, 9, 9, 9 is 3.72; of 0.2, 0.2, 9, 9, 9 0.2
+        ([(1, 1, 0.2), (1, 1, 0.2), (1, 1, 9), (1, 1, 9), (1, 1, 9)], [1.0, 1.0, 1.0]),
+    ],
+)
+def test_spacing(spacings: list[tuple[float, ...]], expected: list[float] | None) -> None:
+    assert target_spacing(volumes(spacings))[0] == expected
+
+
+def test_shape_after_resampling() -> None:
+    # 100 * 1 / 2 = 50 and 100 * 3 / 2 = 150; the median of 50, 150, 150
+    facts = Facts([(100, 10, 10)] * 3, [(1, 1, 1), (3, 1, 1), (3, 1, 1)], 1)
+    assert usual_shape(facts, [2.0, 1.0, 1.0])[0] == [150, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "most", "expected"),
+    [
+        ((512, 512), (1, 1), 256 * 256, [256, 256]),
+        ((512, 100), (1, 1), 100 * 200, [200, 100]),
+        ((512, 512, 100), (0.5, 0.5, 2.0), 64 * 64 * 16, [64, 64, 16]),  # 32 mm each way
+        ((7, 5, 3), (1, 1, 1), 1000, [7, 5, 3]),
+        ((1000, 1, 1), (1, 1, 9), 10, [10, 1, 1]),
+    ],
+)
+def test_box(shape: tuple[int, ...], spacing: tuple[float, ...], most: int, expected: list[int]) -> None:
+    assert fitting_box(shape, spacing, most) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "expected"),
+    [
+        ((256, 256), (1, 1), [[2, 2]] * 4),  # four at most
+        ((16, 16), (1, 1), [[2, 2]] * 2),  # 16, 8, 4
+        ((15, 15), (1, 1), [[2, 2]]),  # 7.5 is not twice 4
+        ((64, 64, 4), (1, 1, 1), [[2, 2, 1]] * 4),  # too thin
+        ((64, 64, 32), (1, 1, 4), [[2, 2, 1], [2, 2, 1], [2, 2, 2], [2, 2, 2]]),  # 1, 2, then 4 like the slices
+        ((64, 64, 32), (1, 1, 1.9), [[2, 2, 2]] * 3 + [[2, 2, 1]]),  # 32, 16, 8, 4: the slices are at their end
+        ((5, 5), (1, 1), [[1, 1]]),
+    ],
+)
+def test_strides(shape: tuple[int, ...], spacing: tuple[float, ...], expected: list[list[int]]) -> None:
+    assert choose_strides(shape, spacing) == expected
+
+
+def test_the_plan_of_a_ct_on_a_cpu() -> None:
+    facts = Facts([(512, 512, 60)] * 10, [(0.8, 0.8, 5.0)] * 10, 1, "CT", -1024, 2000, 300, (-50, 150))
+    settings = make_plan(facts).settings
+    # a cube of s mm: (s / 0.8)^2 * s / 5 = 131072 voxels, s = 74.9 mm, so 93 x 93 x 14 voxels
+    # halving: 0.8, 1.6, 3.2: at 3.2 the slices of 5 mm join in, 14 -> 7, and 93 -> 5 after four
+    assert settings["network_def#strides"] == [[2, 2, 1], [2, 2, 1], [2, 2, 2], [2, 2, 1]]
+    assert settings["patch_size"] == [80, 80, 14]
+    assert settings["network_def#channels"] == [16, 32, 64, 128, 256]
+    assert (settings["intensity"], settings["ct_window"]) == ("ct", [-50, 150])
+    assert settings["spacing"] is None
+    assert settings["batch_size"] == 8  # 4e9 / 3000 / 89600 = 14.9
+    assert settings["max_epochs"] == 200  # 2000 * 8 / 64 = 250
+
+
+def test_the_plan_of_pictures() -> None:
+    plan = make_plan(Facts([(700, 600)] * 100, None, 3, "picture", 0, 255, 250), gpu=True, memory_gb=16)
+    settings = plan.settings
+    assert (settings["spatial_dims"], settings["in_channels"], settings["spacing"]) == (2, 3, None)
+    assert settings["patch_size"] == [512, 512]
+    assert settings["network_def#channels"] == [32, 64, 128, 256, 256]
+    assert settings["batch_size"] == 8
+    assert settings["max_epochs"] == math.ceil(2000 * 8 / 100)
+    assert settings["intensity"] == "unit"
+    assert "ct_window" not in settings
+    assert set(plan.reasons) <= set(settings)
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (7, 6, 5), (33, 17, 9), (1000, 3), (24, 24, 1000)])
+def test_every_patch_is_one_that_the_networks_take(shape: tuple[int, ...]) -> None:
+    settings = make_plan(Facts([shape], [(1.0,) * len(shape)], 1)).settings
+    strides = settings["network_def#strides"]
+    assert len(settings["network_def#channels"]) == len(strides) + 1
+    for axis, side in enumerate(settings["patch_size"]):
+        steps = [stride[axis] for stride in strides]
+        assert side % math.prod(steps) == 0
+        assert side % (2 * math.prod(steps[:2])) == 0
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (Facts([(9, 9, 9)], None, 1, "MR", 0, 4000, 900), "zscore"),
+        (Facts([(9, 9, 9)], None, 1, "", 0, 40000, 900), "percentile"),
+        (Facts([(9, 9, 9)], None, 1, "", -1000, 400, 300), "ct"),
+        (Facts([(9, 9, 9)], None, 2, "", -1000, 400, 300), "zscore"),
+        (Facts([(9, 9, 9)], None, 1, "MR", -1000, 400, 300), "zscore"),
+    ],
+)
+def test_intensity(facts: Facts, expected: str) -> None:
+    assert choose_intensity(facts)[0] == expected
+
+
+def test_window_without_drawings() -> None:
+    assert window(Facts([(9, 9, 9)], None, 1)) == [-160.0, 240.0]
+
+
+@pytest.mark.parametrize("shapes", [[], [(5, 5), (5, 5, 5)], [(5,)]])
+def test_no_plan_for_a_mixture(shapes: list[tuple[int, ...]]) -> None:
+    with pytest.raises(ValueError, match="not for both"):
+        make_plan(Facts(shapes, None, 1))
