@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,10 +57,6 @@ class Plan:
 
     settings: Mapping[str, Any]
     reasons: Mapping[str, str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def make_plan(facts: Facts, gpu: bool = False, memory_gb: float = 4.0) -> Plan:

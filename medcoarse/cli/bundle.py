@@ -1,0 +1,130 @@
+"""Bundles: where the one for one's own drawings lies, copies of it that a plan has been written into, running them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import medcoarse
+from medcoarse.bundle_files import sync
+from medcoarse.cli.main import CommandError
+from medcoarse.files import write_json
+
+_PLACE = "bundles/drawings/configs/train.json"
+
+
+def shipped_bundle() -> Path:
+    """The bundle `drawings`: beside the package in a clone, else where pip put it.
+
+    Raises:
+        CommandError: it is nowhere.
+    """
+    clone = Path(medcoarse.__file__).parents[1] / "bundles" / "drawings"
+    if (clone / "configs" / "train.json").is_file():
+        return clone
+    for file in importlib.metadata.files("medcoarse") or ():
+        if file.as_posix().endswith(_PLACE):
+            return Path(str(file.locate())).resolve().parents[1]
+    raise CommandError("the bundle 'drawings' is not installed; install medcoarse again")
+
+
+def make_bundle(folder: Path, settings: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """A copy of the shipped bundle with a plan written into it: complete, and independent of the original.
+
+    Args:
+        folder: of the copy.
+        settings: ids and values, `a#b` for a nested one; each configuration gets those that it has.
+        metadata: what to change in metadata.json.
+    """
+    source = shipped_bundle()
+    for file in sorted((source / "configs").iterdir()):
+        target = folder / "configs" / file.name
+        if file.suffix != ".json":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+            continue
+        content = json.loads(file.read_text(encoding="utf-8"))
+        changes = metadata if file.name == "metadata.json" else settings
+        if file.name == "inference.json":  # there `datalist` is a list of images
+            changes = {key: value for key, value in settings.items() if key != "datalist"}
+        write_json(target, _changed(content, changes, add=file.name == "metadata.json"))
+    for name in ("LICENSE", "docs"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+        elif (source / name).is_dir():
+            shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
+    sync(folder)
+
+
+def change_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write further values into the configurations of a bundle."""
+    for file in sorted((folder / "configs").glob("*.json")):
+        if file.name not in ("metadata.json", "plan.json"):
+            write_json(file, _changed(json.loads(file.read_text(encoding="utf-8")), settings, add=False))
+    sync(folder)
+
+
+def _changed(content: dict[str, Any], changes: Mapping[str, Any], add: bool) -> dict[str, Any]:
+    for key, value in changes.items():
+        place, *rest = key.split("#")
+        inner = content
+        while rest and isinstance(inner.get(place), dict):
+            inner, (place, *rest) = inner[place], rest
+        if not rest and (add or place in inner):
+            inner[place] = value
+    return content
+
+
+def config_of(bundle: Path, name: str) -> dict[str, Any]:
+    """A configuration of a bundle.
+
+    Raises:
+        CommandError: there is none, or it is damaged.
+    """
+    path = bundle / "configs" / name
+    if not path.is_file():
+        raise CommandError(f"{bundle}: no bundle, it has no configs/{name}; pass what `medcoarse train` wrote")
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise CommandError(f"{path}: damaged; restore it") from None
+    return content
+
+
+def run_bundle(bundle: Path, names: list[str], run_id: str, **settings: Any) -> None:
+    """What `python -m monai.bundle run RUN_ID` does, in this process."""
+    from monai.bundle import ConfigWorkflow  # takes seconds
+
+    configs = bundle / "configs"
+    logs = configs / "logging.conf"
+    workflow = ConfigWorkflow(
+        [str(configs / name) for name in names],
+        meta_file=str(configs / "metadata.json") if (configs / "metadata.json").is_file() else None,
+        logging_file=str(logs) if logs.is_file() else False,
+        run_id=run_id,
+        bundle_root=str(bundle),
+        **settings,
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+    logging.shutdown()
+
+
+def class_names_of(bundle: Path) -> list[str]:
+    """Names of the classes that a bundle tells apart, background first, from its metadata.
+
+    Raises:
+        CommandError: the metadata does not name them.
+    """
+    metadata = config_of(bundle, "metadata.json")
+    try:
+        named = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+        return [str(named[key]) for key in sorted(named, key=int)]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise CommandError(f"{bundle}: metadata.json does not name the classes (channel_def of pred)") from None

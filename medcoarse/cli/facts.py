@@ -1,0 +1,274 @@
+"""What a folder of images and drawings is like: what a plan needs to know, and what the drawings' values mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from tqdm import tqdm
+
+from medcoarse.cli.files import is_series, listed
+from medcoarse.cli.main import CommandError
+from medcoarse.confusion import UNLABELED
+from medcoarse.datalist import DataError
+from medcoarse.planning import Facts
+from medcoarse.readers.claims import drawn_names
+from medcoarse.readers.dicom import read_tags
+from medcoarse.readers.drawing import Grid, as_affine
+from medcoarse.readers.formats import read_drawing
+from medcoarse.transforms.drawn import LoadCoarseAnnotationd
+
+PRESETS = ("itksnap", "unlabeled_255", "dense", "monailabel_scribbles", "names")
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_MAX_CLASSES = 254
+_MOST_SAMPLES = 20000
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What drawings say.
+
+    Args:
+        names: of the classes, background first.
+        mapping: value or name -> [class, "positive" or "negative"], or None; see `LoadCoarseAnnotationd`.
+        said: how the mapping was found, in words.
+    """
+
+    names: list[str]
+    mapping: Table
+    said: str
+
+
+def load_image(path: Path) -> MetaTensor:
+    """An image as the bundle loads it: (C, *S); a volume of one slice without its last axis.
+
+    Raises:
+        CommandError: damaged, or no image.
+    """
+    reader = "PydicomReader" if is_series(path) else None
+    load = Compose([LoadImaged("image", reader=reader), EnsureChannelFirstd("image")])
+    try:
+        image: MetaTensor = load({"image": str(path)})["image"]
+    except Exception as error:  # the readers' libraries promise no types, and may quote a header
+        raise CommandError(f"{path}: damaged, or no image that can be read ({type(error).__name__})") from None
+    if image.ndim not in (3, 4) or not image.numel():
+        raise CommandError(f"{path}: has {image.ndim - 1} axes, expected a picture or a volume")
+    if not bool(image.isfinite().all()):
+        raise CommandError(f"{path}: has values that are not numbers (NaN or infinity); repair it")
+    return image
+
+
+def modality_of(path: Path) -> str:
+    """CT, MR, ... from DICOM; "picture"; or nothing."""
+    if path.name.lower().endswith(_PICTURES):
+        return "picture"
+    if not is_series(path):
+        return ""
+    file = min(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else path
+    return read_tags(file, ["Modality"])["Modality"]
+
+
+def inspect(
+    pairs: Mapping[Path, Path], mapping: str | None, background: str | None, class_names: Sequence[str] | None
+) -> tuple[Facts, Classes]:
+    """Decode every image and drawing once; two passes over the drawings, for the first tells what is in them.
+
+    Args:
+        pairs: image -> drawing.
+        mapping: one of `PRESETS`, a JSON object or file, or None: names where the drawings have some, "unlabeled_255"
+            where 255 is drawn, else "itksnap".
+        background: the value or name of what is drawn as background.
+        class_names: of the foreground, in the order of their values.
+
+    Raises:
+        CommandError: a damaged file, images that cannot be trained on together, drawings that do not fit their images
+            or are not in the mapping.
+    """
+    rows, found, named = [], set[str](), set[bool]()
+    for image, drawing in tqdm(pairs.items(), "inspecting", leave=False, disable=None):
+        loaded = load_image(image)
+        rows.append(_row(image, loaded))
+        values, segments = _values(drawing, loaded, image)
+        found |= values
+        named.add(segments)
+    _require_alike(list(pairs), rows)
+    classes = find_classes(found, True in named, mapping, background, class_names)
+    ranges = _check_drawings(pairs, classes)
+    dims = {len(row["shape"]) for row in rows}
+    modalities = {row["modality"] for row in rows}
+    pictures = "picture" in modalities
+    facts = Facts(
+        [row["shape"] for row in rows],
+        None if pictures else [row["spacing"] for row in rows],
+        rows[0]["channels"],
+        modalities.pop() if len(modalities) == 1 and len(dims) == 1 else "",
+        **{key: float(np.median([row[key] for row in rows])) for key in ("low", "high", "usual")},
+        drawn_range=ranges,
+    )
+    return facts, classes
+
+
+def _row(path: Path, image: MetaTensor) -> dict[str, Any]:
+    shape = tuple(image.shape[1:])
+    flat = shape[:-1] if len(shape) == 3 and shape[-1] == 1 else shape
+    spacing = np.linalg.norm(as_affine(image.affine.cpu().numpy())[:3, :3], axis=0)[: len(flat)]
+    values = np.asarray(image).ravel()
+    sample = values[:: max(1, values.size // _MOST_SAMPLES)]
+    return {
+        "shape": flat,
+        "spacing": tuple(float(step) for step in spacing),
+        "channels": len(image),
+        "modality": modality_of(path),
+        "low": float(values.min()),
+        "high": float(values.max()),
+        "usual": float(np.percentile(sample, 99)),
+    }
+
+
+def _require_alike(images: Sequence[Path], rows: Sequence[Mapping[str, Any]]) -> None:
+    for key, what in (("channels", "channels"), ("axes", "axes of more than one voxel")):
+        seen: dict[int, list[Path]] = {}
+        for image, row in zip(images, rows, strict=True):
+            seen.setdefault(len(row["shape"]) if key == "axes" else row[key], []).append(image)
+        if len(seen) > 1:
+            parts = "; ".join(f"{number} {what}: {listed(some)}" for number, some in sorted(seen.items()))
+            raise CommandError(f"the images are not alike ({parts}); train on one kind at a time")
+
+
+def _values(drawing: Path, image: MetaTensor, path: Path) -> tuple[set[str], bool]:
+    """What is drawn, by name, and whether the file names it."""
+    grid = Grid(tuple(image.shape[1:]), as_affine(image.affine.cpu().numpy()), None, path.name)
+    try:
+        read = read_drawing(drawing, grid)
+    except DataError as error:
+        raise CommandError(str(error)) from None
+    names = {name for layer in read.layers for value, name in drawn_names(layer).items() if value or not read.segments}
+    if len(names) > _MAX_CLASSES:
+        raise CommandError(f"{drawing}: holds {len(names)} different values; is it an image?")
+    return names, read.segments
+
+
+def find_classes(
+    found: set[str],
+    named: bool,
+    mapping: str | None = None,
+    background: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Classes:
+    """What the values or names in drawings mean.
+
+    Example:
+        >>> classes = find_classes({"0", "1", "4", "9"}, False, "itksnap", "9", ["liver", "tumour"])
+        >>> classes.mapping
+        {'0': None, '1': [1, 'positive'], '4': [2, 'positive'], '9': [0, 'positive']}
+        >>> find_classes({"vessel", "not vessel"}, True).mapping
+        {'not vessel': [1, 'negative'], 'vessel': [1, 'positive']}
+    """
+    chosen = mapping or ("names" if named else "unlabeled_255" if str(UNLABELED) in found else "itksnap")
+    if chosen == "names":
+        return _by_name(found, background, class_names)
+    if chosen not in PRESETS:
+        return _explicit(chosen, class_names)
+    if named:
+        raise CommandError(f"the drawings name what they show ({_some(found)}); leave --mapping {chosen} out")
+    numbers = sorted(int(value) for value in found)
+    if chosen == "monailabel_scribbles":
+        names = _named([1], class_names)
+        return Classes(names, {"0": None, "2": [1, "negative"], "3": [1, "positive"]}, "scribbles of MONAI Label")
+    silent = {"itksnap": {0}, "unlabeled_255": {UNLABELED}, "dense": set[int]()}[chosen]
+    ground = {int(background)} if background is not None else set[int]() if chosen == "itksnap" else {0}
+    if chosen == "itksnap" and not ground:
+        raise CommandError(
+            f"the drawings hold the values {numbers}, and in drawings of ITK-SNAP 0 is nothing drawn. Pass "
+            "--background VALUE, the label that background was drawn with (draw some of it with a label of its own); "
+            "or --mapping dense if 0 is background everywhere; or --mapping as JSON, see --help"
+        )
+    if not ground <= set(numbers):
+        raise CommandError(f"no drawing holds {min(ground)}, which is to be background; the values are {numbers}")
+    labels = [value for value in numbers if value not in silent | ground]
+    names = _named(labels, class_names)
+    table: Table = {str(value): None for value in sorted(silent)}
+    table |= {str(value): [index, "positive"] for index, value in enumerate(labels, 1)}
+    table |= {str(value): [0, "positive"] for value in sorted(ground)}
+    return Classes(names, table, f"mapping '{chosen}'")
+
+
+def _named(labels: Sequence[int], class_names: Sequence[str] | None) -> list[str]:
+    if not labels:
+        raise CommandError("no drawing shows anything but background; draw some of what is to be segmented")
+    names = list(class_names) if class_names else [f"class {value}" for value in labels]
+    if len(names) != len(labels) or len({"background", *names}) != len(names) + 1:
+        raise CommandError(f"--class_names must be {len(labels)} different names, of the values {list(labels)}")
+    return ["background", *names]
+
+
+def _by_name(found: set[str], background: str | None, class_names: Sequence[str] | None) -> Classes:
+    """Segments "liver", "not liver" and "background"."""
+    ground = background or "background"
+    starts = {name: name[4:] for name in found if name.lower().startswith("not ")}
+    listed_names = sorted({starts.get(name, name) for name in found} - {ground})
+    names = list(class_names) if class_names else listed_names
+    missing = set(listed_names) - set(names)
+    if missing or not names:
+        raise CommandError(f"the drawings name {_some(found)}, --class_names {names}; name all but background")
+    order = {name: index for index, name in enumerate([ground, *names])}
+    table: Table = {}
+    for name in sorted(found):
+        kind = "negative" if name in starts else "positive"
+        table[name] = [order[starts.get(name, name)], kind]
+    if not any(label == 0 or (kind == "negative" and len(names) == 1) for label, kind in table.values()):
+        raise CommandError(
+            f"the drawings name {_some(found)}, but not what is background; draw a segment 'background'"
+            + (f" or 'not {names[0]}'" if len(names) == 1 else "")
+            + ", or pass --background NAME"
+        )
+    return Classes(["background", *names], table, "names in the drawings")
+
+
+def _explicit(text: str, class_names: Sequence[str] | None) -> Classes:
+    """A mapping as JSON, or in a file."""
+    path = Path(text)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8") if text.lower().endswith(".json") else text)
+        labels = sorted({int(claim[0]) for claim in content.values() if claim is not None})
+    except (OSError, ValueError, TypeError, AttributeError, IndexError, KeyError):
+        raise CommandError(
+            f"--mapping {text!r} is none of {', '.join(PRESETS)}, and no JSON (or file of it) such as "
+            '{"0": null, "1": [1, "positive"], "2": [1, "negative"]}'
+        ) from None
+    names = _named(range(1, max(labels, default=0) + 1), class_names)
+    return Classes(names, {str(key): value for key, value in content.items()}, "the given mapping")
+
+
+def _some(found: set[str]) -> str:
+    return ", ".join(repr(name[:40]) for name in sorted(found)[:10])
+
+
+def _check_drawings(pairs: Mapping[Path, Path], classes: Classes) -> tuple[float, float] | None:
+    """Read every drawing onto its image, as training will; the range of intensities of what is drawn as foreground."""
+    try:
+        read = LoadCoarseAnnotationd("drawing", classes.mapping, len(classes.names), contradictions="unlabeled")
+    except ValueError as error:
+        raise CommandError(f"--mapping: {error}") from None
+    drawn, problems = [], []
+    for path, drawing in tqdm(pairs.items(), "reading drawings", leave=False, disable=None):
+        image = load_image(path)
+        try:
+            maps = read({"image": image, "drawing": str(drawing)})
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        positive = np.asarray(maps["positive"])[0] if "positive" in maps else np.zeros(image.shape[1:])
+        values = np.asarray(image)[0][(positive > 0) & (positive != UNLABELED)]
+        drawn.append(values[:: max(1, values.size // _MOST_SAMPLES)])
+    if problems:
+        raise CommandError(f"{len(problems)} of {len(pairs)} drawings cannot be used: {'; '.join(problems[:3])}")
+    every = np.concatenate(drawn)
+    return (float(np.percentile(every, 0.5)), float(np.percentile(every, 99.5))) if every.size else None

@@ -1,0 +1,92 @@
+"""Draw rough annotations of masks: what an annotator of a given care would have drawn.
+
+For each mask and profile a label map of the same geometry: value k is class k (in a negative profile: not class k), 255
+is nothing drawn. parameters.json has what was drawn with, so that every drawing can be replayed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from medcoarse.cli.files import find_drawings, new_folder
+from medcoarse.cli.label_maps import read_labels
+from medcoarse.cli.main import CommandError
+from medcoarse.files import write_json
+from medcoarse.writers.formats import stem_of, suffix_of, write_segmentation
+from medcoarse.writers.segmentation import make_segmentation
+
+EXAMPLES = """examples:
+  medcoarse simulate masks/ drawings/
+  medcoarse simulate masks/ drawings/ --profile stroke_positive stroke_negative --seed 1
+  medcoarse simulate masks/ drawings/ --profile dhe_good dhe_over dhe_under      three annotators
+`medcoarse simulate --list` names the profiles; examples/annotations.md shows them.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    add = parser.add_argument
+    add("masks", metavar="MASKS", nargs="?", help="folder of masks: 0 background, 1, 2, ... classes")
+    add("output_dir", metavar="OUT", nargs="?", help="where the drawings go")
+    add("--profile", nargs="+", default=["coarse_positive", "coarse_negative"], help="who draws (default: %(default)s)")
+    add("--seed", type=int, default=0, help="the same seed gives the same drawings (default 0)")
+    add("--list", action="store_true", help="name the profiles")
+    add("--overwrite", action="store_true", help="write into a folder that is not empty")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draw mask after mask."""
+    from medcoarse.profiles import PROFILES, as_profile
+
+    if options.list:
+        print("\n".join(f"{name} ({profile.kind})" for name, profile in PROFILES.items()))
+        return 0
+    if not options.masks or not options.output_dir:
+        raise CommandError("pass a folder of masks and one for the drawings, or --list")
+    profiles = {name: as_profile(name) for name in options.profile}
+    masks = find_drawings(options.masks)
+    output = new_folder(options.output_dir, options.overwrite)
+    record: dict[str, Any] = {"seed": options.seed, "profiles": list(profiles), "masks": {}}
+    for number, mask in enumerate(masks, 1):
+        record["masks"][mask.name] = _draw(mask, profiles, options.seed, output)
+        print(f"[{number}/{len(masks)}] {mask}", flush=True)
+    write_json(output / "parameters.json", record)
+    print(f"{len(masks) * len(profiles)} drawings and parameters.json in {output}")
+    return 0
+
+
+def _draw(mask: Path, profiles: dict[str, Any], seed: int, output: Path) -> Any:
+    import torch
+    from monai.data.meta_tensor import MetaTensor
+
+    from medcoarse.transforms.dictionary import SimulateCoarsed
+
+    labels, grid, _ = read_labels(mask)
+    if set(labels.flat) <= {0, 255} and 255 in labels:
+        labels = (labels > 0).astype("uint8")  # a mask as pictures have it
+    highest = int(labels[labels != 255].max(initial=0))
+    num_classes = max(highest + 1, 2)
+    affine = None if grid.affine is None else torch.from_numpy(grid.affine)
+    label = MetaTensor(torch.from_numpy(labels)[None], affine=affine)
+    kinds = {kind: [name for name, p in profiles.items() if p.kind == kind] for kind in ("positive", "negative")}
+    target = 1 if num_classes == 2 else None
+    draw = SimulateCoarsed("label", kinds["positive"], kinds["negative"], target, num_classes, seed=seed)
+    item = draw({"label": label})
+    names = ["background", *(f"class {k}" for k in range(1, num_classes))]
+    suffix = _suffix(mask)
+    for kind, some in kinds.items():
+        for index, name in enumerate(some):
+            values = item[kind][index].numpy()
+            path = output / f"{stem_of(mask)}_{name}{suffix}"
+            write_segmentation(path, make_segmentation(values, grid.affine, names))
+    return json.loads(item["coarse_parameters"])
+
+
+def _suffix(mask: Path) -> str:
+    """The format of the mask, where that holds 255 and the mask's geometry."""
+    known = mask.name.lower().endswith((".nii", ".nii.gz", ".nrrd", ".png"))
+    suffix = suffix_of(mask) if known else ".nii.gz"
+    return ".nrrd" if suffix == ".seg.nrrd" else suffix
