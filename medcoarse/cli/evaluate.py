@@ -77,10 +77,9 @@ def scores(maps: Mapping[Path, tuple[Any, Any]], class_names: Sequence[str] | No
     for path, (said, true) in maps.items():
         if ((said == 255) & (true != 255)).any():
             raise CommandError(f"{path}: has unlabeled voxels (255), which cannot be scored; it is no segmentation")
-        both = (
-            torch.from_numpy(np.where(true == 255, 0, said) if x is said else true)[None, None] for x in (said, true)
-        )
-        counts.append(confusion_counts(*both, len(names))[0])
+        said = np.where(true == 255, 0, said)
+        tensors = [torch.from_numpy(values)[None, None] for values in (said, true)]
+        counts.append(confusion_counts(tensors[0], tensors[1], len(names))[0])
     return score_table(torch.stack(counts), names, [stem_of(path) for path in maps])
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from medcoarse.cli.main import CommandError
-from medcoarse.readers.formats import is_dicom
+from medcoarse.datalist import DataError
+from medcoarse.readers.formats import format_of, is_dicom
 from medcoarse.writers.formats import IMAGE_SUFFIXES, stem_of
 
 _LISTED = 5
@@ -157,7 +158,12 @@ def _is_image_name(path: Path) -> bool:
 
 
 def _is_drawing(path: Path) -> bool:
-    return path.suffix.lower() in _OTHER_DRAWINGS or (_could_be_dicom(path) and is_dicom(path))
+    if path.suffix.lower() in _OTHER_DRAWINGS:
+        try:
+            return bool(format_of(path))
+        except DataError:  # some other JSON
+            return False
+    return _could_be_dicom(path) and is_dicom(path)
 
 
 def _could_be_dicom(path: Path) -> bool:
@@ -169,8 +175,3 @@ def _drawn_stem(path: Path) -> str:
         if path.name.lower().endswith(ending):
             return path.name[: -len(ending)]
     return stem_of(path)
-
-
-def names_of(mapping: Mapping[Path, Path]) -> list[str]:
-    """Names of the images of pairs."""
-    return [stem_of(image) for image in mapping]

@@ -51,8 +51,8 @@ def run(options: argparse.Namespace) -> int:
     lonely = [name for name in names if sum(name in files for files in annotators) < 2]
     if lonely:
         raise CommandError(
-            f"{len(lonely)} of {len(names)} images have one annotator only, first {lonely[0]!r}; files of one image have "
-            "the same name in each folder"
+            f"{len(lonely)} of {len(names)} images have one annotator only, first {lonely[0]!r}; files of one image "
+            "have the same name in each folder"
         )
     output = new_folder(options.output_dir, options.overwrite)
     record: dict[str, Any] = {"method": options.method, "annotators": options.folders, "images": {}}
@@ -97,7 +97,7 @@ def _fuse(values: Any, method: str, grid: Grid) -> tuple[Any, dict[str, Any]]:
         return hard_label(mean_label(maps, number))[0, 0].numpy(), {}
     if method == "staple":
         found = staple(maps, number)
-    else:
-        steps = np.ones(3) if grid.affine is None else np.linalg.norm(grid.affine[:3, :3], axis=0)
-        found = spatial_staple(maps, number, spacing=steps[: values.ndim - 1].tolist())  # type: ignore[assignment]
-    return hard_label(found.probs)[0, 0].numpy(), {"confusion": plain(found.cm[0])}
+        return hard_label(found.probs)[0, 0].numpy(), {"confusion": plain(found.cm[0])}
+    steps = np.ones(3) if grid.affine is None else np.linalg.norm(grid.affine[:3, :3], axis=0)
+    local = spatial_staple(maps, number, spacing=steps[: values.ndim - 1].tolist())
+    return hard_label(local.probs)[0, 0].numpy(), {"confusion": plain(local.global_cm[0])}

@@ -50,7 +50,8 @@ def on_grid(labels: Labels, grid: Grid, target: Grid, path: Path, segments: bool
         CommandError: another grid.
     """
     try:
-        return place(labels[None], grid, target, path, [0], segments=segments)[0]
+        placed: Labels = place(labels[None], grid, target, path, [0], segments=segments)[0]
+        return placed
     except DataError as error:
         raise CommandError(str(error)) from None
 
@@ -63,4 +64,4 @@ def _by_name(path: Path, drawing: Drawing, class_names: Sequence[str]) -> NDArra
         if value and names.get(int(value), "") not in class_names:
             raise CommandError(f"{path}: segment {names.get(int(value), value)!r} is none of {list(class_names)}")
         table[value] = list(class_names).index(names[int(value)]) if value else 0
-    return table[values]
+    return np.asarray(table[values])

@@ -96,7 +96,6 @@ def make_segmenter(
     import torch
     from monai.bundle import ConfigParser
     from monai.data.meta_tensor import MetaTensor
-    from monai.data.utils import decollate_batch
     from monai.transforms import Compose
 
     content = copy.deepcopy(content) | {"bundle_root": str(bundle), "datalist": [], "output_dir": str(bundle)}
@@ -117,14 +116,13 @@ def make_segmenter(
 
     def segment(image: Path) -> Any:
         item = preprocessing({"image": str(image)})
+        loaded = item["image"]
         with torch.no_grad():
-            logits = inferer(item["image"][None].to(place), network).cpu()
-        pred = decollate_batch(logits)[0] if isinstance(logits, MetaTensor) else logits[0]
-        if not isinstance(pred, MetaTensor):
-            pred = MetaTensor(pred, affine=item["image"].affine, meta=item["image"].meta)
+            logits = inferer(loaded.as_tensor()[None].to(place), network)
+        pred = MetaTensor(logits[0].cpu(), affine=loaded.affine, meta=loaded.meta)
         found = postprocessing({**item, "pred": pred})["pred"]
         found = found.softmax(0) if probabilities else found
-        return _with_slice(found, item["image"].meta)
+        return _with_slice(found, loaded.meta)
 
     return segment
 

@@ -21,6 +21,8 @@ from medcoarse.writers.segmentation import make_segmentation
 EXAMPLES = """examples:
   medcoarse simulate masks/ drawings/
   medcoarse simulate masks/ drawings/ --profile stroke_positive stroke_negative --seed 1
+  medcoarse simulate masks/ drawings/ --profile stroke_positive stroke_negative --merged
+  medcoarse train images/ drawings/ --output_dir run --mapping unlabeled_255
   medcoarse simulate masks/ drawings/ --profile dhe_good dhe_over dhe_under      three annotators
 `medcoarse simulate --list` names the profiles; examples/annotations.md shows them.
 """
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("output_dir", metavar="OUT", nargs="?", help="where the drawings go")
     add("--profile", nargs="+", default=["coarse_positive", "coarse_negative"], help="who draws (default: %(default)s)")
     add("--seed", type=int, default=0, help="the same seed gives the same drawings (default 0)")
+    add("--merged", action="store_true", help="one drawing for each mask: what all profiles together say, for training")
     add("--list", action="store_true", help="name the profiles")
     add("--overwrite", action="store_true", help="write into a folder that is not empty")
 
@@ -51,18 +54,18 @@ def run(options: argparse.Namespace) -> int:
     output = new_folder(options.output_dir, options.overwrite)
     record: dict[str, Any] = {"seed": options.seed, "profiles": list(profiles), "masks": {}}
     for number, mask in enumerate(masks, 1):
-        record["masks"][mask.name] = _draw(mask, profiles, options.seed, output)
+        record["masks"][mask.name] = _draw(mask, profiles, options.seed, output, options.merged)
         print(f"[{number}/{len(masks)}] {mask}", flush=True)
     write_json(output / "parameters.json", record)
-    print(f"{len(masks) * len(profiles)} drawings and parameters.json in {output}")
+    print(f"{len(masks) * (1 if options.merged else len(profiles))} drawings and parameters.json in {output}")
     return 0
 
 
-def _draw(mask: Path, profiles: dict[str, Any], seed: int, output: Path) -> Any:
+def _draw(mask: Path, profiles: dict[str, Any], seed: int, output: Path, merged: bool) -> Any:
     import torch
     from monai.data.meta_tensor import MetaTensor
 
-    from medcoarse.transforms.dictionary import SimulateCoarsed
+    from medcoarse.transforms.dictionary import MergeStrokesd, SimulateCoarsed
 
     labels, grid, _ = read_labels(mask)
     if set(labels.flat) <= {0, 255} and 255 in labels:
@@ -77,6 +80,11 @@ def _draw(mask: Path, profiles: dict[str, Any], seed: int, output: Path) -> Any:
     item = draw({"label": label})
     names = ["background", *(f"class {k}" for k in range(1, num_classes))]
     suffix = _suffix(mask)
+    if merged:
+        together = MergeStrokesd(merged_key="merged", num_classes=num_classes, allow_missing_keys=True)(item)["merged"]
+        found = make_segmentation(together[0].numpy(), grid.affine, names)
+        write_segmentation(output / f"{stem_of(mask)}{suffix}", found)
+        return json.loads(item["coarse_parameters"])
     for kind, some in kinds.items():
         for index, name in enumerate(some):
             values = item[kind][index].numpy()

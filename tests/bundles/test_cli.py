@@ -1,0 +1,369 @@
+"""The command line from one end to the other, on tiny volumes and pictures, and the ways it goes wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.bundle import ConfigWorkflow
+from PIL import Image
+
+from medcoarse.cli.main import main
+from medcoarse.readers.formats import read_drawing
+from tests.cases_folders import BACKGROUND, OBLIQUE, volume, write_pictures, write_volumes
+from tests.drawings import PATIENT, write_series
+
+
+def text(*words: Any) -> list[str]:
+    return [str(word) for word in words]
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_volumes(tmp_path_factory.mktemp("volumes"))
+
+
+@pytest.fixture(scope="module")
+def trained(volumes: Path) -> Path:
+    """A bundle trained for two epochs."""
+    out = volumes / "run"
+    words = text("train", volumes / "images", volumes / "drawings", "--output_dir", out)
+    words += text("--labels", volumes / "masks", "--background", BACKGROUND, "--class_names", "box", "--epochs", 2)
+    assert main(words) == 0
+    return out
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+
+def test_training_leaves_a_bundle_and_a_plan(trained: Path, volumes: Path) -> None:
+    plan = json.loads((trained / "configs" / "plan.json").read_text())
+    assert plan["settings"]["class_names"] == ["background", "box"]
+    assert plan["settings"]["mapping"] == {"0": None, "1": [1, "positive"], "3": [0, "positive"]}
+    assert plan["settings"]["network_def#strides"] == [[2, 2, 1], [2, 2, 2]]
+    assert plan["reasons"]["spacing"].startswith("all images have the same spacing")
+    content = json.loads((trained / "configs" / "train.json").read_text())
+    assert content["network_def"]["strides"] == [[2, 2, 1], [2, 2, 2]]
+    assert content["patch_size"] == json.loads((trained / "configs" / "inference.json").read_text())["patch_size"]
+    assert (trained / "models" / "model.pt").is_file()
+    datalist = json.loads((trained / "datalist.json").read_text())
+    assert (len(datalist["training"]), len(datalist["validation"])) == (3, 1)
+    for item in [*datalist["training"], *datalist["validation"]]:
+        assert all((trained / path).is_file() for path in item.values())
+        assert set(item) == {"image", "drawing", "label"}
+
+
+def test_the_same_command_goes_on(
+    trained: Path, volumes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = volumes / "copy"
+    shutil.copytree(trained, out)
+    words = text("train", volumes / "images", volumes / "drawings", "--labels", volumes / "masks")
+    words += text("--background", BACKGROUND, "--class_names", "box", "--output_dir", out, "--epochs", 3)
+    before = (out / "models" / "model.pt").read_bytes()
+    assert main(words) == 0
+    said = "".join(capfd.readouterr())
+    assert "is planned already" in said
+    assert "after epoch 2 of 3" in said or "epoch 3/3" in said
+    assert "epoch 1/3" not in said
+    assert (out / "models" / "model.pt").read_bytes() != before
+    assert main([*words, "--seed", "5"]) == 1
+    assert "holds a training with seed 0, not 5" in capfd.readouterr().err
+
+
+def test_the_bundle_runs_without_the_command(trained: Path, volumes: Path, tmp_path: Path) -> None:
+    """As MONAI's own command line and MONAI Deploy run it."""
+    workflow = ConfigWorkflow(
+        str(trained / "configs" / "inference.json"),
+        meta_file=str(trained / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="inference",
+        bundle_root=str(trained),
+        dataset_dir=str(volumes / "images"),
+        output_dir=str(tmp_path),
+    )
+    workflow.initialize()
+    workflow.run()
+    assert len(list(tmp_path.rglob("*.nii.gz"))) == 4
+
+
+# --- prediction --------------------------------------------------------------------------------------------------
+
+
+def test_predictions_lie_where_the_images_do(trained: Path, volumes: Path, tmp_path: Path) -> None:
+    images, out = volumes / "images", tmp_path / "out"
+    assert main(text("predict", trained, images, "--output_dir", out)) == 0
+    for image in images.iterdir():
+        source, found = nib.load(image), nib.load(out / image.name)
+        assert found.shape == source.shape
+        np.testing.assert_allclose(found.affine, source.affine, atol=1e-5)
+        assert set(np.unique(found.dataobj)) <= {0, 1}
+    slicer, soft = tmp_path / "slicer", tmp_path / "soft"
+    one = images / "case0.nii.gz"
+    assert main(text("predict", trained, one, "--output_dir", slicer, "--format", "seg.nrrd")) == 0
+    drawing = read_drawing(slicer / "case0.seg.nrrd")
+    assert drawing.layers[0].names == {1: "box"}
+    np.testing.assert_array_equal(drawing.layers[0].values, np.asarray(nib.load(out / one.name).dataobj))
+    assert main(text("predict", trained, one, "--output_dir", soft, "--probabilities")) == 0
+    probabilities = nib.load(soft / one.name).get_fdata()
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+    np.testing.assert_array_equal(probabilities.argmax(-1), drawing.layers[0].values)
+
+
+def test_dicom_in_and_dicom_out(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    slices = write_series(tmp_path / "in" / "first", reverse=True)
+    write_series(tmp_path / "in" / "second")
+    assert main(text("predict", trained, tmp_path / "in", "--output_dir", tmp_path / "out")) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["first.dcm", "second.dcm"]
+    seg = hd.seg.segread(tmp_path / "out" / "first.dcm")
+    assert seg.StudyInstanceUID == slices[0].StudyInstanceUID
+    assert seg.get_segment_description(1).segment_label == "box"
+    assert seg.ManufacturerModelName == "Segmentation learned from drawings"
+    said = "".join(capfd.readouterr())
+    assert PATIENT not in said
+    assert "4711" not in said
+
+
+def test_one_bad_image_does_not_stop_the_others(
+    trained: Path, volumes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    places = tmp_path / "in"
+    places.mkdir()
+    (places / "a.nii.gz").write_bytes(b"broken")
+    shutil.copy(volumes / "images" / "case0.nii.gz", places / "b.nii.gz")
+    assert main(text("predict", trained, places, "--output_dir", tmp_path / "out")) == 1
+    assert "1 of 2 images" in capfd.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.nii.gz"]
+
+
+# --- the other commands ------------------------------------------------------------------------------------------
+
+
+def test_evaluation(volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Masks against themselves, and one with a half of the box gone: Dice 2 * 0.5 / 1.5."""
+    segmented = tmp_path / "segmented"
+    shutil.copytree(volumes / "masks", segmented)
+    _, mask, _ = volume(0)
+    mask[: mask.shape[0] // 2] = 0
+    nib.save(nib.Nifti1Image(mask, OBLIQUE), segmented / "case0.nii.gz")
+    words = text("evaluate", segmented, volumes / "masks", "--output_dir", tmp_path / "scores")
+    assert main([*words, "--class_names", "background", "box"]) == 0
+    table = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    rows = {row["name"]: row for row in table["images"]}
+    assert rows["case1"]["dice_box"] == 1
+    assert rows["case0"]["dice_box"] == pytest.approx(2 / 3)
+    assert table["image"]["dice_box"] == pytest.approx((3 + 2 / 3) / 4)
+    csv = (tmp_path / "scores" / "scores.csv").read_text().splitlines()
+    assert len(csv) == 1 + 4 + 2
+    assert f"{(3 + 2 / 3) / 4:.4f}" in capsys.readouterr().out
+    assert main(text("evaluate", segmented, volumes / "masks")) == 0  # scores.json beside them is no segmentation
+    assert main(text("evaluate", segmented, volumes / "masks")) == 0
+
+
+def test_evaluation_refuses_another_grid(volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    segmented = tmp_path / "segmented"
+    shutil.copytree(volumes / "masks", segmented)
+    nib.save(nib.Nifti1Image(volume(0)[1], np.eye(4)), segmented / "case0.nii.gz")
+    assert main(text("evaluate", segmented, volumes / "masks")) == 1
+    assert "lies on another grid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["majority", "mean", "staple", "spatial_staple"])
+def test_fusion(volumes: Path, tmp_path: Path, method: str) -> None:
+    """Three annotators, one of whom drew nothing: two of three say the mask."""
+    for name in ("ada", "ben", "cleo"):
+        shutil.copytree(volumes / "masks", tmp_path / name)
+    nothing = np.zeros_like(volume(0)[1])
+    nib.save(nib.Nifti1Image(nothing, OBLIQUE), tmp_path / "cleo" / "case0.nii.gz")
+    (tmp_path / "ben" / "case1.nii.gz").unlink()
+    words = text("fuse", tmp_path / "ada", tmp_path / "ben", tmp_path / "cleo", "--output_dir", tmp_path / "out")
+    assert main([*words, "--method", method]) == 0
+    for index in range(4):
+        found = nib.load(tmp_path / "out" / f"case{index}.nii.gz")
+        np.testing.assert_array_equal(np.asarray(found.dataobj), volume(index)[1])
+        np.testing.assert_allclose(found.affine, OBLIQUE, atol=1e-5)
+    assert json.loads((tmp_path / "out" / "fusion.json").read_text())["method"] == method
+
+
+def test_simulation_can_be_trained_on(volumes: Path, tmp_path: Path) -> None:
+    drawings = tmp_path / "drawings"
+    profiles = ["--profile", "stroke_positive", "stroke_negative"]
+    assert main([*text("simulate", volumes / "masks", drawings, "--merged"), *profiles]) == 0
+    record = json.loads((drawings / "parameters.json").read_text())
+    assert set(record["masks"]) == {f"case{index}.nii.gz" for index in range(4)}
+    drawn = nib.load(drawings / "case0.nii.gz")
+    np.testing.assert_allclose(drawn.affine, OBLIQUE, atol=1e-5)
+    values = np.asarray(drawn.dataobj)
+    assert set(np.unique(values)) == {0, 1, 255}
+    words = text("train", volumes / "images", drawings, "--output_dir", tmp_path / "run", "--plan_only")
+    assert main(words) == 0
+    mapping = json.loads((tmp_path / "run" / "configs" / "train.json").read_text())["mapping"]
+    assert mapping == {"255": None, "1": [1, "positive"], "0": [0, "positive"]}
+    again = tmp_path / "again"
+    assert main([*text("simulate", volumes / "masks", again), *profiles]) == 0
+    assert len(list(again.glob("*.nii.gz"))) == 8
+
+
+def test_report(trained: Path) -> None:
+    assert main(text("report", trained)) == 0
+    assert (trained / "output" / "annotators.html").is_file()
+
+
+def test_pictures(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+    words = text("train", tmp_path / "images", tmp_path / "drawings", "--output_dir", tmp_path / "run", "--epochs", 1)
+    assert main(words) == 0
+    assert main(text("predict", tmp_path / "run", tmp_path / "images", "--output_dir", tmp_path / "out")) == 0
+    with Image.open(tmp_path / "out" / "p0.png") as found, Image.open(tmp_path / "images" / "p0.png") as image:
+        assert found.size == image.size
+        assert set(np.unique(np.asarray(found))) <= {0, 1}
+    assert main(text("evaluate", tmp_path / "out", tmp_path / "masks")) == 0
+
+
+# --- the ways it goes wrong --------------------------------------------------------------------------------------
+
+
+def refused(capfd: pytest.CaptureFixture[str], *words: Any) -> str:
+    """One line, exit code 1, no traceback."""
+    capfd.readouterr()
+    assert main(text(*words)) == 1
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("medcoarse: error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in lines[0]
+    return lines[0]
+
+
+def train_words(folder: Path, *more: Any) -> list[str]:
+    words = text("train", folder / "images", folder / "drawings", "--output_dir", folder / "run", "--plan_only")
+    return words + text("--background", BACKGROUND, *more)
+
+
+def test_unpaired_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    (tmp_path / "drawings" / "case1_drawn.nii.gz").rename(tmp_path / "drawings" / "other.nii.gz")
+    said = refused(capfd, *train_words(tmp_path))
+    assert "1 of 3 images have no drawing: case1.nii.gz" in said
+    assert "1 of 3 drawings have no image: other.nii.gz" in said
+    shutil.copy(tmp_path / "drawings" / "case0_drawn.nii.gz", tmp_path / "drawings" / "case0_too.nii.gz")
+    (tmp_path / "drawings" / "other.nii.gz").rename(tmp_path / "drawings" / "case1.nii.gz")
+    assert "case0.nii.gz has two drawings" in refused(capfd, *train_words(tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_value_outside_the_mapping(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    mapping = '{"0": null, "1": [1, "positive"]}'
+    said = refused(capfd, *train_words(tmp_path, "--mapping", mapping))
+    assert "'3'" in said
+    assert "not in the mapping" in said
+    assert "no drawing holds 7" in refused(capfd, *train_words(tmp_path, "--background", 7))
+    words = [word for word in train_words(tmp_path) if word not in ("--background", str(BACKGROUND))]
+    assert "Pass --background VALUE" in refused(capfd, *words)
+    assert "none of itksnap" in refused(capfd, *train_words(tmp_path, "--mapping", "itk"))
+    assert "--class_names must be 1" in refused(capfd, *train_words(tmp_path, "--class_names", "a", "b"))
+
+
+def test_a_drawing_in_another_orientation(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    path = tmp_path / "drawings" / "case1_drawn.nii.gz"
+    nib.save(nib.Nifti1Image(volume(1)[2], OBLIQUE @ np.diag([-1, 1, 1, 1])), path)
+    said = refused(capfd, *train_words(tmp_path))
+    assert "lies on another grid" in said
+    assert "case1_drawn" in said
+
+
+def test_empty_missing_and_damaged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    (tmp_path / "empty").mkdir()
+    words = text("train", tmp_path / "empty", tmp_path / "drawings", "--output_dir", tmp_path / "run")
+    assert "holds no image" in refused(capfd, *words)
+    words[1] = str(tmp_path / "nowhere")
+    assert "no such file or folder" in refused(capfd, *words)
+    (tmp_path / "images" / "case1.nii.gz").write_bytes(b"damaged")
+    said = refused(capfd, *train_words(tmp_path))
+    assert "case1.nii.gz: damaged" in said
+    write_volumes(tmp_path, 3)
+    (tmp_path / "drawings" / "case2_drawn.nii.gz").write_bytes(b"damaged")
+    assert "case2_drawn.nii.gz: damaged" in refused(capfd, *train_words(tmp_path))
+
+
+def test_images_of_two_kinds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 2)
+    image, _, drawing = volume(2, (24, 22, 1))
+    nib.save(nib.Nifti1Image(image, OBLIQUE), tmp_path / "images" / "flat.nii.gz")
+    nib.save(nib.Nifti1Image(drawing, OBLIQUE), tmp_path / "drawings" / "flat.nii.gz")
+    assert "are not alike" in refused(capfd, *train_words(tmp_path))
+
+
+def test_an_output_folder_that_is_something_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 2)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("all of it")
+    assert "is no training of this command" in refused(capfd, *train_words(tmp_path))
+    words = text("simulate", tmp_path / "masks", tmp_path / "run")
+    assert "not empty" in refused(capfd, *words)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+    assert main([*words, "--overwrite"]) == 0
+
+
+def test_no_bundle_or_no_weights(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    words = text("predict", tmp_path, tmp_path / "images", "--output_dir", tmp_path / "out")
+    assert "no bundle" in refused(capfd, *words)
+    assert main(train_words(tmp_path)) == 0
+    words[1] = str(tmp_path / "run")
+    assert "no weights" in refused(capfd, *words)
+    assert "not trained yet" in refused(capfd, "report", tmp_path / "run")
+
+
+def test_formats_that_do_not_fit(trained: Path, volumes: Path, tmp_path: Path, capfd: Any) -> None:
+    words = text("predict", trained, volumes / "images", "--output_dir", tmp_path / "out", "--format")
+    assert "needs DICOM images" in refused(capfd, *words, "dcm")
+    assert "pictures" in refused(capfd, *words, "png")
+    assert "no probabilities" in refused(capfd, *words, "seg.nrrd", "--probabilities")
+
+
+@pytest.mark.parametrize("words", [[], ["paint"], ["train"], ["train", "a"], ["fuse", "a", "--method", "luck"]])
+def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: medcoarse" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "predict", "evaluate", "simulate", "fuse", "report"])
+def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    assert "examples:" in said
+    assert f"medcoarse {command} " in said
+
+
+def test_stopped_with_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medcoarse.cli.simulate.run", stop)
+    assert main(["simulate", "a", "b"]) == 130
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_as_a_module() -> None:
+    """Help comes without torch, which takes seconds."""
+    lines = ["import sys, medcoarse.cli.main as m", "try: m.main(['--help'])", "except SystemExit: pass"]
+    code = "\n".join([*lines, "assert 'torch' not in sys.modules"])
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    found = subprocess.run(
+        [sys.executable, "-m", "medcoarse", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (found.returncode, found.stdout.strip()) == (0, "0.1.0")
