@@ -19,7 +19,7 @@ from PIL import Image
 from medcoarse.cli.main import main
 from medcoarse.readers.formats import read_drawing
 from tests.cases_folders import BACKGROUND, OBLIQUE, volume, write_pictures, write_volumes
-from tests.drawings import PATIENT, write_series
+from tests.drawings import PATIENT, segments, write_dicom_seg, write_series
 
 
 def text(*words: Any) -> list[str]:
@@ -226,6 +226,79 @@ def test_pictures(tmp_path: Path) -> None:
         assert found.size == image.size
         assert set(np.unique(np.asarray(found))) <= {0, 1}
     assert main(text("evaluate", tmp_path / "out", tmp_path / "masks")) == 0
+
+
+def test_images_of_several_spacings_and_classes(tmp_path: Path) -> None:
+    """They are resampled for the network; what is predicted lies on the images' own voxels."""
+    shapes, steps = [(24, 22, 8), (32, 20, 9), (20, 30, 6)], [(1, 1, 3), (0.8, 1.2, 2.5), (1.3, 0.9, 4)]
+    for index, (shape, step) in enumerate(zip(shapes, steps, strict=True)):
+        image, mask, drawing = volume(index, shape)
+        drawing[-3:-1, 2:20] = 5  # a second class
+        affine = OBLIQUE[:, [2, 0, 1, 3]] @ np.diag([*step, 1.0]) if index == 1 else np.diag([-step[0], *step[1:], 1.0])
+        for name, values in (("images", image), ("drawings", drawing), ("masks", mask)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(values, affine), tmp_path / name / f"a{index}.nii.gz")
+    words = text("train", tmp_path / "images", tmp_path / "drawings", "--output_dir", tmp_path / "run", "--epochs", 1)
+    assert main([*words, "--background", str(BACKGROUND)]) == 0
+    settings = json.loads((tmp_path / "run" / "configs" / "plan.json").read_text())["settings"]
+    assert settings["spacing"] is not None
+    assert settings["mapping"] == {"0": None, "1": [1, "positive"], "5": [2, "positive"], "3": [0, "positive"]}
+    assert main(text("predict", tmp_path / "run", tmp_path / "images", "--output_dir", tmp_path / "out")) == 0
+    assert main(text("predict", tmp_path / "run", tmp_path / "images", "--output_dir", tmp_path / "p", "--prob")) == 0
+    for image in (tmp_path / "images").iterdir():
+        source, found = nib.load(image), nib.load(tmp_path / "out" / image.name)
+        assert found.shape == source.shape
+        np.testing.assert_allclose(found.affine, source.affine, atol=1e-4)
+        soft = nib.load(tmp_path / "p" / image.name).get_fdata()
+        assert soft.shape == (*source.shape, 3)
+        np.testing.assert_allclose(soft.sum(-1), 1, atol=1e-4)
+        np.testing.assert_array_equal(soft.argmax(-1), np.asarray(found.dataobj))
+
+
+def test_single_slices_are_pictures_with_a_place(tmp_path: Path) -> None:
+    for index in range(3):
+        image, mask, drawing = volume(index, (40, 33))
+        for name, values in (("images", image), ("drawings", drawing), ("masks", mask)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(values[..., None], OBLIQUE), tmp_path / name / f"a{index}.nii.gz")
+    words = text("train", tmp_path / "images", tmp_path / "drawings", "--output_dir", tmp_path / "run", "--epochs", 1)
+    assert main([*words, "--background", str(BACKGROUND)]) == 0
+    assert json.loads((tmp_path / "run" / "configs" / "train.json").read_text())["spatial_dims"] == 2
+    for more, end in (
+        (["--format", "nii.gz"], ".nii.gz"),
+        (["--format", "seg.nrrd"], ".seg.nrrd"),
+        (["--prob"], ".nii.gz"),
+    ):
+        out = tmp_path / "".join(more)
+        assert main([*text("predict", tmp_path / "run", tmp_path / "images", "--output_dir", out), *more]) == 0
+        if more == ["--prob"]:
+            assert nib.load(out / "a0.nii.gz").shape == (40, 33, 1, 2)
+            continue
+        grid = read_drawing(out / f"a0{end}").grid
+        assert grid.shape == (40, 33, 1)
+        np.testing.assert_allclose(grid.affine, OBLIQUE, atol=1e-5)
+
+
+def test_dicom_series_with_drawn_segments(tmp_path: Path) -> None:
+    """DICOM in, DICOM SEG drawn on it, names instead of a mapping."""
+    masks = segments()
+    for number in range(3):
+        slices = write_series(tmp_path / "images" / f"s{number}")
+        for data in slices:
+            data.PixelData = (100 * masks["vessel"][..., data.InstanceNumber - 1].T.astype(np.uint16)).tobytes()
+            data.save_as(
+                tmp_path / "images" / f"s{number}" / f"{data.InstanceNumber - 1}.dcm", enforce_file_format=True
+            )
+        (tmp_path / "drawings").mkdir(exist_ok=True)
+        drawn = {"vessel": masks["vessel"], "background": masks["edge"]}
+        write_dicom_seg(tmp_path / "drawings" / f"s{number}_drawn.dcm", slices, drawn)
+    words = text("train", tmp_path / "images", tmp_path / "drawings", "--output_dir", tmp_path / "run", "--epochs", 1)
+    assert main(words) == 0
+    settings = json.loads((tmp_path / "run" / "configs" / "plan.json").read_text())["settings"]
+    assert settings["class_names"] == ["background", "vessel"]
+    assert settings["intensity"] == "ct"
+    assert main(text("predict", tmp_path / "run", tmp_path / "images", "--output_dir", tmp_path / "out")) == 0
+    assert len(list((tmp_path / "out").glob("s?.dcm"))) == 3
 
 
 # --- the ways it goes wrong --------------------------------------------------------------------------------------
