@@ -520,6 +520,8 @@ class Annotations(NamedTuple):
         image: ``(B, channels, *S)``, for appearance terms.
         confusion: matrices of the positive annotators where they are known, ``(B, R L L, *S)`` in the order annotator,
             observed, true; for :class:`medcoarse.baselines.oracle.OracleLoss`.
+        synthetic: ``(B,)``, which images are drawn by a program and not taken; for
+            :class:`medcoarse.selftrain.boundary.BoundaryLoss`.
     """
 
     positive: Tensor | None = None
@@ -527,3 +529,4 @@ class Annotations(NamedTuple):
     label: Tensor | None = None
     image: Tensor | None = None
     confusion: Tensor | None = None
+    synthetic: Tensor | None = None
