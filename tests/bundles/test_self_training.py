@@ -1,0 +1,99 @@
+"""Self-training as overlays of bundles: digits from strokes, and street scenes beside drawn ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from ignite.engine import Events
+
+from medcoarse.selftrain.label_files import read_label
+from medcoarse.selftrain.rounds import weights_digest
+from tests.bundles.conftest import SMALL, Bundle
+
+SPARSE = {"dense": False, "ratio": 0.1, "num_parts": 3}
+STROKES = {
+    "supervision": "strokes",
+    "positive_profiles": [SPARSE],
+    "negative_profiles": [SPARSE | {"kind": "negative"}],
+    "self_training#threshold": 0.2,
+}
+
+
+@pytest.mark.parametrize("bundle", ["mnist", "les_av"], indirect=True)
+@pytest.mark.parametrize("key", ["positive", "label"])
+def test_strokes_are_filled_round_by_round(bundle, tmp_path, key):
+    overlay = "../../mnist/configs/self_training.json"
+    options = bundle.small | bundle.places(tmp_path) | STROKES | {"num_rounds": 1, "pseudo_key": key}
+    built = bundle.run("train.json", overlay, **options)
+    parts = built.parser.get_parsed_content("loss").parts
+    assert ("dense" in parts) == (key == "label")
+    items = built.parser.get_parsed_content("train#drawings")
+    folder = tmp_path / "pseudo_labels" / "round-1"
+    names = [item["file"] for item in json.loads((folder / "provenance.json").read_text())["items"]]
+    assert len(names) == len(items) == 4
+    known = 0
+    for name, item in zip(names, items, strict=True):
+        label, drawn = read_label(folder / name), item["positive"] != 255
+        assert label.shape == item["positive"].shape
+        assert (label[drawn] == 255).all(), "people's strokes stay as they are"
+        if "mask" in item:
+            assert (label[item["mask"] == 0] == 255).all(), "nothing outside the field of view"
+        known += int((label != 255).sum())
+    assert known > 0
+    seen = built.parser.get_parsed_content("train#dataset")[0]
+    assert set(seen) == {"image", "positive"} | {key}
+
+
+def streets(folder: Path, *configs: str, stop: int | None = None, **overrides):
+    """A tiny training on drawn streets, killed after some epochs if asked for."""
+    bundle = Bundle("cityscapes", Path(), SMALL, "", (32, 48), "validation")
+    options = SMALL | {
+        "dataset_dir": "",
+        "output_dir": str(folder),
+        "ckpt_dir": str(folder / "models"),
+        "synthetic": {"num_training": 4, "num_validation": 1, "num_test": 1, "size": [32, 48]},
+        "longest_side": 48,
+        "image_size": [48, 32],
+        "patch_size": [32, 16],
+        "num_synthetic": 3,
+        "self_training#threshold": 0.05,
+    }
+    built = bundle.workflow("train.json", "lcc.json", *configs, **(options | overrides))
+    built.initialize()
+    if stop is not None:
+        trainer = built.parser.get_parsed_content("train#trainer")
+        trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop), lambda engine: engine.terminate())
+    built.run()
+    built.finalize()
+    return built
+
+
+def test_streets_are_mixed_with_drawn_ones_and_only_those_show_masks(tmp_path):
+    built = streets(tmp_path, **{"mixer#prob": 1.0})
+    data, items = (built.parser.get_parsed_content(key) for key in ("train#dataset", "train#dataset#data"))
+    assert [item["synthetic"] for item in items] == [False] * 4 + [True] * 3
+    for item in data:
+        assert set(item) == {"image", "positive", "label", "synthetic"}
+        if item["synthetic"]:
+            assert (item["positive"] == 255).all()
+            assert (item["label"] != 255).any()
+        else:
+            assert ((item["positive"] == 255) | (item["label"] == 255)).all(), "nothing is drawn on what was pasted"
+    built.parser.get_parsed_content("mixer").prob = 0.0
+    assert all((data[n]["label"] == 255).all() for n in range(4)), "the truth of real images stays out of reach"
+    assert "dense" in built.parser.get_parsed_content("loss").parts
+    assert (tmp_path / "pseudo_labels" / "round-1" / "provenance.json").is_file()
+
+
+def test_streets_are_chosen_round_by_round_and_a_resumed_run_is_the_same(tmp_path):
+    options = {"num_drawn": [1, 3]}
+    whole = streets(tmp_path / "whole", "sampling.json", **options)
+    chosen = json.loads((tmp_path / "whole" / "chosen.json").read_text())
+    assert (len(set(chosen["images"])), chosen["method"]) == (3, "balanced")
+    part = tmp_path / "part"
+    streets(part, "sampling.json", **options, stop=3)
+    resumed = streets(part, "sampling.json", **options, resume=True)
+    assert json.loads((part / "chosen.json").read_text()) == chosen
+    assert weights_digest(resumed.network_def) == weights_digest(whole.network_def)
