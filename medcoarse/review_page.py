@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
+from medcoarse.page import document, figure, heat, matrix, row
 from medcoarse.pictures import annotation_overlay, label_picture, picture
 from medcoarse.reliability import Region
 
@@ -31,7 +27,6 @@ img { width: 11rem; image-rendering: pixelated; border: 1px solid var(--line); }
 .row { display: flex; gap: .75rem; flex-wrap: wrap; }
 small, .note { color: gray; }
 """
-_WRONG = np.array([255, 140, 0], np.float32)
 
 
 class Shown(NamedTuple):
@@ -76,15 +71,11 @@ def review_page(content: Mapping[str, Any], worst: Sequence[Shown], errors: Sequ
         parts += [_drawing(entry, one, unit) for entry, one in zip(content["worst"], worst, strict=True)]
     parts += ["<h2>Whom to ask next</h2>", _questions(content["ask_next"])]
     parts.append('<p class="note">Made with medcoarse. Research software, not a medical device.</p>')
-    body = "\n".join(parts)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Annotators</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>{body}</body></html>'
-    )
+    return document("Annotators", _STYLE, parts)
 
 
 def _ranking(annotators: Sequence[Mapping[str, Any]], unit: str) -> str:
-    head = _row("th", ["", "annotator", "draws", "images", "reliability", "", "too large by", "frequent errors"])
+    head = row("th", ["", "annotator", "draws", "images", "reliability", "", "too large by", "frequent errors"])
     rows = []
     for place, one in enumerate(annotators, 1):
         score, low, high = (one["reliability"][key] for key in ("score", "low", "high"))
@@ -101,7 +92,7 @@ def _ranking(annotators: Sequence[Mapping[str, Any]], unit: str) -> str:
         )
         habits = "; ".join(html.escape(habit["text"]) for habit in one["habits"]) or "–"
         name = html.escape(one["name"])
-        rows.append(_row("td", [place, name, one["kind"], one["num_images"], bar, number, sizes or "–", habits]))
+        rows.append(row("td", [place, name, one["kind"], one["num_images"], bar, number, sizes or "–", habits]))
     note = (
         '<p class="note">Reliability: mean over the classes of the chance that it is drawn as what it is estimated to '
         "be (or not ruled out). In brackets and as a dark line: where 95% of resampled sets of images lie.</p>"
@@ -112,31 +103,17 @@ def _ranking(annotators: Sequence[Mapping[str, Any]], unit: str) -> str:
 def _annotator(one: Mapping[str, Any], names: Sequence[str]) -> str:
     verb = "drawn" if one["kind"] == "positive" else "ruled out"
     tables = "".join(
-        f"<small>{title}</small>{_matrix(one[key], names, verb)}"
+        f"<small>{title}</small>{matrix(one[key], names, verb)}"
         for key, title in (("confusion", "estimated, all images"), ("counted", "counted on what was drawn"))
     )
     return f"<div><h3>{html.escape(one['name'])}</h3>{tables}</div>"
 
 
-def _matrix(table: Sequence[Sequence[float]], names: Sequence[str], verb: str) -> str:
-    head = _row("th", [f"{verb} \\ true", *map(html.escape, names)])
-    rows = []
-    for name, line in zip(names, table, strict=True):
-        cells = "".join(
-            "<td>–</td>"
-            if math.isnan(value)
-            else f'<td style="background:rgba(95,163,211,{value:.2f})">{value:.2f}</td>'
-            for value in line
-        )
-        rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
-    return f'<table class="matrix">{head}{"".join(rows)}</table>'
-
-
 def _expected_errors(one: Shown) -> str:
     plane = _plane(one.drawings[0])
-    figures = [_figure(picture(_cut(one.image, plane)), one.name)]
+    figures = [figure(picture(_cut(one.image, plane)), one.name)]
     figures += [
-        _figure(_heat(_cut(one.image, plane), _cut(one.errs[r][None], plane)[0]), name)
+        figure(heat(_cut(one.image, plane), _cut(one.errs[r][None], plane)[0]), name)
         for r, name in enumerate(one.annotators)
     ]
     return f'<div class="row">{"".join(figures)}</div>'
@@ -162,10 +139,10 @@ def _drawing(entry: Mapping[str, Any], one: Shown, unit: str) -> str:
         f"usually {entry['usual']:.2f}. Likely wrong: {regions or 'no region in particular'}"
     )
     figures = [
-        _figure(picture(image), "image"),
-        _figure(overlay, "drawn"),
-        _figure(label_picture(_cut(truth, plane)[0], num_classes), "estimated truth"),
-        _figure(_heat(image, _cut(wrong[None], plane)[0]), "likely wrong"),
+        figure(picture(image), "image"),
+        figure(overlay, "drawn"),
+        figure(label_picture(_cut(truth, plane)[0], num_classes), "estimated truth"),
+        figure(heat(image, _cut(wrong[None], plane)[0]), "likely wrong"),
     ]
     return f'<p>{caption}</p><div class="row">{"".join(figures)}</div>'
 
@@ -173,35 +150,15 @@ def _drawing(entry: Mapping[str, Any], one: Shown, unit: str) -> str:
 def _questions(questions: Sequence[Mapping[str, Any]]) -> str:
     if not questions:
         return "<p>Everybody has drawn every image.</p>"
-    head = _row("th", ["image", "annotator", "uncertainty (nats)", "expected reliability there"])
+    head = row("th", ["image", "annotator", "uncertainty (nats)", "expected reliability there"])
     rows = [
-        _row(
+        row(
             "td",
             [html.escape(q["image"]), html.escape(q["annotator"]), f"{q['uncertainty']:.4f}", f"{q['accuracy']:.3f}"],
         )
         for q in questions
     ]
     return f"<table>{head}{''.join(rows)}</table>"
-
-
-def _row(cell: str, values: Sequence[Any]) -> str:
-    return "<tr>" + "".join(f"<{cell}>{value}</{cell}>" for value in values) + "</tr>"
-
-
-def _figure(pixels: NDArray[np.uint8], caption: str) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
-
-
-def _heat(image: Tensor, chance: Tensor) -> NDArray[np.uint8]:
-    """A chance in orange over the image in grey."""
-    grey = picture(image).astype(np.float32).mean(-1, keepdims=True)
-    share = chance.numpy().clip(0, 1)[..., None]
-    pixels: NDArray[np.uint8] = np.round((1 - share) * grey + share * _WRONG).astype(np.uint8)
-    return pixels
 
 
 def _plane(drawing: Tensor) -> int | None:
