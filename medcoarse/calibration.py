@@ -13,6 +13,9 @@ miss of every class. It counts in single precision, which ends at 16.7 million p
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,6 +24,10 @@ from medcoarse.confusion import UNLABELED
 PIXELS, PROBABILITY, HITS = range(3)  # last axis of a reliability table
 BRIER, NLL = 1, 2  # last axis of scoring sums; the first are again the pixels
 
+TEMPERATURES = (0.02, 50.0)
+"""A temperature is looked for between these; where every pixel is right, or wrong, there is none that is best."""
+
+_BISECTIONS = 40
 _TOLERANCE = 1e-3  # how far the probabilities of a pixel may be from a sum of 1, unless their type is coarser
 
 
@@ -170,6 +177,72 @@ def negative_log_likelihood(sums: Tensor) -> Tensor:
     """
     _check_table("sums", sums)
     return sums[..., NLL] / sums[..., PIXELS]
+
+
+def fit_temperature(logits: Sequence[Tensor], labels: Sequence[Tensor], masks: Sequence[Tensor] | None = None) -> float:
+    """The temperature T at which `softmax(logits / T)` says most of the labels: one number for a network.
+
+    The mean negative log-likelihood is convex in `1 / T`; its slope there, `mean_x (sum_k p_k z_k - z_label)`, is
+    brought to zero by bisection. T = 1 is kept where nothing is better, so the likelihood never gets worse on what it
+    was fitted to. Above 1, the network was too sure of itself. Which class is the most likely does not change.
+
+    Args:
+        logits: of each image, (B, L, *S); the images may differ in size.
+        labels: true classes (B, 1, *S), 255 where unknown.
+        masks: fields of view (B, 1, *S); pixels where it is zero are left out.
+
+    Returns:
+        T in `TEMPERATURES`.
+
+    Raises:
+        ValueError: shapes do not match, or no pixel whose class is known.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
+
+    Example:
+        >>> logits = torch.log(torch.tensor([[[0.9] * 4, [0.1] * 4]])) * 3  # three times too sure that it is class 0
+        >>> seen = torch.zeros(1, 1, 10)
+        >>> seen[..., 0] = 1
+        >>> round(fit_temperature([logits[..., :1].expand(1, 2, 10)], [seen]), 4)
+        3.0
+    """
+    kept = [None] * len(logits) if masks is None else masks
+    pixels, true = [], []
+    for z, label, mask in zip(logits, labels, kept, strict=True):
+        flat, classes, keep = _checked(z, label, mask)
+        for b in range(len(classes)):
+            known, said = _known(flat[b], classes[b], keep[b])
+            pixels.append(known.float() if z.dtype != torch.float64 else known)
+            true.append(said)
+    number = sum(map(len, true))
+    if not number:
+        raise ValueError("there is no pixel whose class is known; temperature scaling needs masks")
+    low, high = (math.log(1 / bound) for bound in reversed(TEMPERATURES))  # of log 1 / T
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if _slope(pixels, true, math.exp(middle)) < 0:
+            low = middle
+        else:
+            high = middle
+    found = math.exp((low + high) / 2)
+    best = found if _likelihood(pixels, true, found) < _likelihood(pixels, true, 1.0) else 1.0
+    return 1 / best
+
+
+def _slope(pixels: Sequence[Tensor], true: Sequence[Tensor], scale: float) -> float:
+    """Of the summed negative log-likelihood, in the factor of the logits."""
+    return sum(
+        float(((z * scale).softmax(0).mul(z).sum(0) - z.gather(0, said[None])[0]).double().sum())
+        for z, said in zip(pixels, true, strict=True)
+    )
+
+
+def _likelihood(pixels: Sequence[Tensor], true: Sequence[Tensor], scale: float) -> float:
+    """The summed negative log-likelihood."""
+    return sum(
+        float(-(z * scale).double().log_softmax(0).gather(0, said[None]).sum())
+        for z, said in zip(pixels, true, strict=True)
+    )
 
 
 def _checked(probs: Tensor, label: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.metrics import CalibrationErrorMetric
 
+from medcoarse import calibration
 from medcoarse.calibration import (
     brier_score,
     expected_calibration_error,
@@ -205,3 +206,60 @@ class TestInput:
             expected_calibration_error(torch.zeros(2, 4))
         with pytest.raises(ValueError, match=r"sums must be floating point \(..., 3\), got torch.int64 \(3,\)"):
             brier_score(torch.zeros(3).long())
+
+
+# --- temperature scaling
+
+
+def said_by(probs, seed=0):
+    """Labels drawn from the probabilities (1, L, N) themselves: what calibrated means."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.multinomial(probs[0].T, 1, generator=generator).T[None]
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_the_temperature_that_was_planted_is_recovered(temperature, num_classes):
+    z = 2 * torch.randn(1, num_classes, 60_000, generator=torch.Generator().manual_seed(1))
+    label = said_by(z.softmax(1))
+    halves = [temperature * part for part in z.split([20_000, 40_000], -1)]  # of two sizes
+    found = calibration.fit_temperature(halves, list(label.split([20_000, 40_000], -1)))
+    assert found == pytest.approx(temperature, rel=0.03)
+
+
+def slow_temperature(logits, label):
+    """By looking at many: independent of slopes and bisections."""
+    candidates = torch.logspace(-1.5, 1.5, 3001, base=10).tolist()
+    return min(candidates, key=lambda t: float(torch.nn.functional.cross_entropy(logits / t, label)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_likelihood_never_gets_worse_on_what_it_was_fitted_to(seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = (0.1 + 4 * seed) * torch.randn(1, 3, 50, generator=generator, dtype=torch.float64)
+    label = torch.randint(0, 3, (1, 1, 50), generator=generator)
+    found = calibration.fit_temperature([logits], [label])
+    before, after = (torch.nn.functional.cross_entropy(logits / t, label[:, 0]) for t in (1.0, found))
+    assert after <= before
+    slow = slow_temperature(logits, label[:, 0])
+    if 0.04 < slow < 30:
+        assert found == pytest.approx(slow, rel=2e-3)
+
+
+def test_unlabeled_and_masked_pixels_do_not_count():
+    logits = torch.randn(2, 2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
+    label = torch.randint(0, 2, (2, 1, 4, 5, 3), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(label)
+    label[:, :, :2], mask[..., 0] = 255, 0
+    alone = calibration.fit_temperature([logits[:, :, 2:, :, 1:]], [label[:, :, 2:, :, 1:]])
+    assert calibration.fit_temperature([logits], [label], [mask]) == pytest.approx(alone)
+
+
+def test_where_no_temperature_is_best_it_stays_within_bounds():
+    logits = torch.tensor([[[3.0, 3.0], [-3.0, -3.0]]])
+    low, high = calibration.TEMPERATURES
+    assert calibration.fit_temperature([logits], [torch.zeros(1, 1, 2)]) == pytest.approx(low, rel=1e-6)
+    assert calibration.fit_temperature([logits], [torch.ones(1, 1, 2)]) == pytest.approx(high, rel=1e-6)
+    assert calibration.fit_temperature([0 * logits], [torch.ones(1, 1, 2)]) == 1.0
+    with pytest.raises(ValueError, match="no pixel whose class is known"):
+        calibration.fit_temperature([logits], [torch.full((1, 1, 2), 255)])
