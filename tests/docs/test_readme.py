@@ -15,6 +15,7 @@ PAGES = [
         "examples/annotations.md",
         "examples/drawings.md",
         "examples/deploy/README.md",
+        "examples/monailabel.md",
         "benchmarks/README.md",
     )
 ]
