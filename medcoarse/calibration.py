@@ -218,9 +218,10 @@ def fit_temperature(logits: Sequence[Tensor], labels: Sequence[Tensor], masks: S
     if not number:
         raise ValueError("there is no pixel whose class is known; temperature scaling needs masks")
     low, high = (math.log(1 / bound) for bound in reversed(TEMPERATURES))  # of log 1 / T
+    # Where all are right, the slope vanishes in single precision before the bound is reached: hence <= below.
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if _slope(pixels, true, math.exp(middle)) < 0:
+        if _slope(pixels, true, math.exp(middle)) <= 0:
             low = middle
         else:
             high = middle
