@@ -42,7 +42,7 @@ def official(root: Path, coarse: bool = False) -> Path:
     for split, cities in CITIES.items():
         for city in cities if coarse or split != "train_extra" else ():
             for frame in range(3):
-                write_frame(root, split, f"{city}_000000_{frame:06d}", number, coarse)
+                write_frame(root, split, f"{city}_{frame // 2:06d}_{frame:06d}", number, coarse)
                 number += 1
     return root
 
