@@ -5,8 +5,9 @@ It uses the positive drawings, and of them only the bounding boxes; what was sai
 Source: Dai, He and Sun, "BoxSup: Exploiting Bounding Boxes to Supervise Convolutional Networks for Semantic
     Segmentation" (ICCV 2015), after its description, with lambda = 3 and k = 5.
 Deviates: boxes come from drawings. In place of MCG's proposals stand merged superpixels and levels of the intensity,
-    cut off at the box; they say nothing of the class. The cost of the network is the mean over the box. A box in which
-    there is nothing to propose stays a rectangle. Dice stands beside cross-entropy unless it is left out.
+    sought in the box and half its size around it; they say nothing of the class. The cost of the network is the mean
+    over the box. A box in which there is nothing to propose stays a rectangle. Dice stands beside cross-entropy unless
+    it is left out.
 """
 
 from __future__ import annotations
@@ -42,19 +43,26 @@ class Box(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """Candidates of a box, each a union of parts of it: what they cost is summed up over parts, not over pixels.
+    """Candidates of a box, each a union of parts: what they cost is summed up over parts, not over pixels.
 
     Args:
-        parts: number of the part at every pixel of the box, from 0.
+        parts: number of the part at every pixel of the box and what is around it, from 0.
         members: bool ``(N, parts)``, which parts a candidate has.
+        place: of the box in ``parts``.
     """
 
     parts: NDArray[np.integer[Any]]
     members: NDArray[np.bool_]
+    place: tuple[slice, ...]
+
+    @property
+    def inner(self) -> NDArray[np.integer[Any]]:
+        """The parts in the box."""
+        return np.asarray(self.parts[self.place])
 
     def masks(self) -> NDArray[np.bool_]:
-        """``(N, *box)``."""
-        return np.asarray(self.members[:, self.parts])
+        """What they are in the box, ``(N, *box)``."""
+        return np.asarray(self.members[:, self.inner])
 
 
 def boxes_of(label: NDArray[Any], num_classes: int, per_class: bool = False) -> list[Box]:
@@ -79,47 +87,77 @@ def boxes_of(label: NDArray[Any], num_classes: int, per_class: bool = False) -> 
     return found
 
 
-def propose(image: NDArray[Any], num_levels: int = 9, num_segments: int = 24, sigma: float = 1.0) -> list[Regions]:
+def around(place: tuple[slice, ...], size: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """A box with half its size around it, within the image, and where in that the box is.
+
+    What reaches out of the box is hardly the object in it: without a look around, background would be as good.
+
+    Example:
+        >>> around((slice(1, 5),), (20,))
+        ((slice(0, 7, None),), (slice(1, 5, None),))
+    """
+    outer = []
+    for part, length in zip(place, size, strict=True):
+        margin = -(-(part.stop - part.start) // 2)
+        outer.append(slice(max(0, part.start - margin), min(length, part.stop + margin)))
+    inner = (slice(part.start - out.start, part.stop - out.start) for part, out in zip(place, outer, strict=True))
+    return tuple(outer), tuple(inner)
+
+
+def propose(
+    image: NDArray[Any],
+    place: tuple[slice, ...],
+    num_levels: int = 9,
+    num_segments: int = 48,
+    sigma: float = 1.0,
+) -> list[Regions]:
     """Candidates of one box: what is above or below a level of the intensity, and merged superpixels.
 
     Args:
-        image: of the box, ``(channels, *box)``.
+        image: of the box and what is around it, ``(channels, *size)``.
+        place: of the box in it.
         num_levels: quantiles of the mean of the channels.
         num_segments: superpixels at most; those that look most alike are merged until one is left.
         sigma: standard deviation in pixels of the Gaussian that smooths the image first.
 
     Returns:
-        None of them empty or the whole box; no list element without candidates.
+        Each differs from nothing and from everything in the box; no list element without candidates.
 
     Example:
-        >>> levels, merged = propose(np.array([[[0.0, 0.0, 1.0, 1.0]] * 4]), num_levels=1, num_segments=4, sigma=0)
+        >>> image, everywhere = np.array([[[0.0, 0.0, 1.0, 1.0]] * 4]), (slice(0, 4), slice(0, 4))
+        >>> levels, merged = propose(image, everywhere, num_levels=1, num_segments=4, sigma=0)
         >>> levels.masks()[:, 0].tolist()
         [[False, False, True, True], [True, True, False, False]]
         >>> len(merged.members)  # four superpixels, and two steps of merging
         6
     """
     image = np.asarray(image, dtype=np.float64)
-    if math.prod(image.shape[1:]) < 4:
+    if math.prod(part.stop - part.start for part in place) < 4:
         return []
     smooth = ndimage.gaussian_filter(image, (0, *[sigma] * (image.ndim - 1)), mode="nearest")
     low, high = smooth.min(), smooth.max()
     if high == low:
         return []
     smooth = (smooth - low) / (high - low)
-    families = [_levels(smooth.mean(0), num_levels), _merged(smooth, num_segments)]
+    families = [
+        _proper(*_levels(smooth.mean(0), num_levels), place),
+        _proper(*_merged(smooth, num_segments), place),
+    ]
     return [regions for regions in families if len(regions.members)]
 
 
-def _levels(intensity: NDArray[np.float64], number: int) -> Regions:
+_Parts = tuple[NDArray[np.integer[Any]], NDArray[np.bool_]]
+
+
+def _levels(intensity: NDArray[np.float64], number: int) -> _Parts:
     """Above and below each of the quantiles."""
     levels = np.unique(np.quantile(intensity, np.linspace(0, 1, number + 2)[1:-1]))
     parts = np.digitize(intensity, levels)
     above = np.arange(len(levels) + 1) >= np.arange(1, len(levels) + 1)[:, None]
-    present = np.bincount(parts.ravel(), minlength=len(levels) + 1) > 0
-    return _proper(parts, np.concatenate([above, ~above]), present)
+    return parts, np.concatenate([above, ~above])
 
 
-def _merged(image: NDArray[np.float64], number: int) -> Regions:
+def _merged(image: NDArray[np.float64], number: int) -> _Parts:
     """Superpixels and what arises when the two neighbours most alike, by Ward's distance, are merged in turn."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of images with one pixel along an axis
@@ -143,7 +181,7 @@ def _merged(image: NDArray[np.float64], number: int) -> Regions:
         touching[one, one] = False
         touching[other], touching[:, other] = False, False
         members.append(current[[one]])
-    return _proper(parts, np.concatenate(members), np.ones(count, dtype=np.bool_))
+    return parts, np.concatenate(members)
 
 
 def _touching(parts: NDArray[np.integer[Any]], count: int) -> NDArray[np.bool_]:
@@ -158,21 +196,24 @@ def _touching(parts: NDArray[np.integer[Any]], count: int) -> NDArray[np.bool_]:
     return touching
 
 
-def _proper(parts: NDArray[np.integer[Any]], members: NDArray[np.bool_], present: NDArray[np.bool_]) -> Regions:
-    """Without candidates that are empty or everything, and each of them once."""
-    members = members & present
-    number = members.sum(1)
-    members = members[(number > 0) & (number < present.sum())]
+def _proper(parts: NDArray[np.integer[Any]], members: NDArray[np.bool_], place: tuple[slice, ...]) -> Regions:
+    """Without candidates that are nothing or everything in the box, and each of them once."""
+    everywhere, inside = (np.bincount(one.ravel(), minlength=members.shape[1]) > 0 for one in (parts, parts[place]))
+    number = members[:, inside].sum(1)
+    members = (members & everywhere)[(number > 0) & (number < inside.sum())]
     _, first = np.unique(members, axis=0, return_index=True)
-    return Regions(parts.astype(np.int16), members[np.sort(first)])
+    return Regions(parts.astype(np.int16), members[np.sort(first)], place)
 
 
 def overlap_costs(regions: Regions) -> NDArray[np.float64]:
     """``E_o = 1 - IoU(box, bounding box of the candidate)``, for each candidate; no class of its own, so all agree.
 
     Example:
-        >>> overlap_costs(Regions(np.array([[0, 1, 1, 2]]), np.array([[True, False, True], [False, True, False]])))
+        >>> members = np.array([[True, False, True], [False, True, False]])
+        >>> overlap_costs(Regions(np.array([0, 1, 1, 2]), members, (slice(0, 4),)))
         array([0. , 0.5])
+        >>> overlap_costs(Regions(np.array([0, 1, 1, 1]), np.array([[False, True]]), (slice(0, 2),)))  # 1 pixel of 4
+        array([0.75])
     """
     places = ndimage.find_objects(regions.parts.astype(np.int64) + 1, regions.members.shape[1])
     nowhere = tuple(slice(size, 0) for size in regions.parts.shape)
@@ -180,7 +221,10 @@ def overlap_costs(regions: Regions) -> NDArray[np.float64]:
     chosen = regions.members[:, :, None]
     start = np.where(chosen, ends[..., 0], np.array(regions.parts.shape)).min(1)
     stop = np.where(chosen, ends[..., 1], 0).max(1)
-    return np.asarray(1 - (stop - start).prod(1) / regions.parts.size, dtype=np.float64)
+    box = np.array([(part.start, part.stop) for part in regions.place])
+    common = (np.minimum(stop, box[:, 1]) - np.maximum(start, box[:, 0])).clip(0).prod(1)
+    either = (stop - start).prod(1) + regions.inner.size - common
+    return np.asarray(1 - common / either, dtype=np.float64)
 
 
 def regression_costs(
@@ -194,13 +238,13 @@ def regression_costs(
         outside: ``-log p`` of background.
 
     Example:
-        >>> regions = Regions(np.array([0, 1]), np.array([[True, False], [False, True]]))
+        >>> regions = Regions(np.array([0, 1]), np.array([[True, False], [False, True]]), (slice(0, 2),))
         >>> regression_costs(regions, np.array([0.1, 2.0]), np.array([3.0, 0.2]))  # (0.1 + 0.2) / 2 and (3 + 2) / 2
         array([0.15, 2.5 ])
     """
     count = regions.members.shape[1]
-    sums = [np.bincount(regions.parts.ravel(), one.ravel(), count) for one in (inside, outside)]
-    return np.asarray((regions.members @ sums[0] + ~regions.members @ sums[1]) / regions.parts.size)
+    sums = [np.bincount(regions.inner.ravel(), one.ravel(), count) for one in (inside, outside)]
+    return np.asarray((regions.members @ sums[0] + ~regions.members @ sums[1]) / regions.inner.size)
 
 
 def choose(
@@ -233,7 +277,7 @@ def choose(
     number = int(best[rng.integers(len(best))])
     for regions in families:
         if number < len(regions.members):
-            return np.asarray(regions.members[number][regions.parts])
+            return np.asarray(regions.members[number][regions.inner])
         number -= len(regions.members)
     raise AssertionError("the number of a candidate is that of one of them")
 
@@ -295,7 +339,7 @@ class BoxSup:
             label = self._drawn(item)
             image = np.asarray(item["image"])
             boxes = sorted(boxes_of(label, self.num_classes, self.per_class), key=lambda box: -math.prod(box.size))
-            self.boxes[number] = [(box, propose(image[(slice(None), *box.place)])) for box in boxes]
+            self.boxes[number] = [(box, _proposed(image, box)) for box in boxes]
             if not resumed:
                 full = [(box, np.ones(box.size, dtype=np.bool_)) for box in boxes]
                 self.labels[number] = torch.as_tensor(painted(full, label))
@@ -337,6 +381,11 @@ class BoxSup:
             raise KeyError(f"BoxSup takes its boxes from {self.annotation_key!r}, the items have {', '.join(item)}")
         positive = torch.as_tensor(item[self.annotation_key]).as_subclass(Tensor)[None]
         return np.asarray(consensus(Annotations(positive=positive), self.num_classes)[0, 0])
+
+
+def _proposed(image: NDArray[Any], box: Box) -> list[Regions]:
+    outer, inner = around(box.place, image.shape[1:])
+    return propose(image[(slice(None), *outer)], inner)
 
 
 def painted(regions: list[tuple[Box, NDArray[np.bool_]]], drawn: NDArray[Any]) -> NDArray[np.uint8]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from medcoarse.baselines.boxsup import (
     Box,
     BoxSup,
     Regions,
+    around,
     boxes_of,
     choose,
     overlap_costs,
@@ -27,14 +27,19 @@ from medcoarse.baselines.soft_labels import HardLabels, Numbered
 from tests.cases import disc
 
 
-def slow_costs(mask, inside, outside, weight):
+def slow_costs(mask, place, inside, outside, weight):
     """``E_o + lambda E_r`` pixel by pixel."""
-    places = [place for place in np.ndindex(mask.shape) if mask[place]]
-    ends = [(min(one), max(one) + 1) for one in zip(*places, strict=True)]
-    union = math.prod(mask.shape)
-    overlap = math.prod(stop - start for start, stop in ends) / union
-    entropy = sum(inside[place] if mask[place] else outside[place] for place in np.ndindex(mask.shape)) / union
+    tight, box = np.zeros(mask.shape, bool), np.zeros(mask.shape, bool)
+    tight[tuple(slice(one.min(), one.max() + 1) for one in np.nonzero(mask))] = True
+    box[place] = True
+    overlap = (tight & box).sum() / (tight | box).sum()
+    mask = mask[place]
+    entropy = np.mean([inside[x] if mask[x] else outside[x] for x in np.ndindex(mask.shape)])
     return 1 - overlap + weight * entropy
+
+
+def whole(size):
+    return tuple(slice(0, n) for n in size)
 
 
 def picture(shape, seed=0, noise=0.3):
@@ -45,40 +50,43 @@ def picture(shape, seed=0, noise=0.3):
 
 
 def boxed(noise=0.3):
-    """The same within the box of the disc."""
+    """The box of the disc with what is around it, its place in that, and the disc."""
     image, mask = picture((24, 30), noise=noise)
     (place,) = [box.place for box in boxes_of(mask, 2)]
-    return image[place], mask[place]
+    outer, inner = around(place, mask.shape)
+    return image[outer], inner, mask[outer]
 
 
-@pytest.mark.parametrize("size", [(9, 11), (4, 5, 6), (30, 2)])
+@pytest.mark.parametrize("size", [(9, 11), (4, 5, 6), (30, 3)])
 def test_costs_are_those_of_the_masks(size):
     rng = np.random.default_rng(0)
-    inside, outside = rng.random(size), rng.random(size)
-    for regions in propose(rng.random((2, *size))):
-        masks = regions.masks()
-        found = overlap_costs(regions) + 3 * regression_costs(regions, inside, outside)
-        expected = [slow_costs(mask, inside, outside, 3) for mask in masks]
-        assert found == pytest.approx(expected)
+    for place in (whole(size), tuple(slice(1, n - 1) for n in size)):
+        box = tuple(part.stop - part.start for part in place)
+        inside, outside = rng.random(box), rng.random(box)
+        for regions in propose(rng.random((2, *size)), place):
+            found = overlap_costs(regions) + 3 * regression_costs(regions, inside, outside)
+            masks = regions.members[:, regions.parts]
+            assert found == pytest.approx([slow_costs(mask, place, inside, outside, 3) for mask in masks])
+            assert np.array_equal(regions.masks(), masks[(slice(None), *place)])
 
 
 @pytest.mark.parametrize("size", [(20, 24), (7, 8, 9)])
 def test_candidates_are_regions_that_differ(size):
     image, _ = picture(size)
-    families = propose(image[None])
+    families = propose(image[None], tuple(slice(2, n - 1) for n in size))
     assert len(families) == 2
     for regions in families:
         masks = regions.masks().reshape(len(regions.members), -1)
         assert masks.any(1).all()
         assert not masks.all(1).any()
-        assert len(np.unique(masks, axis=0)) == len(masks)
+        assert len(np.unique(regions.members, axis=0)) == len(masks)
         assert regions.parts.shape == size
 
 
 @pytest.mark.parametrize("family", [0, 1])
 def test_one_of_the_candidates_is_the_object(family):
-    image, mask = boxed(noise=0.15)
-    found = propose(image[None])[family].masks()
+    image, place, mask = boxed(noise=0.15)
+    found, mask = propose(image[None], place)[family].masks(), mask[place]
     overlap = [(one & (mask == 1)).sum() / (one | (mask == 1)).sum() for one in found]
     assert max(overlap) > 0.8
 
@@ -86,7 +94,7 @@ def test_one_of_the_candidates_is_the_object(family):
 def test_merging_is_that_of_all_pairs():
     """Each step merges the neighbours whose union adds least to the variance within regions."""
     image, _ = picture((12, 12))
-    merged = propose(image[None], num_levels=3, num_segments=9, sigma=0)[-1]
+    merged = propose(image[None], whole((12, 12)), num_levels=3, num_segments=9, sigma=0)[-1]
     smooth = (image - image.min()) / (image.max() - image.min())
     groups = [frozenset([part]) for part in range(merged.members.shape[1])]
     wanted = set(groups)
@@ -108,7 +116,7 @@ def test_merging_is_that_of_all_pairs():
 
     inner = merged.parts  # np.roll wraps around; regions at opposite edges must not count as neighbours
     padded = np.pad(inner, 1, constant_values=-1)
-    merged = Regions(padded, merged.members)
+    merged = Regions(padded, merged.members, merged.place)
     smooth = np.pad(smooth, 1)
     while len(groups) > 1:
         one, other = min((pair for pair in itertools.combinations(groups, 2) if touch(*pair)), key=cost)
@@ -118,13 +126,21 @@ def test_merging_is_that_of_all_pairs():
     assert {frozenset(np.flatnonzero(row).tolist()) for row in merged.members} == wanted
 
 
+def test_what_reaches_out_of_the_box_costs_more_than_what_fills_it():
+    """Disc and surroundings touch the same sides of the box; only outside it can they be told apart."""
+    _, place, mask = boxed()
+    disc_, rest = overlap_costs(Regions(mask, np.array([[False, True], [True, False]]), place))
+    assert disc_ == 0
+    assert rest == pytest.approx(1 - mask[place].size / mask.size)
+
+
 def test_without_the_network_the_tightest_candidate_is_chosen():
     parts = np.arange(12).reshape(3, 4)
     members = np.zeros((3, 12), dtype=bool)
     members[0, [5, 6]] = True
     members[1, [0, 11]] = True  # reaches from corner to corner
     members[2, [0, 1, 2]] = True
-    regions, rng = Regions(parts, members), np.random.default_rng(0)
+    regions, rng = Regions(parts, members, whole((3, 4))), np.random.default_rng(0)
     unknown = np.full((3, 4), 9.0)
     chosen = choose([regions], unknown, 0 * unknown, rng, regression_weight=0, num_best=1)
     assert np.array_equal(chosen, members[1][parts])
@@ -135,9 +151,9 @@ def test_without_the_network_the_tightest_candidate_is_chosen():
 def test_the_choice_is_uniform_among_the_best_of_all_families():
     rng = np.random.default_rng(0)
     inside, outside = rng.random((6, 7)), rng.random((6, 7))
-    families = propose(rng.random((1, 6, 7)))
+    families = propose(rng.random((1, 6, 7)), whole((6, 7)))
     masks = np.concatenate([regions.masks() for regions in families])
-    costs = [slow_costs(mask, inside, outside, 3) for mask in masks]
+    costs = [slow_costs(mask, whole((6, 7)), inside, outside, 3) for mask in masks]
     best = [masks[n].tobytes() for n in np.argsort(costs, kind="stable")[:5]]
     draws = [choose(families, inside, outside, rng).tobytes() for _ in range(1000)]
     counts = [draws.count(one) for one in dict.fromkeys(best)]
@@ -148,9 +164,9 @@ def test_the_choice_is_uniform_among_the_best_of_all_families():
 
 
 def test_as_the_network_learns_the_truth_is_chosen():
-    image, mask = boxed()
-    truth = Regions(mask, np.array([[False, True]]))
-    families, overlaps = [*propose(image[None], num_levels=5), truth], []
+    image, place, mask = boxed()
+    truth = Regions(mask, np.array([[False, True]]), place)
+    families, overlaps, mask = [*propose(image[None], place, num_levels=5), truth], [], mask[place]
     for sharpness in (0.0, 0.5, 1.0, 3.0):
         logits = sharpness * (2 * mask - 1)
         inside, outside = np.log1p(np.exp(-logits)), np.log1p(np.exp(logits))
@@ -180,7 +196,7 @@ def test_boxes_of_components_and_of_classes():
 
 @pytest.mark.parametrize("image", [np.ones((1, 5, 5)), np.random.default_rng(0).random((2, 1, 3)), np.ones((1, 1, 1))])
 def test_nothing_to_propose_leaves_the_rectangle(image):
-    assert propose(image) == []
+    assert propose(image, whole(image.shape[1:])) == []
     rectangle = choose([], image[0], image[0], np.random.default_rng(0))
     assert rectangle.shape == image.shape[1:]
     assert rectangle.all()
@@ -252,6 +268,19 @@ def test_rectangles_first_then_regions_that_change_and_can_be_resumed():
     rare, _ = run((0, 4), interval=2)
     assert torch.equal(rare[1], rare[2])
     assert not torch.equal(rare[2], rare[3])
+
+
+def test_of_overlapping_boxes_the_smaller_keeps_its_pixels():
+    drawn = torch.zeros(1, 7, 8, dtype=torch.uint8)
+    drawn[0, 0, 0] = drawn[0, 6, 7] = 2
+    drawn[0, 3, 3] = 1
+    item = {"image": torch.zeros(1, 7, 8), "positive": drawn}  # flat: there is nothing to propose
+    labels = HardLabels()
+    boxsup = BoxSup(Shown(), Numbered([item], 1), SimpleInferer(), labels, 3, per_class=True)
+    boxsup._start(Engine(lambda *_: None))
+    expected = torch.full((1, 7, 8), 2, dtype=torch.uint8)
+    expected[0, 3, 3] = 1
+    assert torch.equal(labels.maps[0], expected)
 
 
 def test_what_does_not_fit_is_said():
