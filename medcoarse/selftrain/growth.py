@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.inferers import Inferer
@@ -127,7 +126,8 @@ class Growth:
             picked = uniform_choice(len(rest), more, self.seed + len(self.chosen))
         else:
             drawn = images_per_class([self._drawn(n) for n in self.chosen], range(len(self.chosen)), self.least)
-            picked = balanced_choice([self._predicted(n) for n in rest], more, drawn, self.least, self.seed)
+            seen = [seen_content(self.dataset[n]["image"], self.network, self.inferer, self.num_classes) for n in rest]
+            picked = balanced_choice(seen, more, drawn, self.least, self.seed)
         self.chosen += [rest[n] for n in picked]
         self._hand_over()
 
@@ -157,46 +157,57 @@ class Growth:
         drawn = torch.as_tensor(self.dataset[number][self.drawing_key]).as_subclass(Tensor)
         return class_content(drawn, self.num_classes).numpy()
 
-    def _predicted(self, number: int) -> Any:
-        device = next(self.network.parameters()).device
-        image = torch.as_tensor(self.dataset[number]["image"]).as_subclass(Tensor)[None].float().to(device)
-        with eval_mode(self.network):
-            logits = torch.as_tensor(self.inferer(image, self.network))
-        return class_content(logits.argmax(1).cpu(), self.num_classes).numpy()
-
 
 def choose_next(
     dataset: Any,
-    predict: Callable[[Tensor], Tensor],
+    network: nn.Module,
+    inferer: Inferer,
     num_classes: int,
     number: int,
+    path: str | Path,
     drawn: Sequence[int] | None = None,
     least: float = 0.001,
-) -> list[str]:
-    """Which images of a pool to annotate next, by what a trained network sees in them.
+) -> dict[str, Any]:
+    """Write down which images of a pool to annotate next, by what a trained network sees in them.
 
     Args:
-        dataset: the pool: items with an image, whose ``data`` are a datalist's entries.
-        predict: logits ``(1, L, *S)`` of an image ``(1, C, *S)``.
+        dataset: the pool: items with an image, whose ``data`` are a datalist's entries. Nothing else of them is used.
+        network: trained on some drawings.
+        inferer: gives its logits of an image of any size.
         num_classes: L.
         number: how many.
-        drawn: in how many annotated images each class is.
+        path: JSON to write.
+        drawn: in how many images that are annotated already each class is.
         least: share of an image's pixels above which a class counts as seen.
 
     Returns:
-        Files of the images, the first one first.
+        What is written: ``images``, files, the first one first, and ``images_per_class``, in how many of them each
+        class is, as far as the network sees.
 
     Example:
+        >>> import tempfile
         >>> from monai.data import Dataset
+        >>> from monai.inferers import SimpleInferer
         >>> level = {"a.png": 0.0, "b.png": 0.0, "c.png": 1.0}
-        >>> load = lambda item: {"image": torch.full((1, 2, 2), level[item["image"]])}
+        >>> load = lambda item: {"image": torch.ones(1, 2) * level[item["image"]]}
         >>> pool = Dataset([{"image": name} for name in level], load)
-        >>> choose_next(pool, lambda x: torch.cat([1 - x, x], 1), num_classes=2, number=2, drawn=[5, 0])
-        ['c.png', 'a.png']
+        >>> network = nn.Conv1d(1, 2, 1)
+        >>> network.weight.data, network.bias.data = torch.tensor([[[-1.0]], [[1.0]]]), torch.tensor([0.5, 0.0])
+        >>> choose_next(pool, network, SimpleInferer(), 2, 2, Path(tempfile.mkdtemp()) / "next.json", drawn=[5, 0])
+        {'images': ['c.png', 'a.png'], 'images_per_class': [1, 1]}
     """
-    content = []
-    for n in range(len(dataset.data)):
-        image = torch.as_tensor(dataset[n]["image"]).as_subclass(Tensor)[None].float()
-        with torch.no_grad():
-            content.append(class_content(predict(image).argmax(1).cpu(), num_classes).numpy())
-    return [source_of(dataset.data[n]) for n in balanced_choice(np.stack(content), number, drawn, least)]
+    content = [seen_content(dataset[n]["image"], network, inferer, num_classes) for n in range(len(dataset.data))]
+    chosen = balanced_choice(content, number, drawn, least)
+    images = [source_of(dataset.data[n]) for n in chosen]
+    found = {"images": images, "images_per_class": images_per_class(content, chosen, least)}
+    write_json(Path(path), found)
+    return found
+
+
+def seen_content(image: Any, network: nn.Module, inferer: Inferer, num_classes: int) -> Any:
+    """Share of an image ``(C, *S)`` that each class takes up in a network's eyes, ``(L,)``."""
+    device = next(network.parameters()).device
+    batch = torch.as_tensor(image).as_subclass(Tensor)[None].float().to(device)
+    with eval_mode(network):  # without gradients, too
+        logits = torch.as_tensor(inferer(batch, network))
+    return class_content(logits.argmax(1).cpu(), num_classes).numpy()

@@ -47,7 +47,7 @@ def test_strokes_are_filled_round_by_round(bundle, tmp_path, key):
 
 
 def streets(folder: Path, *configs: str, stop: int | None = None, **overrides):
-    """A tiny training on drawn streets, killed after some epochs if asked for."""
+    """A tiny training on drawn streets, killed after some epochs if asked for; or what the last configuration runs."""
     bundle = Bundle("cityscapes", Path(), SMALL, "", (32, 48), "validation")
     options = SMALL | {
         "dataset_dir": "",
@@ -85,6 +85,10 @@ def test_streets_are_mixed_with_drawn_ones_and_only_those_show_masks(tmp_path):
     assert all((data[n]["label"] == 255).all() for n in range(4)), "the truth of real images stays out of reach"
     assert "dense" in built.parser.get_parsed_content("loss").parts
     assert (tmp_path / "pseudo_labels" / "round-1" / "provenance.json").is_file()
+    streets(tmp_path, "choose.json", pool_section="training", num_chosen=3)
+    found = json.loads((tmp_path / "annotate_next.json").read_text())
+    assert len(set(found["images"])) == 3
+    assert {Path(name) for name in found["images"]} < {Path(item["image"]) for item in items}
 
 
 def test_streets_are_chosen_round_by_round_and_a_resumed_run_is_the_same(tmp_path):

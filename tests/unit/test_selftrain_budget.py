@@ -158,6 +158,11 @@ def test_what_growth_does_not_take(tmp_path):
         growth(tmp_path, method="best")
 
 
-def test_a_pool_of_one():
-    data = Dataset([{"image": "a.png"}], lambda _: {"image": torch.zeros(1, 1, 1)})
-    assert choose_next(data, lambda x: torch.cat([1 - x, x], 1), 2, 1) == ["a.png"]
+def test_what_to_annotate_next_is_written_down(tmp_path):
+    pool = Pool()
+    found = choose_next(pool, Reader(), SimpleInferer(), 3, 6, tmp_path / "next.json")
+    assert found == json.loads((tmp_path / "next.json").read_text())
+    assert found["images_per_class"] == [2, 2, 2]
+    assert not pool.looked, "no drawing is there to be looked at"
+    one = Dataset([{"image": "a.png"}], lambda _: {"image": torch.zeros(1, 1, 1)})
+    assert choose_next(one, Reader(), SimpleInferer(), 3, 1, tmp_path / "one.json")["images"] == ["a.png"]
