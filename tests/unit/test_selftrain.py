@@ -75,6 +75,7 @@ def test_agreement_is_stricter_than_any_view():
     more = [int((agreement(views, threshold) != 255).sum()) for threshold in (0, 0.5, 0.9, 1)]
     assert more == sorted(more, reverse=True)
     assert more[-1] == 0
+    assert (agreement([torch.tensor([[[200.0], [0.0]]])], 1) == 255).all(), "above the threshold, not at it"
 
 
 def test_a_network_that_fails_has_no_pseudo_labels():
