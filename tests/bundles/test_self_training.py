@@ -44,6 +44,10 @@ def test_strokes_are_filled_round_by_round(bundle, tmp_path, key):
     assert known > 0
     seen = built.parser.get_parsed_content("train#dataset")[0]
     assert set(seen) == {"image", "positive"} | {key}
+    alone = tmp_path / "alone"
+    bundle.run("train.json", overlay, **(options | {"output_dir": str(alone)}), run_id="labelling")
+    again = json.loads((alone / "pseudo_labels" / "round-1" / "provenance.json").read_text())
+    assert [item["file"] for item in again["items"]] == names, "by the weights that training left"
 
 
 def streets(folder: Path, *configs: str, stop: int | None = None, **overrides):
