@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code."""
     options = _parser(sys.argv[1:] if argv is None else list(argv))
     warnings.simplefilter("ignore")  # third parties' warnings are for programmers, and some quote DICOM headers
-    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)  # what it warns of is optional
+    for name in ("pydicom", "highdicom", "monai.data.nvimgcodec_pydicom_plugin"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # for the same reasons
     try:
         return int(options.call(options) or 0)
     except KeyboardInterrupt:
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def in_one_line(error: BaseException) -> str:
     """What an error says, without that of the machinery around it.
 
-    MONAI's parser of configurations wraps errors; the innermost one is the user's.
+    MONAI's parser of configurations wraps errors in RuntimeErrors; the user's is the one inside.
 
     Example:
         >>> in_one_line(ValueError("a: wrong\\n  - this"))
@@ -67,7 +68,7 @@ def in_one_line(error: BaseException) -> str:
         >>> in_one_line(KeyError("x"))
         "KeyError: 'x'"
     """
-    while error.__cause__ is not None and not isinstance(error, CommandError):
+    while error.__cause__ is not None and type(error) is RuntimeError:
         error = error.__cause__
     text = " ".join(str(error).split())
     plain = isinstance(error, CommandError | ValueError | OSError | SystemExit) and text

@@ -74,10 +74,16 @@ def run(options: argparse.Namespace) -> int:
             if options.debug:
                 raise
             failed += 1
-            print(f"[{number}/{len(jobs)}] {image}: {in_one_line(error)}", file=sys.stderr, flush=True)
+            print(f"[{number}/{len(jobs)}] {image}: {_without_header(error, series)}", file=sys.stderr, flush=True)
     if failed:
         raise CommandError(f"{failed} of {len(jobs)} images could not be segmented, see above")
     return 0
+
+
+def _without_header(error: Exception, series: bool) -> str:
+    """What went wrong; of DICOM only in words of our own, for what libraries say may quote the header."""
+    ours = isinstance(error, CommandError) or type(error).__module__.startswith("medcoarse.")
+    return in_one_line(error) if ours or not series else f"cannot be segmented ({type(error).__name__})"
 
 
 def make_segmenter(

@@ -16,8 +16,10 @@ import pytest
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
-from medcoarse.cli.main import main
+from medcoarse.cli.main import in_one_line, main
+from medcoarse.cli.predict import _without_header
 from medcoarse.readers.formats import read_drawing
+from medcoarse.writers.segmentation import WriteError
 from tests.cases_folders import BACKGROUND, OBLIQUE, volume, write_pictures, write_volumes
 from tests.drawings import PATIENT, segments, write_dicom_seg, write_series
 
@@ -420,6 +422,21 @@ def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().out
     assert "examples:" in said
     assert f"medcoarse {command} " in said
+
+
+def test_errors_of_libraries_about_dicom_are_not_repeated() -> None:
+    assert "Mustermann" not in _without_header(ValueError("bad name Mustermann^Erika"), series=True)
+    assert _without_header(ValueError("bad"), series=False) == "bad"
+    assert _without_header(WriteError("another grid"), series=True) == "another grid"
+
+
+def test_what_monai_wraps_is_said_in_one_line() -> None:
+    wrapped = RuntimeError("Failed to instantiate")
+    wrapped.__cause__ = ValueError("two\n  lines")
+    assert in_one_line(wrapped) == "two lines"
+    named = ValueError("a.json: damaged")
+    named.__cause__ = KeyError("x")
+    assert in_one_line(named) == "a.json: damaged"
 
 
 def test_stopped_with_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
