@@ -105,7 +105,7 @@ def pelvis_tissue(rng: np.random.Generator, shape: Sequence[int], spacing: Seque
     half = rng.uniform((19, 14, 16), (26, 19, 22))
     tissue = np.full(tuple(shape), FAT)
 
-    def fill(kind: int, middle: Sequence[float], axes: Sequence[float], within: int | None = None) -> None:
+    def fill(kind: int, middle: Sequence[float], axes: Sequence[float] | Floats, within: int | None = None) -> None:
         inside = norm((at - column(centre + middle)) / column(axes)) < 1
         tissue[inside if within is None else inside & (tissue == within)] = kind
 
