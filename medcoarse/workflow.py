@@ -92,6 +92,10 @@ class PrepareBatchCoarse(PrepareBatch):
 class PrepareBatchAnnotated(PrepareBatch):
     """As :class:`PrepareBatchCoarse` for networks that look at annotations in training, ``network(image, positive)``.
 
+    Args:
+        supervision: as there; with negative drawings it is ``network(image, positive, negative)``, ``None`` for a kind
+            that the batch lacks.
+
     Example:
         >>> batch = {"image": torch.zeros(1, 3, 4, 4), "positive": torch.full((1, 5, 4, 4), 255)}
         >>> image, target, (positive,), _ = PrepareBatchAnnotated()(batch)
@@ -99,8 +103,9 @@ class PrepareBatchAnnotated(PrepareBatch):
         True
     """
 
-    def __init__(self) -> None:
-        self.prepare = PrepareBatchCoarse("positive")
+    def __init__(self, supervision: str | Sequence[str] = "positive") -> None:
+        self.prepare = PrepareBatchCoarse(supervision)
+        self.kinds = 2 if "negative" in self.prepare.keys else 1
 
     def __call__(
         self,
@@ -108,10 +113,10 @@ class PrepareBatchAnnotated(PrepareBatch):
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, Annotations, tuple[Tensor | None], dict[str, Any]]:
+    ) -> tuple[Tensor, Annotations, tuple[Tensor | None, ...], dict[str, Any]]:
         """Image, target, and the network's further arguments."""
         image, target = self.prepare(batchdata, device, non_blocking, **kwargs)
-        return image, target, (target.positive,), {}
+        return image, target, target[: self.kinds], {}
 
 
 class PrepareBatchTargeted(PrepareBatchCoarse):
