@@ -236,3 +236,9 @@ def test_one_kind_of_drawing_or_none():
     assert set(masks({"number": 0})["label"].unique().tolist()) == {1, 255}, "nobody said what is not 1"
     with pytest.raises(ValueError, match="needs positive or negative drawings"):
         handler([{"image": data[0]["image"]}])[0].relabel()
+
+
+def test_the_network_is_asked_about_the_classes_that_were_drawn():
+    """Classes 0 and 2 of three."""
+    partial, truth = np.array([[0, 255, 255, 2]]), np.array([[0, 0, 2, 2]])
+    assert np.array_equal(propagate(np.zeros((1, 1, 4)), partial, 3, certain(truth), size=1), truth)
