@@ -23,11 +23,10 @@ from monai.inferers import Inferer
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import slic
-from torch import Tensor, nn
+from torch import nn
 
-from medcoarse.baselines.soft_labels import HardLabels, Numbered, predicted_log_probs
-from medcoarse.confusion import UNLABELED, Annotations
-from medcoarse.losses import consensus
+from medcoarse.baselines.soft_labels import HardLabels, Numbered, agreed_drawing, predicted_log_probs
+from medcoarse.confusion import UNLABELED
 
 
 class Box(NamedTuple):
@@ -379,8 +378,7 @@ class BoxSup:
         """What the positive drawings say, ``(*S)``."""
         if self.annotation_key not in item:
             raise KeyError(f"BoxSup takes its boxes from {self.annotation_key!r}, the items have {', '.join(item)}")
-        positive = torch.as_tensor(item[self.annotation_key]).as_subclass(Tensor)[None]
-        return np.asarray(consensus(Annotations(positive=positive), self.num_classes)[0, 0])
+        return np.asarray(agreed_drawing([item[self.annotation_key], None], self.num_classes))
 
 
 def _proposed(image: NDArray[Any], box: Box) -> list[Regions]:

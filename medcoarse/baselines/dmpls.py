@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,9 +29,9 @@ from torch import Tensor, nn
 
 from medcoarse.baselines.epochs import EpochChance
 from medcoarse.baselines.partial import PartialLoss
-from medcoarse.baselines.soft_labels import HardLabels, Numbered, predicted_log_probs, soft_nll
+from medcoarse.baselines.soft_labels import HardLabels, Numbered, agreed_drawing, predicted_log_probs, soft_nll
 from medcoarse.confusion import UNLABELED, Annotations, CoupledOutput
-from medcoarse.losses import CoupledLoss, consensus, partial_dice
+from medcoarse.losses import CoupledLoss, partial_dice
 
 
 class DualOutput(NamedTuple):
@@ -147,7 +148,7 @@ class DualBranchLoss(CoupledLoss):
     Raises:
         ValueError: a negative weight or number of epochs.
 
-    Source: Luo et al. 2022, Eq. 1-4; Han et al. 2024, with the weight's ramp.
+    Source: Luo et al. 2022; Han et al. 2024, with the weight's ramp.
 
     Example:
         >>> loss = DualBranchLoss(num_classes=2)
@@ -264,7 +265,7 @@ class ExpandedSeeds:
     def _start(self, engine: Engine) -> None:
         if len(self.labels) == 0:
             for number, item in self.dataset.each():
-                self.labels[number] = drawn_label(item, self.num_classes)[0]
+                self.labels[number] = self._drawn(item)[0]
 
     def __call__(self, engine: Engine) -> None:
         """See the class."""
@@ -272,7 +273,11 @@ class ExpandedSeeds:
             return
         for number, item in self.dataset.each():
             log_probs = predicted_log_probs(self.network, self.inferer, item["image"])
-            self.labels[number] = expanded(drawn_label(item, self.num_classes), log_probs, self.max_entropy)[0]
+            self.labels[number] = expanded(self._drawn(item), log_probs, self.max_entropy)[0]
+
+    def _drawn(self, item: Mapping[str, Any]) -> Tensor:
+        """What the drawings agree on, ``(1, 1, *S)``."""
+        return agreed_drawing([item.get("positive"), item.get("negative")], self.num_classes)[None, None]
 
     def state_dict(self) -> dict[str, Any]:
         """The labels."""
@@ -281,17 +286,3 @@ class ExpandedSeeds:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over saved labels."""
         self.labels.load_state_dict(state["labels"])
-
-
-def drawn_label(item: Any, num_classes: int) -> Tensor:
-    """The consensus of an item's drawings ``(1, 1, *S)``.
-
-    Example:
-        >>> drawn_label({"positive": torch.tensor([[1, 0, 255]]), "negative": torch.tensor([[0, 0, 1]])}, 2)
-        tensor([[[  1, 255,   0]]])
-    """
-    drawings = [
-        torch.as_tensor(item[key]).as_subclass(Tensor)[None] if key in item else None
-        for key in ("positive", "negative")
-    ]
-    return consensus(Annotations(*drawings), num_classes)

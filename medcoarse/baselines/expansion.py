@@ -18,13 +18,11 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_numpy
 from numpy.typing import NDArray
-from torch import Tensor
 
 from medcoarse.baselines.grab_cut import GrabCutError, grab_cut
 from medcoarse.baselines.lazy_snapping import lazy_snapping
 from medcoarse.baselines.random_walker import random_walker
-from medcoarse.confusion import Annotations
-from medcoarse.losses import consensus
+from medcoarse.baselines.soft_labels import agreed_drawing
 from medcoarse.transforms.array import spacing_of
 
 logger = logging.getLogger(__name__)
@@ -106,16 +104,3 @@ class ExpandDrawingd(MapTransform):
                 len(self.failures), error,
             )  # fmt: skip
             return partial
-
-
-def agreed_drawing(drawings: Sequence[Any], num_classes: int) -> Tensor:
-    """The consensus of an item's positive ``(R, *S)`` and negative drawings ``(C, *S)``, on the CPU: ``(*S)``.
-
-    Either may be ``None``.
-
-    Example:
-        >>> agreed_drawing([torch.tensor([[1, 255, 0]]), torch.tensor([[0, 1, 0]])], num_classes=2)
-        tensor([  1,   0, 255])
-    """
-    maps = [None if one is None else torch.as_tensor(one).as_subclass(Tensor).cpu()[None] for one in drawings]
-    return consensus(Annotations(*maps), num_classes)[0, 0]

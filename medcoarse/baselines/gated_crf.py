@@ -58,7 +58,7 @@ def gated_crf(
     Raises:
         ValueError: a radius below 1 or a width that is not positive; sizes that differ.
 
-    Source: Obukhov et al. 2019, Eq. 3-6, with one Gaussian kernel of weight 1 and Potts compatibility.
+    Source: Obukhov et al. 2019, with one Gaussian kernel of weight 1 and Potts compatibility.
 
     Example:
         >>> probs = torch.tensor([[[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])

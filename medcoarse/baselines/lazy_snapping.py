@@ -59,7 +59,7 @@ def lazy_snapping(
     Raises:
         ValueError: see :func:`.seeds.drawn_classes` and :func:`.superpixels.superpixels`.
 
-    Source: Li, Sun, Tang and Shum, "Lazy Snapping" (SIGGRAPH 2004), Eq. 1 to 3. It gives no λ.
+    Source: Li, Sun, Tang and Shum, "Lazy Snapping" (SIGGRAPH 2004). It gives no λ.
     Deviates: regions are split where classes, or drawn and not drawn, meet in them; more than two classes by
         alpha-expansion; the watershed starts from evenly spread seeds; outlines are not edited by hand.
 

@@ -46,7 +46,7 @@ def random_walker(
     Raises:
         ValueError: see :func:`.seeds.drawn_classes`.
 
-    Source: Grady, "Random walks for image segmentation" (PAMI 2006), Eq. 1 and 10; the implementation is
+    Source: Grady, "Random walks for image segmentation" (PAMI 2006); the implementation is
         scikit-image's.
 
     Example:

@@ -6,7 +6,7 @@ It uses all drawings that say one class; they stay as they are in every mask.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,13 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.inferers import Inferer
-from monai.networks.utils import eval_mode
 from monai.utils.type_conversion import convert_to_numpy
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from medcoarse.baselines.expansion import agreed_drawing
 from medcoarse.baselines.graph_cut import alpha_expansion
 from medcoarse.baselines.seeds import as_colors, drawn_classes, keep_drawn, relative_spacing
-from medcoarse.baselines.soft_labels import SoftLabels
+from medcoarse.baselines.soft_labels import HardLabels, agreed_drawing, predicted_log_probs
 from medcoarse.baselines.superpixels import Regions, adjacency, region_means, superpixels
 from medcoarse.confusion import UNLABELED
 from medcoarse.transforms.array import spacing_of
@@ -62,7 +60,7 @@ def region_graph(
         num_colors: bins of a channel's values.
         num_slopes: bins of its differences along an axis.
 
-    Source: Lin et al. 2016, Eq. 4, with 25 and 10 bins.
+    Source: Lin et al. 2016, with 25 and 10 bins.
     Deviates: scales of 5 and 10, remembered as the paper's, would make all edges alike, since these histograms sum to
         1; their ratio is kept, and the scale is what served noisy drawn digits.
     """
@@ -114,7 +112,7 @@ def stroke_costs(partial: NDArray[Any], regions: Regions, classes: NDArray[Any])
     Returns:
         ``(N, len(classes))``.
 
-    Source: Lin et al. 2016, Eq. 2; what costs ``inf`` for all regions, classes not drawn in the image, is left out.
+    Source: Lin et al. 2016; what costs ``inf`` for all regions, classes not drawn in the image, is left out.
 
     Example:
         >>> stroke_costs(np.array([1, 255, 255]), np.array([0, 0, 1]), np.array([0, 1])).round(2).tolist()
@@ -131,7 +129,7 @@ def network_costs(log_probs: NDArray[Any], regions: Regions, least: float = 1e-6
 
     Probabilities below ``least`` count as that.
 
-    Source: Lin et al. 2016, Eq. 3.
+    Source: Lin et al. 2016.
 
     Example:
         >>> network_costs(np.log([[0.5, 0.125]]), np.array([0, 0])).round(3).tolist()  # of 1/4
@@ -169,7 +167,7 @@ def propagate(
     Raises:
         ValueError: see :func:`.seeds.drawn_classes` and :func:`.superpixels.superpixels`.
 
-    Source: Lin, Dai, Jia, He and Sun, "ScribbleSup" (CVPR 2016), Eq. 1 to 4.
+    Source: Lin, Dai, Jia, He and Sun, "ScribbleSup" (CVPR 2016).
     Deviates: of a superpixel in which several classes were drawn the drawn pixels keep theirs; see also
         :func:`region_graph`.
 
@@ -189,25 +187,6 @@ def propagate(
         costs = costs + network_costs(log_probs[classes], graph.regions)
     labels = alpha_expansion(costs, graph.edges, graph.weights, solver=solver)
     return keep_drawn(classes[labels][graph.regions], partial)
-
-
-class PseudoMasks(SoftLabels):
-    """As :class:`.soft_labels.SoftLabels` for label maps ``(1, *S)``, uint8, with 255 where nothing is known.
-
-    Example:
-        >>> masks = PseudoMasks()
-        >>> masks[3] = torch.tensor([[1, 255]])
-        >>> masks({"number": 3})["label"]
-        tensor([[  1, 255]], dtype=torch.uint8)
-    """
-
-    def __setitem__(self, number: int, label: Tensor) -> None:
-        self.maps[number] = label.byte()
-
-    def __call__(self, item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The item with its label."""
-        labelled = super().__call__(item)
-        return labelled | {self.label_key: labelled[self.label_key].byte()}
 
 
 class ScribbleSup:
@@ -234,7 +213,7 @@ class ScribbleSup:
         network: nn.Module,
         dataset: Any,
         inferer: Inferer,
-        masks: PseudoMasks,
+        masks: HardLabels,
         num_classes: int,
         epochs: Collection[int],
         keys: Sequence[str] = ("positive", "negative"),
@@ -267,7 +246,7 @@ class ScribbleSup:
             image, partial = item["image"], agreed_drawing([item.get(key) for key in self.keys], self.num_classes)
             found = propagate(
                 convert_to_numpy(image), partial.numpy(), self.num_classes,
-                self._log_probs(image) if with_network else None,
+                predicted_log_probs(self.network, self.inferer, image)[0].numpy() if with_network else None,
                 spacing=spacing_of(image, None), **self.options,
             )  # fmt: skip
             mask, before = torch.as_tensor(found)[None], self.masks.maps.get(number)
@@ -275,15 +254,6 @@ class ScribbleSup:
             pixels += mask.numel()
             self.masks[number] = mask
         return changed / max(1, pixels)
-
-    def _log_probs(self, image: Any) -> NDArray[Any]:
-        """The network's, ``(L, *S)``."""
-        device = next(self.network.parameters()).device
-        with eval_mode(self.network):  # without gradients, too
-            batch = torch.as_tensor(image).as_subclass(Tensor)[None].float().to(device)
-            logits = torch.as_tensor(self.inferer(batch, self.network))
-        log_probs: NDArray[Any] = logits.double().log_softmax(1)[0].cpu().numpy()
-        return log_probs
 
     def state_dict(self) -> dict[str, Any]:
         """The masks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medcoarse.confusion import Annotations, CoupledOutput
 from medcoarse.fusion.voting import hard_label
-from medcoarse.losses import CoupledLoss, partial_dice
+from medcoarse.losses import CoupledLoss, consensus, partial_dice
 
 
 def soft_nll(log_probs: Tensor, soft: Tensor) -> Tensor:
@@ -173,3 +173,16 @@ def predicted_log_probs(network: nn.Module, inferer: Inferer, image: Any) -> Ten
     with eval_mode(network):  # without gradients, too
         logits = torch.as_tensor(inferer(seen, network))
     return logits.double().log_softmax(1).cpu()
+
+
+def agreed_drawing(drawings: Sequence[Any], num_classes: int) -> Tensor:
+    """The consensus of an item's positive ``(R, *S)`` and negative drawings ``(C, *S)``, on the CPU: ``(*S)``.
+
+    Either may be ``None``.
+
+    Example:
+        >>> agreed_drawing([torch.tensor([[1, 255, 0]]), torch.tensor([[0, 1, 0]])], num_classes=2)
+        tensor([  1,   0, 255])
+    """
+    maps = [None if one is None else torch.as_tensor(one).as_subclass(Tensor).cpu()[None] for one in drawings]
+    return consensus(Annotations(*maps), num_classes)[0, 0]

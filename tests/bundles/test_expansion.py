@@ -9,7 +9,8 @@ from ignite.engine import Events
 from monai.data import Dataset
 from monai.transforms import Compose
 
-from medcoarse.baselines.expansion import METHODS, agreed_drawing
+from medcoarse.baselines.expansion import METHODS
+from medcoarse.baselines.soft_labels import agreed_drawing
 
 MILD, SPARSE = {}, {"dense": False, "ratio": 0.3, "num_parts": 3}
 STROKES = {"positive_profiles": [SPARSE], "negative_profiles": [SPARSE | {"kind": "negative"}]}

@@ -15,7 +15,6 @@ from torch import nn
 
 from medcoarse.baselines.graph_cut import expand, potts_energy
 from medcoarse.baselines.scribblesup import (
-    PseudoMasks,
     RegionGraph,
     ScribbleSup,
     network_costs,
@@ -24,6 +23,7 @@ from medcoarse.baselines.scribblesup import (
     region_histograms,
     stroke_costs,
 )
+from medcoarse.baselines.soft_labels import HardLabels
 from medcoarse.confusion import UNLABELED
 
 
@@ -167,7 +167,7 @@ def items(number=3):
 
 
 def handler(data, epochs=(), network=None, **options):
-    masks = PseudoMasks()
+    masks = HardLabels()
     return ScribbleSup(network or Shown(), data, SimpleInferer(), masks, 2, epochs, **options), masks
 
 
@@ -218,7 +218,7 @@ def test_what_was_made_is_saved_and_kept_when_resuming(tmp_path):
 
 def test_a_cache_does_not_keep_masks_that_change():
     data = [{"image": torch.arange(4.0).view(1, 2, 2), "number": n} for n in range(2)]
-    masks = PseudoMasks()
+    masks = HardLabels()
     dataset = CacheDataset(
         data, Compose([masks, RandFlipd(["image", "label"], prob=1.0, spatial_axis=1)]), progress=False
     )
