@@ -175,15 +175,15 @@ def test_one_drawn_image_is_enough(bundle, tmp_path):
     assert "drawn_agreement" in content["validation"][-1]
 
 
-def test_patches_show_every_class_and_what_nobody_drew(bundle, tmp_path):
-    small = {"patch_size": [8, 8, 4], "patches_per_epoch": 96, "spacing": None}
+def test_patches_are_centred_on_every_class_and_on_what_nobody_drew(bundle, tmp_path):
+    """Each a quarter, but for patches moved in at the border, and those turned."""
+    small = {"patch_size": [8, 8, 4], "patches_per_epoch": 96, "spacing": None, "flip_axes": []}
     data = parsed(bundle, tmp_path, "train#dataset", **small)
-    patches = [part["positive"] for item in data for part in item]
-    shares = [np.mean([bool((patch == k).any()) for patch in patches]) for k in range(3)]
-    assert min(shares) > 0.2, "a quarter of the patches is centred on each"
-    assert np.mean([bool((patch != 255).any()) for patch in patches]) < 0.98
+    centres = np.array([int(part["positive"][0, 4, 4, 2]) for item in data for part in item])
+    shares = [float((centres == value).mean()) for value in (0, 1, 2, 255)]
+    assert min(shares) > 0.1
     drawn = [float((load(bundle.data / item["drawing"]) == 2).mean()) for item in bundle.items("training")]
-    assert max(drawn) < 0.005, "which no patch taken anywhere would have found"
+    assert max(drawn) < 0.01, "which no patch taken anywhere would have found"
 
 
 def test_what_comes_from_beyond_the_image_is_unlabeled(bundle, tmp_path):
