@@ -37,8 +37,8 @@ STROKES = (
     (1, AnnotatorProfile(dense=False, scribble_mm=3.0, ratio=0.15, num_parts=2)),
     (2, AnnotatorProfile(dense=False, scribble_mm=2.0, swell_mm=1.5, swell_strength_mm=0.4, ratio=0.08)),
 )
-"""What is drawn on a slice, class by class: of the background a loop half way to the border and dabs anywhere, a seventh
-of the peripheral zone, and a dab in the central gland."""
+"""What is drawn on a slice, class by class: of the background a loop half way to the border and dabs anywhere, a
+seventh of the peripheral zone, and a dab in the central gland."""
 
 _SHADING = 0.2  # largest deviation of the receiving coil's sensitivity from its mean
 _BLUR_MM = 0.7  # standard deviation of the scanner's point spread
