@@ -161,7 +161,7 @@ def _placed(item: Item, root: Path, target: Path) -> Item:
 def _maps(sections: Mapping[str, Sequence[Item]], target: Path) -> dict[str, list[Path]]:
     """Label maps of each section: the masks, or drawings where there are no masks."""
     return {
-        name: [Path(os.path.normpath(target / item.get("label", item.get("coarse", "")))) for item in items]
+        name: [Path(os.path.normpath(target / item["label" if "label" in item else "coarse"])) for item in items]
         for name, items in sections.items()
     }
 
