@@ -160,7 +160,7 @@ class TestAnnotators:
         profile, label = (
             PROFILES[name],
             np.kron(blobs(2), np.ones((8, 8))).astype(np.uint8),
-        )  # more than is thinned away
+        )  # more than thinning takes
         drawings = [draw(profile, label, seed=seed).annotation for seed in range(4)]
         swaps = profile.swap_ratio and profile.swap_ratio < 1
         random = profile.swell_mm or profile.num_fractures or profile.fracture_ratio or profile.ratio < 1 or swaps
