@@ -30,6 +30,7 @@ def alike(first, second):
     )
 
 
+@pytest.mark.parametrize("bundle", ["mnist"], indirect=True)  # what is resumed is the same over every bundle
 @pytest.mark.parametrize("name", ["coarsesup", "lc_mil", "l2g"])
 def test_trained_and_resumed_bit_identically(bundle, tmp_path, name):
     options = bundle.small | STAGES.get(name, {})

@@ -97,6 +97,7 @@ def test_training_by_scribblesup(bundle, tmp_path, drawn):
     assert bundle.metrics(tmp_path)["facts"]["method"] == "scribblesup"
 
 
+@pytest.mark.parametrize("bundle", ["mnist"], indirect=True)  # what is resumed is the same over every bundle
 def test_scribblesup_goes_on_as_if_it_had_never_stopped(bundle, tmp_path):
     configs = over(bundle, "scribblesup")
     given = {name: options(bundle, tmp_path / name) | {"max_epochs": 3} for name in ("whole", "parts")}

@@ -18,6 +18,7 @@ def configs(method):
     return "train.json", f"../../mnist/configs/{method}.json"
 
 
+@pytest.mark.parametrize("bundle", ["mnist"], indirect=True)  # what is resumed is the same over every bundle
 @pytest.mark.parametrize("method", METHODS)
 def test_resumed_it_is_bit_identical_and_leaves_the_plain_network(bundle, tmp_path, method):
     options = bundle.small | {"max_epochs": 3}
