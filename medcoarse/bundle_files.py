@@ -24,7 +24,11 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 MIRRORED = ("train.json", "metadata.json", "logging.conf")
-OVERLAYS = {"train.json": "monailabel.json", "inference.json": "monailabel_inference.json"}
+OVERLAYS = {
+    "train.json": "monailabel.json",
+    "inference.json": "monailabel_inference.json",
+    "metadata.json": "monailabel_metadata.json",
+}
 
 
 def sync(bundle: Path) -> list[str]:
@@ -57,9 +61,10 @@ def serve(bundle: Path, models: Path, **overrides: Any) -> Path:
     """Copy a bundle to where MONAI Label looks for it, its configurations merged with those meant for MONAI Label.
 
     MONAI Label knows no overlays: it reads ``configs/train.json`` and ``configs/inference.json``. So the one is merged
-    with ``monailabel.json`` and the other, where there is that, with ``monailabel_inference.json``. It trains into
-    ``models/model.pt`` of the copy, so the weights of the bundle itself stay as they are. No other weights are copied:
-    MONAI Label would serve those with the shortest name.
+    with ``monailabel.json`` and the other, where there is that, with ``monailabel_inference.json``; the metadata with
+    ``monailabel_metadata.json``, where labels are stored under other numbers than the network's channels. It trains
+    into ``models/model.pt`` of the copy, so the weights of the bundle itself stay as they are. No other weights are
+    copied: MONAI Label would serve those with the shortest name.
 
     Args:
         bundle: the folder of the bundle.
@@ -72,26 +77,31 @@ def serve(bundle: Path, models: Path, **overrides: Any) -> Path:
     Raises:
         FileNotFoundError: the folder is no bundle, or it has no ``configs/monailabel.json``.
         FileExistsError: there is a copy already, which may have been trained.
+        ValueError: the bundle has no such setting as one of ``overrides``.
     """
     configs, copy = bundle / "configs", models / bundle.resolve().name
     if not (configs / OVERLAYS["train.json"]).is_file():
         raise FileNotFoundError(f"{bundle} cannot be served: it has no configs/{OVERLAYS['train.json']}")
     if copy.exists():
         raise FileExistsError(f"{copy} exists and may have been trained; move it away to have it copied anew")
+    merged = {name: _merged(configs / name, configs / overlay) for name, overlay in OVERLAYS.items()}
+    for key, value in overrides.items():
+        if key not in merged["train.json"]:
+            raise ValueError(f"{bundle} has no setting {key!r} in MONAI Label; leave it out")
+        merged["train.json"][key] = value
     (copy / "configs").mkdir(parents=True)
-    for name, overlay in OVERLAYS.items():
-        files = [str(path) for path in (configs / name, configs / overlay) if path.is_file()]
-        merged = ConfigParser(ConfigParser.load_config_files(files))
-        for key, value in (overrides if name == "train.json" else {}).items():
-            merged[key] = value
-        (copy / "configs" / name).write_text(json.dumps(merged.get(), indent=4) + "\n")
-    for name in ("metadata.json", "logging.conf"):
-        shutil.copyfile(configs / name, copy / "configs" / name)
+    for name, content in merged.items():
+        (copy / "configs" / name).write_text(json.dumps(content.get(), indent=4) + "\n")
+    shutil.copyfile(configs / "logging.conf", copy / "configs" / "logging.conf")
     weights = bundle / "models" / "model.pt"
     if weights.is_file():
         (copy / "models").mkdir()
         shutil.copyfile(weights, copy / "models" / "model.pt")
     return copy
+
+
+def _merged(file: Path, overlay: Path) -> ConfigParser:
+    return ConfigParser(ConfigParser.load_config_files([str(path) for path in (file, overlay) if path.is_file()]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -105,11 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="what a reader leaves out is background: for finished masks; by default it is unknown, as of scribbles",
     )
     given = parser.parse_args(arguments)
+    overrides = {"undrawn_is_background": True} if given.undrawn_is_background else {}
     for bundle in given.bundles:
         if given.monailabel is None:
             print(bundle, *(sync(bundle) or ["is in sync"]))
         else:
-            print(serve(bundle, given.monailabel, undrawn_is_background=given.undrawn_is_background))
+            print(serve(bundle, given.monailabel, **overrides))
 
 
 if __name__ == "__main__":

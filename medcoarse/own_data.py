@@ -105,6 +105,28 @@ def check_patch(patch_size: Sequence[int], strides: Sequence[int | Sequence[int]
         )
 
 
+def label_values(num_classes: int, undrawn_is_background: bool = False) -> dict[int, tuple[int, str] | None]:
+    """What the values mean that a reader draws in MONAI Label: a mapping for `LoadCoarseAnnotationd`.
+
+    k is class k, ``num_classes`` is background, 0 is nothing drawn. With two classes 2 and 3 are what MONAI Label's
+    scribbles have: "this is not it" and "this is it".
+
+    Args:
+        num_classes: L >= 2, background included.
+        undrawn_is_background: 0 is background: for finished masks.
+
+    Example:
+        >>> label_values(2)
+        {0: None, 1: (1, 'positive'), 2: (1, 'negative'), 3: (1, 'positive')}
+        >>> label_values(3, undrawn_is_background=True)
+        {0: (0, 'positive'), 1: (1, 'positive'), 2: (2, 'positive'), 3: (0, 'positive')}
+    """
+    undrawn = {0: (0, "positive") if undrawn_is_background else None}
+    if num_classes == 2:
+        return undrawn | {1: (1, "positive"), 2: (1, "negative"), 3: (1, "positive")}
+    return undrawn | {k: (k % num_classes, "positive") for k in range(1, num_classes + 1)}
+
+
 def prepare_drawings(
     datalist: str | Path | None,
     draw: Callable[[], Path],

@@ -14,6 +14,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ from monai.bundle import ConfigParser
 from PIL import Image
 
 from medcoarse.bundle_files import serve
+from medcoarse.cityscapes import CLASSES, class_table
 from medcoarse.synthetic import fundus_photograph
 from medcoarse.synthetic.brain import ms_scan, tumour_scan
+from medcoarse.synthetic.pelvis import pelvis_scan
+from medcoarse.synthetic.street import street_scene
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -96,7 +100,7 @@ def lay_out(bundle: Path, place: Path, overrides: dict[str, Any] = SMALL) -> Non
         target = place / "studies" if number < 3 else place / "unseen"
         save(target / f"case{number}", image, channels=bundle.name in ("ms_lesions", "brats"))
         if number < 3:
-            save(labels / f"case{number}", scribbles(truth, config["num_classes"], number))
+            save(labels / f"case{number}", scribbles(truth, values_of(copy), number))
 
 
 def drawn_case(name: str, number: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -108,6 +112,12 @@ def drawn_case(name: str, number: int) -> tuple[np.ndarray[Any, Any], np.ndarray
         rows, columns = np.mgrid[:28, :28]
         ring = np.abs(np.hypot(rows - 14, columns - 13 - number) - 7) < 2
         return (ring * 200 + 20).astype(np.uint8), ring.astype(np.uint8)
+    if name == "cityscapes":
+        scene = street_scene(number, (72, 96))
+        return scene.image, np.array(class_table(list(CLASSES.values())), np.uint8)[scene.label]
+    if name == "drawings":
+        volume = pelvis_scan(number, (40, 40, 10), (2.0, 2.0, 3.6))
+        return volume.image, volume.label
     if name == "lidc":
         rows, columns, planes = np.mgrid[:70, :64, :9]
         ball = np.hypot(np.hypot(rows - 30 - number, columns - 30), 3 * (planes - 4)) < 9
@@ -116,11 +126,25 @@ def drawn_case(name: str, number: int) -> tuple[np.ndarray[Any, Any], np.ndarray
     return scan.image, scan.label
 
 
-def scribbles(truth: np.ndarray[Any, Any], num_classes: int, seed: int) -> np.ndarray[Any, Any]:
-    """Some of every class, as MONAI Label writes it: 0 nothing drawn, k class k, num_classes the background."""
-    drawn = np.where(truth == 0, num_classes, truth)
+def labels_of(copy: Path) -> dict[str, int]:
+    """Name -> value of what a reader can choose from."""
+    outputs = json.loads((copy / "configs" / "metadata.json").read_text())["network_data_format"]["outputs"]
+    return {name.lower(): int(k) for k, name in outputs["pred"]["channel_def"].items() if name != "background"}
+
+
+def values_of(copy: Path) -> list[int]:
+    """What a reader draws each class of the network with; a background with the number of classes."""
+    config = ConfigParser(ConfigParser.load_config_file(copy / "configs" / "inference.json"))
+    num_classes, values = config.get_parsed_content("num_classes"), sorted(labels_of(copy).values())
+    return values if len(values) == num_classes else [num_classes, *values]
+
+
+def scribbles(truth: np.ndarray[Any, Any], values: Sequence[int], seed: int) -> np.ndarray[Any, Any]:
+    """Some of every class, as MONAI Label writes it: 0 where nothing is drawn; where nobody knows (255), nothing is."""
+    table = np.zeros(256, np.uint8)
+    table[: len(values)] = values
     some = np.random.default_rng(seed).random(truth.shape) < 0.3
-    result: np.ndarray[Any, Any] = np.where(some, drawn, 0).astype(np.uint8)
+    result: np.ndarray[Any, Any] = np.where(some, table[truth], 0).astype(np.uint8)
     return result
 
 
@@ -137,11 +161,9 @@ def faults_of(bundle: Path, place: Path, reported: dict[str, Any]) -> list[str]:
     found = reported.get(bundle.name, {"error": "it was not tried"})
     if "error" in found:
         return [f"{bundle.name}: {found['error']}"]
-    names = json.loads((bundle / "configs" / "metadata.json").read_text())["network_data_format"]["outputs"]["pred"]
-    labels = {name.lower(): int(k) for k, name in names["channel_def"].items() if name != "background"}
     copy = place / "model" / bundle.name
     wrong = {
-        "the labels are not those of the metadata": found["after"]["label_names"] != labels,
+        "the labels are not those of the metadata": found["after"]["label_names"] != labels_of(copy),
         "it learned nothing": len(set(found["weights"])) != 2,
         "its weights are not finite": not found["finite"],
         "it was not validated to the end": found["epochs"][-1:] != [2],

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import medcoarse
-from medcoarse.bundle_files import sync
+from medcoarse.bundle_files import OVERLAYS, sync
 from medcoarse.cli.main import CommandError
 from medcoarse.files import write_json
 
 _PLACE = "bundles/drawings/configs/train.json"
+_UNPLANNED = frozenset(OVERLAYS.values())
+"""What is merged over a plan by MONAI Label, and must not be overwritten by it."""
 
 
 def shipped_bundle() -> Path:
@@ -44,7 +46,7 @@ def make_bundle(folder: Path, settings: Mapping[str, Any], metadata: Mapping[str
     source = shipped_bundle()
     for file in sorted((source / "configs").iterdir()):
         target = folder / "configs" / file.name
-        if file.suffix != ".json":
+        if file.suffix != ".json" or file.name in _UNPLANNED:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
             continue
@@ -64,7 +66,7 @@ def make_bundle(folder: Path, settings: Mapping[str, Any], metadata: Mapping[str
 def change_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write further values into the configurations of a bundle."""
     for file in sorted((folder / "configs").glob("*.json")):
-        if file.name not in ("metadata.json", "plan.json"):
+        if file.name not in {"metadata.json", "plan.json", *_UNPLANNED}:
             write_json(file, _changed(json.loads(file.read_text(encoding="utf-8")), settings, add=False))
     sync(folder)
 
