@@ -23,7 +23,7 @@ _SAME_SPACING = 0.05
 _STEPS = 2000
 _PATCHES_PER_EPOCH = 64
 _MOST_VOXELS = {(2, False): 256 * 256, (2, True): 512 * 512, (3, False): 64 * 64 * 32, (3, True): 96**3}
-"""By axes and whether there is a GPU; on CPUs time is the limit, not memory."""
+"""By axes and whether there is a GPU; on CPUs time is the limit, not memory, for the patch and for the batch."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def make_plan(facts: Facts, gpu: bool = False, memory_gb: float = 4.0) -> Plan:
     strides = choose_strides(sides, steps)
     patch = _rounded(sides, strides)
     channels = [min((32 if gpu else 16) * 2**level, 256) for level in range(len(strides) + 1)]
-    batch = int(np.clip(memory_gb * 1e9 / BYTES_PER_VOXEL / math.prod(patch), 2, 8))
+    most = memory_gb * 1e9 / BYTES_PER_VOXEL if gpu else 2 * voxels
+    batch = int(np.clip(most / math.prod(patch), 2, 8))
     per_epoch = max(_PATCHES_PER_EPOCH, len(facts.shapes))
     epochs = int(np.clip(math.ceil(_STEPS * batch / per_epoch), 30, 200))
     intensity, why_intensity = choose_intensity(facts)
@@ -104,16 +105,21 @@ def make_plan(facts: Facts, gpu: bool = False, memory_gb: float = 4.0) -> Plan:
     reasons = {
         "spatial_dims": f"the images have {dims} axes of more than one voxel",
         "spacing": why_spacing,
-        "patch_size": f"the largest box, as near to a cube in mm as the usual image {shape} allows, of at most "
-        f"{voxels} voxels ({'GPU' if gpu else 'CPU'}, {memory_gb:g} GB), rounded to what the network divides by",
+        "patch_size": f"the largest box, as near to a {_equal_sided(facts)} as the usual image {shape} allows, of at "
+        f"most {voxels} voxels ({'GPU' if gpu else 'CPU'}, {memory_gb:g} GB), rounded to what the network divides by",
         "intensity": why_intensity,
         "network_def#strides": "each axis is halved while it keeps four voxels and is not yet twice as coarse as the "
         f"finest; at most {_MAX_POOLINGS} times",
         "network_def#channels": "doubled at each halving, at most 256",
-        "batch_size": "as many patches as fit into memory, from 2 to 8",
-        "max_epochs": f"about {_STEPS} steps, from 30 to 200 epochs of {per_epoch} patches",
+        "batch_size": f"as many patches as {'fit into memory' if gpu else f'have {most} voxels'}, from 2 to 8",
+        "max_epochs": f"about {epochs * (per_epoch // batch)} steps; {_STEPS} are meant, in 30 to 200 epochs of "
+        f"{per_epoch} patches",
     }
     return Plan(settings, reasons)
+
+
+def _equal_sided(facts: Facts) -> str:
+    return ("square" if _spatial_dims(facts) == 2 else "cube") + (" in mm" if facts.spacings is not None else "")
 
 
 def _spatial_dims(facts: Facts) -> int:

@@ -84,8 +84,20 @@ def test_the_plan_of_a_ct_on_a_cpu() -> None:
     assert settings["network_def#channels"] == [16, 32, 64, 128, 256]
     assert (settings["intensity"], settings["ct_window"]) == ("ct", [-50, 150])
     assert settings["spacing"] is None
-    assert settings["batch_size"] == 8  # 4e9 / 3000 / 89600 = 14.9
-    assert settings["max_epochs"] == 200  # 2000 * 8 / 64 = 250
+    assert settings["batch_size"] == 2  # 2 * 131072 / 89600 = 2.9
+    assert settings["max_epochs"] == 63  # 2000 * 2 / 64 = 62.5
+
+
+def test_a_plan_says_what_it_costs() -> None:
+    few = make_plan(Facts([(28, 28)] * 5, None, 1, "picture", 0, 255, 250))
+    assert (few.settings["patch_size"], few.settings["batch_size"]) == ([24, 24], 8)  # 2 * 65536 / 576 = 227
+    assert few.reasons["max_epochs"].startswith("about 1600 steps")  # 200 epochs, not 250, of 64 / 8
+    assert "square as" in few.reasons["patch_size"]
+    assert "have 131072 voxels" in few.reasons["batch_size"]
+    many = make_plan(Facts([(512, 512, 60)] * 200, [(0.8, 0.8, 5.0)] * 200, 1), gpu=True, memory_gb=16)
+    assert many.settings["batch_size"] == int(16e9 / 3000 / math.prod(many.settings["patch_size"]))
+    assert "fit into memory" in many.reasons["batch_size"]
+    assert "cube in mm as" in many.reasons["patch_size"]
 
 
 def test_the_plan_of_pictures() -> None:
