@@ -19,6 +19,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
 
+from medcoarse.readers.drawing import Grid
 from medcoarse.readers.formats import read_drawing
 from medcoarse.readers.placement import place
 from medcoarse.transforms.drawn import LoadCoarseAnnotationd
@@ -187,6 +188,17 @@ def test_a_turned_and_mirrored_map_lands_on_the_series(tmp_path: Path) -> None:
         maps.append(place(layer, drawing.grid, grid, path, [0], segments=True)[0])  # empty slices are left out
     np.testing.assert_array_equal(maps[0], label_map())
     np.testing.assert_array_equal(maps[1], label_map())
+
+
+def test_the_order_of_slices_is_that_of_space_not_of_names(tmp_path: Path) -> None:
+    write_series(tmp_path / "series")
+    for number, name in enumerate((3, 0, 4, 1, 2)):
+        (tmp_path / "series" / f"{number}.dcm").rename(tmp_path / "series" / f"slice{name}.dcm")
+    found = make_segmentation(label_map(), AFFINE, NAMES)
+    drawing = read_drawing(write_segmentation(tmp_path / "a.dcm", found, tmp_path / "series"))
+    layer = drawing.layers[0].values.astype(np.uint8)[None]
+    placed = place(layer, drawing.grid, Grid(SHAPE, AFFINE), tmp_path, [0], segments=True)[0]
+    np.testing.assert_array_equal(placed, label_map())
 
 
 # --- DICOM -------------------------------------------------------------------------------------------------------
