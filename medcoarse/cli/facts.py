@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
 from medcoarse.planning import Facts
-from medcoarse.readers.claims import drawn_names
+from medcoarse.readers.claims import KINDS, drawn_names
 from medcoarse.readers.dicom import read_tags
 from medcoarse.readers.drawing import Grid, as_affine
 from medcoarse.readers.formats import read_drawing
@@ -39,11 +39,13 @@ class Classes:
         names: of the classes, background first.
         mapping: value or name -> [class, "positive" or "negative"], or None; see `LoadCoarseAnnotationd`.
         said: how the mapping was found, in words.
+        silent: drawings in which nothing is drawn, by name.
     """
 
     names: list[str]
     mapping: Table
     said: str
+    silent: tuple[str, ...] = ()
 
 
 def load_image(path: Path) -> MetaTensor:
@@ -100,7 +102,7 @@ def inspect(
         named.add(segments)
     _require_alike(list(pairs), rows)
     classes = find_classes(found, True in named, mapping, background, class_names)
-    ranges = _check_drawings(pairs, classes)
+    ranges, silent = _check_drawings(pairs, classes)
     dims = {len(row["shape"]) for row in rows}
     modalities = {row["modality"] for row in rows}
     pictures = "picture" in modalities
@@ -112,7 +114,7 @@ def inspect(
         **{key: float(np.median([row[key] for row in rows])) for key in ("low", "high", "usual")},
         drawn_range=ranges,
     )
-    return facts, classes
+    return facts, replace(classes, silent=silent)
 
 
 def _row(path: Path, image: MetaTensor) -> dict[str, Any]:
@@ -183,7 +185,7 @@ def find_classes(
         names = _named([1], class_names)
         return Classes(names, {"0": None, "2": [1, "negative"], "3": [1, "positive"]}, "scribbles of MONAI Label")
     silent = {"itksnap": {0}, "unlabeled_255": {UNLABELED}, "dense": set[int]()}[chosen]
-    ground = {int(background)} if background is not None else set[int]() if chosen == "itksnap" else {0}
+    ground = {_number(background, numbers)} if background else set[int]() if chosen == "itksnap" else {0}
     if chosen == "itksnap" and not ground:
         raise CommandError(
             f"the drawings hold the values {numbers}, and in drawings of ITK-SNAP 0 is nothing drawn. Pass "
@@ -198,6 +200,15 @@ def find_classes(
     table |= {str(value): [index, "positive"] for index, value in enumerate(labels, 1)}
     table |= {str(value): [0, "positive"] for value in sorted(ground)}
     return Classes(names, table, f"mapping '{chosen}'")
+
+
+def _number(background: str, numbers: Sequence[int]) -> int:
+    try:
+        return int(background)
+    except ValueError:
+        raise CommandError(
+            f"--background {background!r} is no number, and the drawings name nothing; their values are {list(numbers)}"
+        ) from None
 
 
 def _named(labels: Sequence[int], class_names: Sequence[str] | None) -> list[str]:
@@ -251,13 +262,15 @@ def _some(found: set[str]) -> str:
     return ", ".join(repr(name[:40]) for name in sorted(found)[:10])
 
 
-def _check_drawings(pairs: Mapping[Path, Path], classes: Classes) -> tuple[float, float] | None:
-    """Read every drawing onto its image, as training will; the range of intensities of what is drawn as foreground."""
+def _check_drawings(pairs: Mapping[Path, Path], classes: Classes) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+    """Read every drawing onto its image, as training will; the range of intensities of what is drawn as foreground, and
+    which drawings are empty.
+    """
     try:
         read = LoadCoarseAnnotationd("drawing", classes.mapping, len(classes.names), contradictions="unlabeled")
     except ValueError as error:
         raise CommandError(f"--mapping: {error}") from None
-    drawn, problems = [], []
+    drawn, silent, problems = [], [], []
     for path, drawing in tqdm(pairs.items(), "reading drawings", leave=False, disable=None):
         image = load_image(path)
         try:
@@ -265,10 +278,13 @@ def _check_drawings(pairs: Mapping[Path, Path], classes: Classes) -> tuple[float
         except DataError as error:
             problems.append(str(error))
             continue
+        if all((np.asarray(maps[kind]) == UNLABELED).all() for kind in KINDS if kind in maps):
+            silent.append(drawing.name)
         positive = np.asarray(maps["positive"])[0] if "positive" in maps else np.zeros(image.shape[1:])
         values = np.asarray(image)[0][(positive > 0) & (positive != UNLABELED)]
         drawn.append(values[:: max(1, values.size // _MOST_SAMPLES)])
     if problems:
         raise CommandError(f"{len(problems)} of {len(pairs)} drawings cannot be used: {'; '.join(problems[:3])}")
     every = np.concatenate(drawn)
-    return (float(np.percentile(every, 0.5)), float(np.percentile(every, 99.5))) if every.size else None
+    ranges = (float(np.percentile(every, 0.5)), float(np.percentile(every, 99.5))) if every.size else None
+    return ranges, tuple(silent)

@@ -99,7 +99,9 @@ def _parser(argv: list[str]) -> argparse.Namespace:
             module.add_arguments(command)
             command.set_defaults(call=module.run)
             command.add_argument("--debug", action="store_true", help="show where in the program an error comes from")
-    options = parser.parse_args(argv)
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:  # argparse would show the usage of all commands, which does not help to spell an option
+        commands.choices.get(options.command, parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if options.version:
         from medcoarse import __version__
 

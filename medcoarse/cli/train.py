@@ -17,14 +17,17 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medcoarse.cli.bundle import change_settings, config_of, make_bundle, run_bundle
-from medcoarse.cli.files import find_drawings, find_images, pair
+from medcoarse.cli.files import find_drawings, find_images, listed, pair
 from medcoarse.cli.main import CommandError
 from medcoarse.files import write_json
+
+if TYPE_CHECKING:  # it imports torch, which takes seconds
+    from medcoarse.cli.facts import Classes
 
 EXAMPLES = """examples:
   drawn in ITK-SNAP; label 3 was used for background, 1 and 2 are structures, 0 is nothing drawn:
@@ -35,6 +38,8 @@ EXAMPLES = """examples:
     medcoarse train images/ drawings/ --output_dir run --mapping monailabel_scribbles
   label maps with background 0 and 255 where nothing is drawn:
     medcoarse train images/ drawings/ --output_dir run --mapping unlabeled_255
+  the same, and a line of background around what is to be segmented closes it in:
+    medcoarse train images/ drawings/ --output_dir run --mapping unlabeled_255 --loops
   anything else:
     medcoarse train images/ drawings/ --output_dir run --mapping \\
         '{"0": null, "1": [1, "positive"], "2": [1, "negative"]}'
@@ -54,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mapping", help="what values mean: itksnap, unlabeled_255, dense, monailabel_scribbles, names, or JSON")
     add("--background", metavar="VALUE", help="value or name that background was drawn with")
     add("--class_names", nargs="+", metavar="NAME", help="of the structures, in the order of their values")
+    add(
+        "--loops",
+        action="store_true",
+        help="a closed line of background says that all beyond it, on that slice, is too",
+    )
     add("--labels", metavar="FOLDER", help="dense masks (values 0, 1, ..., 255 for unknown) of some images, for scores")
     add("--validation", type=float, default=0.2, metavar="SHARE", help="of the images, to validate on (default 0.2)")
     add("--seed", type=int, default=0, help="of the split and of training (default 0)")
@@ -69,6 +79,8 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"--validation must be a share from 0 to below 1, got {options.validation}")
     if options.epochs is not None and options.epochs < 1:
         raise CommandError(f"--epochs must be at least 1, got {options.epochs}")
+    if options.device_memory is not None and options.device_memory <= 0:
+        raise CommandError(f"--device_memory must be more than 0 GB, got {options.device_memory:g}")
     asked = _asked(options)
     if (out / "configs" / "plan.json").is_file():
         _require_same(out, asked)
@@ -95,16 +107,17 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         key: os.path.abspath(getattr(options, key)) if getattr(options, key) else None  # noqa: PTH100
         for key in ("images", "drawings", "labels")
     }
-    return places | {key: getattr(options, key) for key in keys}
+    loops = {"loops": True} if options.loops else {}  # plans of before the option say nothing of it
+    return places | {key: getattr(options, key) for key in keys} | loops
 
 
 def _require_same(out: Path, asked: Mapping[str, Any]) -> None:
     before = config_of(out, "plan.json").get("asked", {})
-    differing = [key for key in asked if before.get(key) != asked[key]]
+    differing = [key for key in (*asked, *before) if before.get(key) != asked.get(key)]
     if differing:
         key = differing[0]
         raise CommandError(
-            f"{out}: holds a training with {key} {before.get(key)!r}, not {asked[key]!r}; choose another folder"
+            f"{out}: holds a training with {key} {before.get(key)!r}, not {asked.get(key)!r}; choose another folder"
         )
 
 
@@ -118,12 +131,47 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
     from medcoarse.cli.facts import inspect
     from medcoarse.planning import make_plan
 
-    facts, classes = inspect(pairs, options.mapping, options.background, options.class_names)
-    gpu = torch.cuda.is_available()
-    memory = options.device_memory or (torch.cuda.get_device_properties(0).total_memory / 1e9 if gpu else 4.0)
-    plan = make_plan(facts, gpu, memory)
+    draft = _draft(out)
+    try:
+        facts, classes = inspect(pairs, options.mapping, options.background, options.class_names)
+        gpu = torch.cuda.is_available()
+        memory = options.device_memory or (torch.cuda.get_device_properties(0).total_memory / 1e9 if gpu else 4.0)
+        plan = make_plan(facts, gpu, memory)
+        settings = {**plan.settings, **_settings(options, classes)}
+        reasons = {**plan.reasons, **({"max_epochs": "as asked for"} if options.epochs else {})}
+        sections = split(list(pairs), options.validation, options.seed)
+        for line in _said(classes, pairs, sections, settings, reasons):
+            print(line)
+        record = {"asked": dict(asked), "images": len(pairs), "classes": classes.said}
+        make_bundle(draft, settings, _metadata(classes.names, settings))
+        write_json(
+            draft / "datalist.json",
+            {
+                name: [_item(image, pairs[image], labels.get(image), out) for image in part]
+                for name, part in sections.items()
+            },
+        )
+        write_json(draft / "configs" / "plan.json", {**record, "settings": settings, "reasons": reasons})
+        if out.is_dir():
+            out.rmdir()  # it is empty
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _draft(out: Path) -> Path:
+    """A folder beside the one to be, made before the images are inspected, which may take long."""
+    draft = out.with_name(f".{out.name}-{os.getpid()}")
+    try:
+        draft.mkdir(parents=True)
+    except OSError as error:
+        raise CommandError(f"{out}: cannot be written to ({error.strerror}); choose another folder") from None
+    return draft
+
+
+def _settings(options: argparse.Namespace, classes: Classes) -> dict[str, Any]:
+    """What the bundle has to know and no plan decides."""
     settings = {
-        **plan.settings,
         "bundle_root": ".",
         "datalist": "$@bundle_root + '/datalist.json'",
         "dataset_dir": os.path.abspath(options.images),  # noqa: PTH100
@@ -131,34 +179,10 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         "mapping": classes.mapping,
         "num_classes": len(classes.names),
         "class_names": classes.names,
+        "loops": options.loops,
         "seed": options.seed,
     }
-    settings |= {"max_epochs": options.epochs} if options.epochs else {}
-    reasons = {**plan.reasons, **({"max_epochs": "as asked for"} if options.epochs else {})}
-    sections = split(list(pairs), options.validation, options.seed)
-    relative = {
-        name: [_item(image, pairs[image], labels.get(image), out) for image in part] for name, part in sections.items()
-    }
-    for line in _said(classes, pairs, sections, settings, reasons):
-        print(line)
-    record = {
-        "asked": dict(asked),
-        "images": len(pairs),
-        "classes": classes.said,
-        "settings": settings,
-        "reasons": reasons,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}-{os.getpid()}")
-    try:
-        make_bundle(draft, settings, _metadata(classes.names, settings))
-        write_json(draft / "datalist.json", relative)
-        write_json(draft / "configs" / "plan.json", record)
-        if out.is_dir():
-            out.rmdir()  # it is empty
-        draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    return settings | ({"max_epochs": options.epochs} if options.epochs else {})
 
 
 def split(images: Sequence[Path], share: float, seed: int) -> dict[str, list[Path]]:
@@ -203,7 +227,7 @@ def _metadata(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, An
 
 
 def _said(
-    classes: Any,
+    classes: Classes,
     pairs: Mapping[Path, Path],
     sections: Mapping[str, Sequence[Path]],
     settings: Mapping[str, Any],
@@ -211,5 +235,6 @@ def _said(
 ) -> list[str]:
     parts = ", ".join(f"{len(part)} for {name}" for name, part in sections.items())
     lines = [f"{len(pairs)} images with drawings: {parts}", f"classes ({classes.said}): {', '.join(classes.names)}"]
+    lines += [f"  NOTHING IS DRAWN in {listed([Path(name) for name in classes.silent])}"] if classes.silent else []
     lines += [f"  {key!s} -> {'nothing drawn' if claim is None else claim}" for key, claim in classes.mapping.items()]
     return lines + [f"{key} {settings[key]}: {reason}" for key, reason in reasons.items()]

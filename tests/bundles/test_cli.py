@@ -370,6 +370,24 @@ def test_empty_missing_and_damaged(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert "case2_drawn.nii.gz: damaged" in refused(capfd, *train_words(tmp_path))
 
 
+def test_what_is_refused_before_and_said_after_inspecting(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    words = [*train_words(tmp_path), "--plan_only"]
+    place = words.index("--output_dir") + 1
+    words[place] = str(tmp_path / "masks" / "case0.nii.gz" / "run")
+    assert "cannot be written to (Not a directory)" in refused(capfd, *words)
+    words[place] = str(tmp_path / "run")
+    assert "--device_memory must be more than 0" in refused(capfd, *words, "--device_memory", 0)
+    assert "'grey' is no number" in refused(capfd, *words, "--background", "grey")
+    drawing = tmp_path / "drawings" / "case1_drawn.nii.gz"
+    nib.save(nib.Nifti1Image(0 * volume(1)[2], OBLIQUE), drawing)
+    assert main([*words, "--loops"]) == 0
+    assert "NOTHING IS DRAWN in case1_drawn.nii.gz" in capfd.readouterr().out
+    assert json.loads((tmp_path / "run" / "configs" / "train.json").read_text())["loops"] is True
+    assert "a training with loops True, not None" in refused(capfd, *words)
+    assert main([*words, "--loops"]) == 0
+
+
 def test_images_of_two_kinds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_volumes(tmp_path, 2)
     image, _, drawing = volume(2, (24, 22, 1))
@@ -412,6 +430,14 @@ def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> No
         main(words)
     assert caught.value.code == 2
     assert "usage: medcoarse" in capsys.readouterr().err
+
+
+def test_an_option_that_is_misspelt_shows_those_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "a", "b", "--output_dir", "c", "--backgroud", "3"])
+    said = capsys.readouterr().err
+    assert (caught.value.code, "[--background VALUE]" in said) == (2, True)
+    assert "unrecognized arguments: --backgroud 3" in said
 
 
 @pytest.mark.parametrize("command", ["train", "predict", "evaluate", "simulate", "fuse", "report"])
