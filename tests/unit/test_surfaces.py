@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
+from monai.data.meta_tensor import MetaTensor
 from scipy import ndimage
 
-from medcoarse.surfaces import surface_distances
+from medcoarse.surfaces import SurfaceReport, surface_distances
 
 
 def on_surface(mask: np.ndarray) -> np.ndarray:
@@ -51,3 +54,25 @@ def test_unknown_voxels_belong_to_neither():
     assert surface_distances(pred, label, 1, (1.0, 1.0))["surface95_mm"] > 5
     label[14:, 14:] = 255
     assert surface_distances(pred, label, 1, (1.0, 1.0))["surface95_mm"] == 0
+
+
+def test_a_report_measures_in_mm_along_every_axis(tmp_path):
+    """The same box, two voxels further along one axis: between the faces it is two voxels of that axis in mm."""
+    spacing = (0.5, 1.0, 4.0)
+    label = torch.zeros(1, 12, 12, 12)
+    label[0, 4:7, 4:7, 4:7] = 1
+    affine = torch.diag(torch.tensor([*spacing, 1.0]))
+    images = [MetaTensor(label, affine=affine, meta={"filename_or_obj": f"case{axis}.nii.gz"}) for axis in range(3)]
+    report, engine = SurfaceReport(["background", "box"], tmp_path / "scores.json"), Engine(lambda *_: None)
+    report.attach(engine)
+    engine.state.batch = [{"shown": image} for image in images]
+    engine.state.output = [{"pred": label.roll(2, axis + 1), "label": label} for axis in range(3)]
+    report._measure(engine)
+    report._write(engine)
+    rows = json.loads((tmp_path / "scores.json").read_text())["surfaces"]["images"]
+    for row, image, pred in zip(rows, images, engine.state.output, strict=True):
+        mean, most = slow(pred["pred"][0].numpy() > 0, label[0].numpy() > 0, spacing)
+        assert row["name"] == image.meta["filename_or_obj"]
+        assert row["surface_mm_box"] == pytest.approx(mean, rel=1e-4)
+        assert row["surface95_mm_box"] == pytest.approx(most, rel=1e-4)
+    assert len({row["surface_mm_box"] for row in rows}) == 3
