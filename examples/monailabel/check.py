@@ -46,17 +46,22 @@ SMALL = {"iterations_per_epoch": 2, "batch_size": 2}
 def main() -> None:
     """Build, draw, serve, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [bundle.name for bundle in BUNDLES]
+    parser.add_argument("bundles", nargs="*", metavar="BUNDLE", help=f"of {', '.join(names)}; by default all")
     parser.add_argument("--env", type=Path, default=ROOT / "runs/label_env", help="environment; built if not there")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/label", help="everything goes here; emptied first")
     arguments = parser.parse_args()
+    bundles = [bundle for bundle in BUNDLES if bundle.name in (arguments.bundles or names)]
+    if unknown := sorted(set(arguments.bundles) - set(names)):
+        parser.error(f"no bundle {', '.join(unknown)}; there are {', '.join(names)}")
     python, folder = environment(arguments.env.absolute()), arguments.folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     print("drawing, serving, training, comparing", flush=True)
-    for bundle in BUNDLES:
+    for bundle in bundles:
         lay_out(bundle, folder / bundle.name)
     run(python, HERE / "tasks.py", folder)
     report = json.loads((folder / "report.json").read_text())
-    faults = [fault for bundle in BUNDLES for fault in faults_of(bundle, folder / bundle.name, report["bundles"])]
+    faults = [fault for bundle in bundles for fault in faults_of(bundle, folder / bundle.name, report["bundles"])]
     (folder / "report.json").write_text(json.dumps(report | {"faults": faults}, indent=2) + "\n")
     print(*(faults or [f"all well: {', '.join(report['bundles'])}"]), f"report: {folder / 'report.json'}", sep="\n")
     sys.exit(bool(faults))
