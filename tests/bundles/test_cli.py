@@ -16,10 +16,12 @@ import pytest
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
+from medcoarse.bundle_files import serve
 from medcoarse.cli.main import in_one_line, main
 from medcoarse.cli.predict import _without_header
 from medcoarse.readers.formats import read_drawing
 from medcoarse.writers.segmentation import WriteError
+from tests import label_double
 from tests.cases_folders import BACKGROUND, OBLIQUE, volume, write_pictures, write_volumes
 from tests.drawings import PATIENT, segments, write_dicom_seg, write_series
 
@@ -219,6 +221,24 @@ def test_report(trained: Path) -> None:
     assert (trained / "output" / "annotators.html").is_file()
 
 
+def test_monai_label_segments_with_what_was_trained_and_trains_it_on(
+    trained: Path, volumes: Path, tmp_path: Path
+) -> None:
+    served = serve(trained, tmp_path / "model", iterations_per_epoch=1, batch_size=1)
+    image, drawn = volumes / "images" / "case0.nii.gz", tmp_path / "case0.nii.gz"
+    assert main(text("predict", trained, image, "--output_dir", tmp_path / "out")) == 0
+    own = np.asarray(nib.load(tmp_path / "out" / image.name).dataobj)
+    np.testing.assert_array_equal(label_double.segment(served, image), own.T)
+    assert label_double.labels(served) == {"box": 1}
+    strokes = np.choose(volume(0)[2], [0, 3, 0, 2]).astype(np.uint8)
+    nib.save(nib.Nifti1Image(strokes, nib.load(image).affine), drawn)
+    label_double.train(served, [{"image": str(image), "label": str(drawn)}] * 2, max_epochs=1, val_split=0.5)
+    assert (served / "models" / "model.pt").read_bytes() != (trained / "models" / "model.pt").read_bytes()
+    (row,) = json.loads((served / "output" / "metrics.json").read_text())["validation"]
+    assert 0 <= row["drawn_agreement"] <= 1
+    assert "mean_dice" not in row, "a reader's scribbles are no masks"
+
+
 def test_pictures(tmp_path: Path) -> None:
     write_pictures(tmp_path)
     words = text("train", tmp_path / "images", tmp_path / "drawings", "--output_dir", tmp_path / "run", "--epochs", 1)
@@ -227,6 +247,9 @@ def test_pictures(tmp_path: Path) -> None:
     with Image.open(tmp_path / "out" / "p0.png") as found, Image.open(tmp_path / "images" / "p0.png") as image:
         assert found.size == image.size
         assert set(np.unique(np.asarray(found))) <= {0, 1}
+        served = serve(tmp_path / "run", tmp_path / "model")
+        segmented = label_double.segment(served, tmp_path / "images" / "p0.png")
+        np.testing.assert_array_equal(segmented, np.asarray(found))
     assert main(text("evaluate", tmp_path / "out", tmp_path / "masks")) == 0
 
 
