@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,19 @@ from medcoarse.synthetic import write_fundus_dataset
 from medcoarse.synthetic.digits import write_digit_dataset
 
 ROOT = Path(__file__).parents[2]
+
+TWICE = ("test_adapted.py", "test_expansion.py", "test_pseudo_labels.py", "test_self_training.py")
+"""Methods to compare with: over the digits always, over photographs, which takes minutes, when asked for."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("MEDCOARSE_LONG_TESTS"):
+        return
+    skip = pytest.mark.skip(reason="the same over photographs takes minutes: set MEDCOARSE_LONG_TESTS=1")
+    for item in items:
+        if item.path.name in TWICE and "les_av" in item.name:
+            item.add_marker(skip)
+
 
 SMALL = {
     "max_epochs": 2,
