@@ -86,12 +86,18 @@ def _made(facts: Mapping[str, Any]) -> str:
 def _belief(facts: Mapping[str, Any]) -> str:
     if facts["calibrated"]:
         images = f"{facts['num_images']} image{'s' if facts['num_images'] > 1 else ''}"
-        before, after = facts["before"], facts["after"]
+        before, after, against = facts["before"], facts["after"], facts.get("against", "masks")
         text = (
-            f"<p>Probabilities are <strong>calibrated</strong> on {images} with masks, given as held out: temperature "
-            f"{facts['temperature']:.3f}, expected calibration error {after['ece']:.4f} (without it "
+            f"<p>Probabilities are <strong>calibrated</strong> on {images} with {against}, given as held out: "
+            f"temperature {facts['temperature']:.3f}, expected calibration error {after['ece']:.4f} (without it "
             f"{before['ece']:.4f}). That holds for images like those.</p>"
         )
+        if against != "masks":
+            text += (
+                '<p class="warn">Only what was <strong>drawn</strong> on them could be checked. People draw where a '
+                "structure is plain to see, and err there too: how sure the network may be at its edges, this does not "
+                "show.</p>"
+            )
         if after["nll"] > before["nll"]:
             text += (
                 '<p class="warn">On images left out of the fit, the temperature made the likelihood worse: the images '
@@ -265,8 +271,8 @@ def _annotator(one: Mapping[str, Any], names: Sequence[str]) -> str:
 def _calibration(facts: Mapping[str, Any], names: Sequence[str]) -> str:
     if not facts["calibrated"]:
         return (
-            "<h2>Calibration</h2><p>None: no masks were given. Give images with masks, neither trained on nor "
-            "reported here, to have the probabilities calibrated and this section filled.</p>"
+            "<h2>Calibration</h2><p>None: no masks or drawings were given. Give images with some, neither trained "
+            "on nor reported here, to have the probabilities calibrated and this section filled.</p>"
         )
     head = row("th", ["", "expected calibration error", "Brier score", "negative log-likelihood (nats)"])
     rows = "".join(
@@ -280,7 +286,7 @@ def _calibration(facts: Mapping[str, Any], names: Sequence[str]) -> str:
         if facts["measured_on"] == "left out"
         else "on the very image that the temperature was fitted to, so the second line is too good"
     )
-    limit = '<p class="warn">No temperature is best: the masks agree too well or too badly.</p>'
+    limit = f'<p class="warn">No temperature is best: {facts.get("against", "masks")} agree too well or too badly.</p>'
     of = f"probability of {names[1]}" if len(names) == 2 else "probability of the most likely class"
     return (
         f"<h2>Calibration</h2>{limit if facts['at_limit'] else ''}<p>Temperature {facts['temperature']:.3f} on "

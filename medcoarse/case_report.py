@@ -26,11 +26,11 @@ from tqdm import tqdm
 
 from medcoarse import calibration, reliability
 from medcoarse.case_page import Slice, case_page
-from medcoarse.confusion import Annotations
+from medcoarse.confusion import UNLABELED, Annotations
 from medcoarse.estimation import as_drawn, estimate
 from medcoarse.files import plain, write_atomically, write_json
 from medcoarse.inspection import sha256_of
-from medcoarse.losses import CoupledLoss
+from medcoarse.losses import CoupledLoss, consensus
 from medcoarse.metrics import conditional_table
 from medcoarse.monitoring import transition_of
 from medcoarse.networks import CoupledModel
@@ -61,8 +61,8 @@ class CaseReport:
         inferer: as for the network.
         class_names: of the L classes.
         directory: where the two files are written.
-        held_out: items with image and `label` (1, *S) of classes and 255 where unknown, neither trained on nor in
-            `dataset`, that the temperature is fitted to. Nothing or no item leaves the probabilities as they are.
+        held_out: items with image and `label_key`, neither trained on nor in `dataset`, that the temperature is fitted
+            to. Nothing or no item leaves the probabilities as they are.
         spacing: "mm" for images whose affine is in mm, as of NIfTI and DICOM; mm per pixel of the file along each axis
             for others, as photographs; ``None`` where it is not known: sizes are then in pixels or voxels of the file.
         weights: the file of the weights, for its checksum.
@@ -72,6 +72,9 @@ class CaseReport:
         annotator_names: R + C names, positive first.
         num_slices: of a volume, so many with most structure and as many with most uncertainty.
         show_names: name files, and the values of the command's options. Names may be those of patients.
+        label_key: of the classes (1, *S) of held-out items, 255 where unknown; several channels are drawings of as many
+            people, and count where most of them agree.
+        held_out_kind: "masks", or "drawings": what is drawn is rarely where a network errs, and the page says so.
 
     Raises:
         ValueError: when called, no case, or a network with another number of classes.
@@ -93,12 +96,15 @@ class CaseReport:
         annotator_names: Sequence[str] | None = None,
         num_slices: int = 2,
         show_names: bool = False,
+        label_key: str = "label",
+        held_out_kind: str = "masks",
     ) -> None:
         self.network, self.dataset, self.inferer = network, dataset, inferer
         self.class_names, self.directory = tuple(class_names), Path(directory)
         self.held_out, self.spacing, self.weights, self.metadata = held_out, spacing, weights, metadata
         self.shown_key, self.loss, self.annotator_names = shown_key, loss, annotator_names
         self.num_slices, self.show_names = num_slices, show_names
+        self.label_key, self.held_out_kind = label_key, held_out_kind
 
     def __call__(self) -> dict[str, Any]:
         """See the class; returns what the JSON holds."""
@@ -140,7 +146,11 @@ class CaseReport:
             return {"calibrated": False, "temperature": 1.0, "num_images": 0}
         items = [self.held_out[n] for n in range(number)]
         logits = [self._logits(item["image"]) for item in items]
-        labels = [_tensor(item["label"])[None] for item in items]
+        labels = [consensus(Annotations(_tensor(item[self.label_key])[None]), len(self.class_names)) for item in items]
+        known = [n for n, label in enumerate(labels) if (label != UNLABELED).any()]
+        if not known:
+            return {"calibrated": False, "temperature": 1.0, "num_images": 0}
+        number, logits, labels = len(known), [logits[n] for n in known], [labels[n] for n in known]
         temperature = calibration.fit_temperature(logits, labels)
         used, measured_on = [temperature] * number, "fitted"
         if number > 1:
@@ -155,6 +165,7 @@ class CaseReport:
         low, high = calibration.TEMPERATURES
         return {
             "calibrated": True,
+            "against": self.held_out_kind,
             "temperature": temperature,
             "at_limit": not 1.01 * low < temperature < high / 1.01,
             "num_images": number,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,6 +12,62 @@ from monai.inferers.inferer import Inferer, SlidingWindowInferer
 from monai.transforms import Resize
 from monai.utils.type_conversion import convert_to_dst_type
 from torch import Tensor
+
+_INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def scaled_views(
+    image: Tensor,
+    predict: Callable[[Tensor], Tensor],
+    scales: Sequence[float] = (0.5, 1.0, 2.0),
+    flip_axes: Sequence[int] = (0,),
+    resize: Callable[[Tensor, float], Tensor] | None = None,
+) -> Iterator[Tensor]:
+    """Logits of an image at several scales, each as it is and mirrored, back on the image's own grid.
+
+    Args:
+        image: ``(B, C, *S)``, 2D or 3D.
+        predict: logits ``(B, L, *S)`` of such an image, of any size.
+        scales: of the image's sides.
+        flip_axes: spatial axes that are mirrored; every combination of them is a view, so n axes make ``2^n`` views a
+            scale. Images that Pillow read have their columns in axis 0.
+        resize: the image at a scale; ``None`` interpolates linearly, without smoothing.
+
+    Yields:
+        ``len(scales) * 2 ** len(flip_axes)`` maps of logits.
+
+    Raises:
+        ValueError: a scale that is not above 0, or an axis that the image does not have.
+
+    Deviates: MONAI's ``TestTimeAugmentation`` draws its views at random, and brings them back by nearest neighbour.
+
+    Example:
+        >>> image = torch.arange(4.0).view(1, 1, 4)
+        >>> [view.flatten().tolist() for view in scaled_views(image, lambda x: x, scales=[1])]
+        [[0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0]]
+    """
+    dims = image.ndim - 2
+    if min(scales, default=0) <= 0:
+        raise ValueError(f"scales must be above 0, got {list(scales)}")
+    if any(not 0 <= axis < dims for axis in flip_axes):
+        raise ValueError(f"flip_axes must be spatial axes from 0 to {dims - 1}, got {list(flip_axes)}")
+    size = tuple(image.shape[2:])
+    for scale in scales:
+        resized = (resize or _interpolated_by)(image, scale)
+        for flips in product((False, True), repeat=len(flip_axes)):
+            axes = [2 + axis for axis, flip in zip(flip_axes, flips, strict=True) if flip]
+            logits = predict(resized.flip(axes) if axes else resized)
+            yield _interpolated(logits.flip(axes) if axes else logits, size)
+
+
+def _interpolated_by(image: Tensor, scale: float) -> Tensor:
+    return _interpolated(image, [max(1, round(scale * side)) for side in image.shape[2:]])
+
+
+def _interpolated(values: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(values.shape[2:]) == tuple(size):
+        return values
+    return F.interpolate(values, tuple(size), mode=_INTERPOLATION[values.ndim - 2], align_corners=False)
 
 
 class MultiScaleInferer(Inferer):
@@ -67,17 +124,15 @@ class MultiScaleInferer(Inferer):
 
     def views(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Iterator[Tensor]:
         """Class scores ``(B, L, *S)`` of one view after the other, each on the grid of the picture."""
-        size = tuple(inputs.shape[2:])
-        longest = self.longest_side or max(size)
-        for scale in self.scales:
-            resized = _resized(inputs, round(scale * longest))
-            for mirrored in (False, True)[: 1 + self.flip]:
-                seen = resized.flip(2) if mirrored else resized
-                logits = torch.as_tensor(self.windows(seen, network, *args, **kwargs))
-                logits = logits.flip(2) if mirrored else logits
-                if tuple(logits.shape[2:]) != size:
-                    logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-                yield logits
+        longest = self.longest_side or max(inputs.shape[2:])
+
+        def predict(seen: Tensor) -> Tensor:
+            return torch.as_tensor(self.windows(seen, network, *args, **kwargs))
+
+        def resize(picture: Tensor, scale: float) -> Tensor:
+            return _resized(picture, round(scale * longest))
+
+        return scaled_views(inputs, predict, self.scales, (0,) if self.flip else (), resize)
 
 
 def _resized(inputs: Tensor, longest: int) -> Tensor:

@@ -11,16 +11,20 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from monai.transforms import Compose, EnsureChannelFirstd
 from monai.utils import ensure_tuple_rep
 
 from medcoarse.datalist import DataError, Item, load_datalist, verify_datalist
+from medcoarse.inspection import files_of
+from medcoarse.readers.dicom import require_one_series
 from medcoarse.transforms.dictionary import MergeStrokesd
 from medcoarse.transforms.drawn import LoadCoarseAnnotationd
+from medcoarse.transforms.series import LoadImageOrSeriesd
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +66,62 @@ def section_of(datalist: str | Path, section: str) -> str:
     present = _present(datalist)
     order = {"validation": ("validation", "test", "training"), "test": ("test", "validation", "training")}
     return next((name for name in order.get(section, (section,)) if name in present), section)
+
+
+def reported_items(datalist: str | Path, images: Sequence[str | Path | Sequence[str]]) -> list[Item]:
+    """Items to report: those of some images, with the drawings that the datalist has of them; else its test items.
+
+    Args:
+        datalist: the JSON file.
+        images: files, or folders of DICOM series; lists of them where each is a channel.
+
+    Raises:
+        SystemExit: there are none.
+    """
+    if not images:
+        found = load_datalist(datalist, "test") if "test" in _present(datalist) else []
+        if not found:
+            raise SystemExit(f"{datalist} has no test items; pass images to report on, as --cases \"['a.nii.gz']\"")
+        return found
+    known = {_place(item["image"]): item for name in _present(datalist) for item in load_datalist(datalist, name)}
+    plain = [str(image) if isinstance(image, str | Path) else list(image) for image in images]
+    return [known.get(_place(image), {"image": image}) for image in plain]
+
+
+def calibrating_items(datalist: str | Path, reported: Sequence[Item]) -> list[Item]:
+    """Items that tell whether a network's probabilities can be believed: the validation items that are not reported.
+
+    All have a label, or, where none has, a drawing. None where there is no validation section, or its files are gone:
+    items that were trained on would make the network look surer than it may be.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "datalist.json"
+        >>> _ = path.write_text('{"training": [{"image": "a.png", "drawing": "b.png"}], "validation": []}')
+        >>> calibrating_items(path, [])
+        []
+    """
+    listed = load_datalist(datalist, "validation") if "validation" in _present(datalist) else []
+    taken = {_place(item["image"]) for item in reported}
+    for key in ("label", "drawing"):
+        found = [item for item in listed if item.get(key) and _place(item["image"]) not in taken]
+        if found:
+            missing = [str(item["image"]) for item in found if not Path(_place(item["image"])[0]).exists()]
+            if missing:
+                logger.warning("%d validation images are gone, first %s: not calibrated", len(missing), missing[0])
+            return [] if missing else found
+    return []
+
+
+def first_file(image: str | Sequence[str]) -> str:
+    """The file of an image, or of its first channel."""
+    return image if isinstance(image, str) else image[0]
+
+
+def _place(image: Any) -> tuple[str, ...]:
+    """Where an image is, whatever it is called by."""
+    files = [image] if isinstance(image, str | Path) else image
+    return tuple(str(Path(file).resolve()) for file in files)
 
 
 def factors(strides: Sequence[int | Sequence[int]], spatial_dims: int) -> list[int]:
@@ -136,6 +196,7 @@ def prepare_drawings(
     num_classes: int,
     class_names: Sequence[str] | None = None,
     supervision: str = "strokes",
+    annotators: Sequence[str] = (),
     **reading: Any,
 ) -> str:
     """The verified datalist to train on: the one that is given, else that of drawn volumes.
@@ -151,6 +212,7 @@ def prepare_drawings(
         num_classes: L, background included.
         class_names: L names, background first.
         supervision: ``"dense"`` learns from labels and needs no drawings.
+        annotators: names of those whose drawings are kept apart; none merges them.
         reading: further arguments of `LoadCoarseAnnotationd`.
 
     Raises:
@@ -161,10 +223,50 @@ def prepare_drawings(
         path = Path(datalist) if datalist else draw() / "datalist.json"
         sections = {name: load_datalist(path, name) for name in _present(path)}
         read = LoadCoarseAnnotationd("drawing", mapping, num_classes, class_names, **reading)
+        verify_annotators(sections, annotators)
         verify_drawings(sections, read, spatial_dims, in_channels, num_classes, class_names, supervision)
     except (ValueError, FileExistsError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     return str(path)
+
+
+def verify_annotators(sections: Mapping[str, Sequence[Item]], annotators: Sequence[str]) -> None:
+    """Verify that every drawing has an author, and every author a drawing to learn from; where they are kept apart.
+
+    Raises:
+        DataError: they have not.
+
+    Example:
+        >>> verify_annotators({"training": [{"image": "a", "drawing": ["b"], "annotators": ["Ada"]}]}, ["Ada", "Max"])
+        Traceback (most recent call last):
+        medcoarse.datalist.DataError: no training image was drawn by 'Max'; take them off the annotators, or add one
+    """
+    if not annotators:
+        return
+    for item in (item for items in sections.values() for item in items if item.get("drawing")):
+        files, names = item["drawing"], item.get("annotators", [])
+        if isinstance(files, str) or len(files) != len(names) or not set(names) <= set(annotators):
+            raise DataError(
+                f"{item['image']}: who drew it is {names}; list its drawings, and as many of the annotators "
+                f"{list(annotators)} under 'annotators'"
+            )
+    drew = {name for item in sections.get("training", ()) for name in item.get("annotators", [])}
+    idle = [name for name in annotators if name not in drew]
+    if idle:
+        raise DataError(
+            f"no training image was drawn by {', '.join(map(repr, idle))}; take them off the annotators, or add one"
+        )
+
+
+def one_each(items: Sequence[Item], annotators: Sequence[str]) -> bool:
+    """Whether several people drew, and one of them each image: then a drawing is all that is known of its image.
+
+    Example:
+        >>> items = [{"annotators": ["Ada"]}, {"annotators": ["Max", "Max"]}]
+        >>> one_each(items, ["Ada", "Max"]), one_each([*items, {"annotators": ["Ada", "Max"]}], ["Ada", "Max"])
+        (True, False)
+    """
+    return len(annotators) > 1 and all(len(set(item.get("annotators", []))) == 1 for item in items)
 
 
 def verify_drawings(
@@ -194,10 +296,13 @@ def verify_drawings(
         raise DataError(
             f"{len(lacking)} training items have no {needed!r}, first {lacking[0]}; add it or take them off"
         )
+    for item in chain.from_iterable(sections.values()):
+        for file in files_of(item, "image"):
+            require_one_series(Path(file))
     verify_datalist(
         sections, mask_keys=(), label_values=(*range(num_classes), 255), allow_missing_annotation=True, num_threads=1
     )
-    load = Compose([LoadImaged("image"), EnsureChannelFirstd("image")])
+    load = Compose([LoadImageOrSeriesd("image"), EnsureChannelFirstd("image")])
     merge = MergeStrokesd(merged_key="positive", num_classes=num_classes, allow_missing_keys=True)
     counts = np.zeros(256, np.int64)
     for name, items in sections.items():

@@ -59,13 +59,14 @@ class Plan:
     reasons: Mapping[str, str]
 
 
-def make_plan(facts: Facts, gpu: bool = False, memory_gb: float = 4.0) -> Plan:
+def make_plan(facts: Facts, gpu: bool = False, memory_gb: float = 4.0, num_training: int | None = None) -> Plan:
     """Settings of the bundle `drawings` for a set of images.
 
     Args:
         facts: about the images.
         gpu: whether there is one.
         memory_gb: for training.
+        num_training: how many of the images are trained on, by default all.
 
     Raises:
         ValueError: no images, or some with two axes and some with three.
@@ -85,8 +86,10 @@ def make_plan(facts: Facts, gpu: bool = False, memory_gb: float = 4.0) -> Plan:
     channels = [min((32 if gpu else 16) * 2**level, 256) for level in range(len(strides) + 1)]
     most = memory_gb * 1e9 / BYTES_PER_VOXEL if gpu else 2 * voxels
     batch = int(np.clip(most / math.prod(patch), 2, 8))
-    per_epoch = max(_PATCHES_PER_EPOCH, len(facts.shapes))
-    epochs = int(np.clip(math.ceil(_STEPS * batch / per_epoch), 30, 200))
+    images = num_training or len(facts.shapes)
+    per_epoch = images * math.ceil(_PATCHES_PER_EPOCH / images)  # each image as often
+    steps_per_epoch = per_epoch // batch  # what is left over is dropped
+    epochs = int(np.clip(math.ceil(_STEPS / steps_per_epoch), 30, 200))
     intensity, why_intensity = choose_intensity(facts)
     settings: dict[str, Any] = {
         "spatial_dims": dims,
@@ -112,8 +115,8 @@ def make_plan(facts: Facts, gpu: bool = False, memory_gb: float = 4.0) -> Plan:
         f"finest; at most {_MAX_POOLINGS} times",
         "network_def#channels": "doubled at each halving, at most 256",
         "batch_size": f"as many patches as {'fit into memory' if gpu else f'have {most} voxels'}, from 2 to 8",
-        "max_epochs": f"about {epochs * (per_epoch // batch)} steps; {_STEPS} are meant, in 30 to 200 epochs of "
-        f"{per_epoch} patches",
+        "max_epochs": f"{epochs * steps_per_epoch} steps; {_STEPS} are meant, in 30 to 200 epochs of {per_epoch} "
+        f"patches, from each of {images} images as many; {epochs // 10} more epochs are for the annotators alone",
     }
     return Plan(settings, reasons)
 

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,32 @@ def make_bundle(folder: Path, settings: Mapping[str, Any], metadata: Mapping[str
     sync(folder)
 
 
+def require_text(what: str, value: Any) -> None:
+    """Refuse text that MONAI would not read as text: what is written into a configuration, `$...` is run as Python.
+
+    Names come from files as well, of segments say, and files from other people.
+
+    Args:
+        what: is named in the error.
+        value: any JSON; keys are looked at too.
+
+    Raises:
+        CommandError: some text begins with `$`, `@` or `%`, or holds a `#`.
+
+    Example:
+        >>> require_text("the names of classes", ["liver", "tumour (2)"])
+    """
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, str | Path):
+        text = str(value)
+        if text.startswith(("$", "@", "%")) or "#" in text:
+            raise CommandError(f"{what}: {text[:60]!r} begins with $, @ or %, or holds a #; rename it")
+    elif isinstance(value, Sequence):
+        for one in value:
+            require_text(what, one)
+
+
 def change_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write further values into the configurations of a bundle."""
     for file in sorted((folder / "configs").glob("*.json")):
@@ -99,9 +125,22 @@ def config_of(bundle: Path, name: str) -> dict[str, Any]:
 
 
 def run_bundle(bundle: Path, names: list[str], run_id: str, **settings: Any) -> None:
-    """What `python -m monai.bundle run RUN_ID` does, in this process."""
+    """What `python -m monai.bundle run RUN_ID` does, in this process.
+
+    Args:
+        bundle: its folder.
+        names: of configurations.
+        run_id: what to run.
+        settings: overrides; they are text, numbers and lists, and nothing to evaluate.
+
+    Raises:
+        CommandError: as `require_text`.
+    """
     from monai.bundle import ConfigWorkflow  # takes seconds
 
+    bundle = bundle.absolute()
+    for given in (bundle, *settings.values()):
+        require_text("a path", given)
     configs = bundle / "configs"
     logs = configs / "logging.conf"
     workflow = ConfigWorkflow(

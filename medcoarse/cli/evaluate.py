@@ -1,8 +1,12 @@
 """Compare segmentations with masks.
 
-Files are paired by name and must lie on one grid. 255 in a mask is not scored. Scores go to the screen, and to
-scores.json and scores.csv: Dice, IoU, sensitivity, specificity and precision of every class and image; their mean over
-images, which leaves out images where a score is undefined; and of the voxels of all images together.
+Files are paired by name (the same, or one goes on after a _, -, . or blank) and must lie on one grid. Where masks
+have 0 and 255 and no other value, in whatever format, they are binary and 255 is class 1; otherwise 255 is not scored.
+The same goes for the segmentations.
+
+Scores go to the screen, and to scores.json and scores.csv: Dice, IoU, sensitivity, specificity and precision of every
+class and image; their mean over images, which leaves out images where a score is undefined; and of the voxels of all
+images together.
 """
 
 from __future__ import annotations
@@ -17,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from medcoarse.cli.files import find_drawings, pair
-from medcoarse.cli.label_maps import on_grid, read_labels
+from medcoarse.cli.files import find_drawings, listed, match
+from medcoarse.cli.label_maps import are_binary, on_grid, read_labels
 from medcoarse.cli.main import CommandError
 from medcoarse.files import write_atomically, write_json
 from medcoarse.writers.formats import stem_of
@@ -34,28 +38,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     add = parser.add_argument
     add("predictions", metavar="PREDICTIONS", help="folder of segmentations")
-    add("masks", metavar="MASKS", help="folder of masks; those without a segmentation are an error, unless --partial")
+    add("masks", metavar="MASKS", help="folder of masks, one for each segmentation")
     add("--output_dir", help="where scores.json and scores.csv go; by default PREDICTIONS")
     add("--class_names", nargs="+", metavar="NAME", help="background first; segments are recognized by them")
-    add("--partial", action="store_true", help="score only the images that have both")
+    add(
+        "--partial",
+        action="store_true",
+        help="score the images that have both, and list what was left out; without it that is an error",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Score all pairs."""
     predictions = find_drawings(options.predictions)
     masks = find_drawings(options.masks)
-    if options.partial:
-        stems = {stem_of(path) for path in masks}
-        predictions = [path for path in predictions if stem_of(path) in stems]
-    pairs = pair(predictions, masks, "mask") if not options.partial else pair(predictions, masks, "mask", False)
+    pairs, unmasked, unsaid = match(predictions, masks)
+    alone = [f"{len(unmasked)} segmentations without a mask: {listed(unmasked)}"] if unmasked else []
+    alone += [f"{len(unsaid)} masks without a segmentation: {listed(unsaid)}"] if unsaid else []
     if not pairs:
-        raise CommandError("no segmentation has a mask of the same name")
-    maps = {prediction: _both(prediction, mask, options.class_names) for prediction, mask in pairs.items()}
+        raise CommandError("no segmentation has a mask of its name, or of one that goes on after a _")
+    if alone and not options.partial:
+        raise CommandError(f"{'; '.join(alone)}; pass --partial to leave them out")
+    binary = are_binary(list(pairs)), are_binary(list(pairs.values()))
+    maps = {prediction: _both(prediction, mask, options.class_names, binary) for prediction, mask in pairs.items()}
     table = scores(maps, options.class_names)
     output = Path(options.output_dir or options.predictions)
     write_json(output / "scores.json", table)
     write_atomically(output / "scores.csv", lambda file: file.write(_csv(table).encode()))
-    print(_page(table))
+    print("\n".join([*(f"left out: {line}" for line in alone), _page(table)]))
     print(f"written to {output / 'scores.json'} and scores.csv")
     return 0
 
@@ -83,9 +93,11 @@ def scores(maps: Mapping[Path, tuple[Any, Any]], class_names: Sequence[str] | No
     return score_table(torch.stack(counts), names, [stem_of(path) for path in maps])
 
 
-def _both(prediction: Path, mask: Path, class_names: Sequence[str] | None) -> tuple[Any, Any]:
-    true, grid, segments = read_labels(mask, class_names)
-    said, own, own_segments = read_labels(prediction, class_names)
+def _both(
+    prediction: Path, mask: Path, class_names: Sequence[str] | None, binary: tuple[bool, bool]
+) -> tuple[Any, Any]:
+    said, own, own_segments = read_labels(prediction, class_names, binary[0])
+    true, grid, segments = read_labels(mask, class_names, binary[1])
     if segments and not own_segments:  # segments are cut to a box: the whole grid is the other's
         return said, on_grid(true, grid, own, mask, True)
     return on_grid(said, own, grid, prediction, own_segments), true

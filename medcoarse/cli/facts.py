@@ -6,25 +6,29 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import numpy as np
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from monai.transforms import EnsureChannelFirstd
 from tqdm import tqdm
 
-from medcoarse.cli.files import is_series, listed
+from medcoarse.cli.channels import Channels, files_of
+from medcoarse.cli.files import listed
 from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
 from medcoarse.planning import Facts
 from medcoarse.readers.claims import KINDS, drawn_names
-from medcoarse.readers.dicom import read_tags
+from medcoarse.readers.dicom import first_image, read_tags, require_one_series
 from medcoarse.readers.drawing import Grid, as_affine
-from medcoarse.readers.formats import read_drawing
-from medcoarse.transforms.drawn import LoadCoarseAnnotationd
+from medcoarse.readers.formats import is_series, read_drawing
+from medcoarse.transforms.dictionary import MergeStrokesd
+from medcoarse.transforms.drawn import LoadCoarseAnnotationd, count_loops
+from medcoarse.transforms.series import LoadImageOrSeriesd, join
 
-PRESETS = ("itksnap", "unlabeled_255", "dense", "monailabel_scribbles", "names")
+PRESETS = ("itksnap", "unlabeled_255", "dense", "monailabel_scribbles", "slicer")
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _MAX_CLASSES = 254
 _MOST_SAMPLES = 20000
@@ -40,24 +44,39 @@ class Classes:
         mapping: value or name -> [class, "positive" or "negative"], or None; see `LoadCoarseAnnotationd`.
         said: how the mapping was found, in words.
         silent: drawings in which nothing is drawn, by name.
+        loops: slices with strokes of a class, and how many of them have a closed line of background round them.
     """
 
     names: list[str]
     mapping: Table
     said: str
     silent: tuple[str, ...] = ()
+    loops: tuple[int, int] = (0, 0)
 
 
-def load_image(path: Path) -> MetaTensor:
-    """An image as the bundle loads it: (C, *S); a volume of one slice without its last axis.
+def load_image(path: Path, channels: Channels = MappingProxyType({})) -> MetaTensor:
+    """An image as the bundle loads it: (C, *S).
+
+    Args:
+        path: of the image.
+        channels: the files of images that have several.
 
     Raises:
-        CommandError: damaged, or no image.
+        CommandError: damaged, no image, several DICOM series in one folder, or channels on different grids.
     """
-    reader = "PydicomReader" if is_series(path) else None
-    load = Compose([LoadImaged("image", reader=reader), EnsureChannelFirstd("image")])
     try:
-        image: MetaTensor = load({"image": str(path)})["image"]
+        return join({file: _load(file) for file in files_of(path, channels)})
+    except DataError as error:
+        raise CommandError(str(error)) from None
+
+
+def _load(path: Path) -> MetaTensor:
+    try:
+        require_one_series(path)
+        loaded = EnsureChannelFirstd("image")(LoadImageOrSeriesd("image")({"image": str(path)}))
+        image = cast(MetaTensor, loaded["image"])
+    except DataError as error:
+        raise CommandError(str(error)) from None
     except Exception as error:  # the readers' libraries promise no types, and may quote a header
         raise CommandError(f"{path}: damaged, or no image that can be read ({type(error).__name__})") from None
     if image.ndim not in (3, 4) or not image.numel():
@@ -73,36 +92,44 @@ def modality_of(path: Path) -> str:
         return "picture"
     if not is_series(path):
         return ""
-    file = min(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else path
-    return read_tags(file, ["Modality"])["Modality"]
+    file = first_image(path) if path.is_dir() else path
+    return "" if file is None else read_tags(file, ["Modality"])["Modality"]
 
 
 def inspect(
-    pairs: Mapping[Path, Path], mapping: str | None, background: str | None, class_names: Sequence[str] | None
+    pairs: Mapping[Path, Sequence[Path]],
+    mapping: str | None,
+    background: str | None,
+    class_names: Sequence[str] | None,
+    resample: bool = False,
+    channels: Channels = MappingProxyType({}),
 ) -> tuple[Facts, Classes]:
     """Decode every image and drawing once; two passes over the drawings, for the first tells what is in them.
 
     Args:
-        pairs: image -> drawing.
-        mapping: one of `PRESETS`, a JSON object or file, or None: names where the drawings have some, "unlabeled_255"
-            where 255 is drawn, else "itksnap".
+        pairs: image -> drawings.
+        mapping: one of `PRESETS`, a JSON object or file, or None: "slicer" where the drawings have names,
+            "unlabeled_255" where 255 is drawn, else "itksnap".
         background: the value or name of what is drawn as background.
         class_names: of the foreground, in the order of their values.
+        resample: whether drawings on another grid than their image's are brought there.
+        channels: the files of images that have several.
 
     Raises:
         CommandError: a damaged file, images that cannot be trained on together, drawings that do not fit their images
             or are not in the mapping.
     """
     rows, found, named = [], set[str](), set[bool]()
-    for image, drawing in tqdm(pairs.items(), "inspecting", leave=False, disable=None):
-        loaded = load_image(image)
-        rows.append(_row(image, loaded))
-        values, segments = _values(drawing, loaded, image)
-        found |= values
-        named.add(segments)
+    for image, drawings in tqdm(pairs.items(), "inspecting", leave=False, disable=None):
+        loaded = load_image(image, channels)
+        rows.append(_row(files_of(image, channels), loaded))
+        for drawing in drawings:
+            values, segments = _values(drawing, loaded, image)
+            found |= values
+            named.add(segments)
     _require_alike(list(pairs), rows)
     classes = find_classes(found, True in named, mapping, background, class_names)
-    ranges, silent = _check_drawings(pairs, classes)
+    ranges, silent, loops = _check_drawings(pairs, classes, resample, channels)
     dims = {len(row["shape"]) for row in rows}
     modalities = {row["modality"] for row in rows}
     pictures = "picture" in modalities
@@ -114,12 +141,13 @@ def inspect(
         **{key: float(np.median([row[key] for row in rows])) for key in ("low", "high", "usual")},
         drawn_range=ranges,
     )
-    return facts, replace(classes, silent=silent)
+    return facts, replace(classes, silent=silent, loops=loops)
 
 
-def _row(path: Path, image: MetaTensor) -> dict[str, Any]:
+def _row(files: Sequence[Path], image: MetaTensor) -> dict[str, Any]:
     shape = tuple(image.shape[1:])
     flat = shape[:-1] if len(shape) == 3 and shape[-1] == 1 else shape
+    modalities = {modality_of(file) for file in files}
     spacing = np.linalg.norm(as_affine(image.affine.cpu().numpy())[:3, :3], axis=0)[: len(flat)]
     values = np.asarray(image).ravel()
     sample = values[:: max(1, values.size // _MOST_SAMPLES)]
@@ -127,7 +155,7 @@ def _row(path: Path, image: MetaTensor) -> dict[str, Any]:
         "shape": flat,
         "spacing": tuple(float(step) for step in spacing),
         "channels": len(image),
-        "modality": modality_of(path),
+        "modality": modalities.pop() if len(modalities) == 1 else "",
         "low": float(values.min()),
         "high": float(values.max()),
         "usual": float(np.percentile(sample, 99)),
@@ -173,8 +201,10 @@ def find_classes(
         >>> find_classes({"vessel", "not vessel"}, True).mapping
         {'not vessel': [1, 'negative'], 'vessel': [1, 'positive']}
     """
-    chosen = mapping or ("names" if named else "unlabeled_255" if str(UNLABELED) in found else "itksnap")
-    if chosen == "names":
+    chosen = mapping or ("slicer" if named else "unlabeled_255" if str(UNLABELED) in found else "itksnap")
+    if chosen == "slicer" and not named:
+        raise CommandError(f"--mapping slicer: the drawings name nothing, their values are {_some(found)}; see --help")
+    if chosen == "slicer":
         return _by_name(found, background, class_names)
     if chosen not in PRESETS:
         return _explicit(chosen, class_names)
@@ -221,19 +251,20 @@ def _named(labels: Sequence[int], class_names: Sequence[str] | None) -> list[str
 
 
 def _by_name(found: set[str], background: str | None, class_names: Sequence[str] | None) -> Classes:
-    """Segments "liver", "not liver" and "background"."""
-    ground = background or "background"
-    starts = {name: name[4:] for name in found if name.lower().startswith("not ")}
-    listed_names = sorted({starts.get(name, name) for name in found} - {ground})
-    names = list(class_names) if class_names else listed_names
-    missing = set(listed_names) - set(names)
-    if missing or not names:
-        raise CommandError(f"the drawings name {_some(found)}, --class_names {names}; name all but background")
-    order = {name: index for index, name in enumerate([ground, *names])}
-    table: Table = {}
-    for name in sorted(found):
-        kind = "negative" if name in starts else "positive"
-        table[name] = [order[starts.get(name, name)], kind]
+    """Segments "liver", "not liver" and "background", in capitals or not."""
+    ground = _folded(background or "background")
+    kinds = {name: KINDS[_folded(name).startswith("not ")] for name in found}
+    things = {name: _folded(name).removeprefix("not ") for name in found}
+    spelt: dict[str, str] = {}  # as in a positive drawing, if there is one
+    for name in sorted(found, key=lambda name: (KINDS.index(kinds[name]), name)):
+        spelt.setdefault(things[name], " ".join(name.split()[kinds[name] == "negative" :]))
+    names = list(class_names) if class_names else [spelt[thing] for thing in sorted(spelt) if thing != ground]
+    order = {_folded(name): index for index, name in enumerate([ground, *names])}
+    if not names or spelt.keys() - order.keys() or len(order) <= len(names):
+        raise CommandError(
+            f"the drawings name {_some(found)}, --class_names {names}; name all but background, each once"
+        )
+    table: Table = {name: [order[things[name]], kinds[name]] for name in sorted(found)}
     if not any(label == 0 or (kind == "negative" and len(names) == 1) for label, kind in table.values()):
         raise CommandError(
             f"the drawings name {_some(found)}, but not what is background; draw a segment 'background'"
@@ -241,6 +272,10 @@ def _by_name(found: set[str], background: str | None, class_names: Sequence[str]
             + ", or pass --background NAME"
         )
     return Classes(["background", *names], table, "names in the drawings")
+
+
+def _folded(name: str) -> str:
+    return " ".join(name.casefold().split())
 
 
 def _explicit(text: str, class_names: Sequence[str] | None) -> Classes:
@@ -262,17 +297,23 @@ def _some(found: set[str]) -> str:
     return ", ".join(repr(name[:40]) for name in sorted(found)[:10])
 
 
-def _check_drawings(pairs: Mapping[Path, Path], classes: Classes) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
-    """Read every drawing onto its image, as training will; the range of intensities of what is drawn as foreground, and
-    which drawings are empty.
+def _check_drawings(
+    pairs: Mapping[Path, Sequence[Path]], classes: Classes, resample: bool, channels: Channels
+) -> tuple[tuple[float, float] | None, tuple[str, ...], tuple[int, int]]:
+    """Read every drawing onto its image, as training will; the range of intensities of what is drawn as foreground,
+    which drawings are empty, and `Classes.loops`.
     """
     try:
-        read = LoadCoarseAnnotationd("drawing", classes.mapping, len(classes.names), contradictions="unlabeled")
+        read = LoadCoarseAnnotationd(
+            "drawing", classes.mapping, len(classes.names), contradictions="unlabeled", resample=resample
+        )
     except ValueError as error:
         raise CommandError(f"--mapping: {error}") from None
-    drawn, silent, problems = [], [], []
-    for path, drawing in tqdm(pairs.items(), "reading drawings", leave=False, disable=None):
-        image = load_image(path)
+    merge = MergeStrokesd(num_classes=len(classes.names), allow_missing_keys=True)
+    drawn, silent, problems, loops = [], [], [], (0, 0)
+    both = [(path, drawing) for path, drawings in pairs.items() for drawing in drawings]
+    for path, drawing in tqdm(both, "reading drawings", leave=False, disable=None):
+        image = load_image(path, channels)
         try:
             maps = read({"image": image, "drawing": str(drawing)})
         except DataError as error:
@@ -283,8 +324,10 @@ def _check_drawings(pairs: Mapping[Path, Path], classes: Classes) -> tuple[tuple
         positive = np.asarray(maps["positive"])[0] if "positive" in maps else np.zeros(image.shape[1:])
         values = np.asarray(image)[0][(positive > 0) & (positive != UNLABELED)]
         drawn.append(values[:: max(1, values.size // _MOST_SAMPLES)])
+        slices, closed = count_loops(np.asarray(merge(maps)["strokes"])[0])
+        loops = (loops[0] + slices, loops[1] + closed)
     if problems:
-        raise CommandError(f"{len(problems)} of {len(pairs)} drawings cannot be used: {'; '.join(problems[:3])}")
+        raise CommandError(f"{len(problems)} of {len(both)} drawings cannot be used: {'; '.join(problems[:3])}")
     every = np.concatenate(drawn)
     ranges = (float(np.percentile(every, 0.5)), float(np.percentile(every, 99.5))) if every.size else None
-    return ranges, tuple(silent)
+    return ranges, tuple(silent), loops

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from medcoarse.cli.main import CommandError
 from medcoarse.datalist import DataError
-from medcoarse.readers.formats import format_of, is_dicom
+from medcoarse.readers.dicom import is_dicom
+from medcoarse.readers.formats import format_of, is_series
 from medcoarse.writers.formats import IMAGE_SUFFIXES, stem_of
 
 _LISTED = 5
@@ -20,7 +22,7 @@ def find_images(places: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Image files, and folders that hold a DICOM series, below folders; sorted by name, hidden ones left out.
 
     Raises:
-        CommandError: a place that is not there, or holds no image.
+        CommandError: a place that is not there, or holds no image; a DICOM series beside other images.
 
     Example:
         >>> find_images(["/nowhere"])
@@ -56,6 +58,107 @@ def find_drawings(folder: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
+def belonging(name: str, names: Iterable[str]) -> str | None:
+    """The longest of some names that this one is, or begins with before a `_`, `-`, `.` or blank.
+
+    Example:
+        >>> belonging("a_1_seg", ["a", "a_1", "a_12"])
+        'a_1'
+    """
+    fitting = (one for one in names if name == one or name.startswith(tuple(one + mark for mark in _SEPARATORS)))
+    return max(fitting, key=len, default=None)
+
+
+def match(segmentations: Sequence[Path], masks: Sequence[Path]) -> tuple[dict[Path, Path], list[Path], list[Path]]:
+    """Which mask belongs to which segmentation, by the rule of `pair`, whichever has the longer name; the same name
+    counts more.
+
+    Returns:
+        Segmentation -> mask; segmentations without a mask; masks without a segmentation.
+
+    Raises:
+        CommandError: files of the same name, or one that could belong to two.
+
+    Example:
+        >>> found = match([Path("a_seg.png"), Path("b.png")], [Path("a.png"), Path("b_mask.png"), Path("c.png")])
+        >>> [(ours.name, theirs.name) for ours, theirs in found[0].items()], found[1:]
+        ([('a_seg.png', 'a.png'), ('b.png', 'b_mask.png')], ([], [PosixPath('c.png')]))
+    """
+    ours, theirs = by_stem(segmentations), by_stem(masks)
+    same = ours.keys() & theirs.keys()
+    longer = {(name, belonging(name, theirs)) for name in ours} | {(belonging(name, ours), name) for name in theirs}
+    links = [(one, two) for one, two in longer if one and two and not {one, two} & same]
+    for number in (0, 1):
+        for name, times in Counter(link[number] for link in links).items():
+            if times > 1:
+                file = (ours, theirs)[number][name]
+                both = [(theirs, ours)[number][link[1 - number]] for link in links if link[number] == name]
+                raise CommandError(
+                    f"{file.name} could belong to {listed(sorted(both))}; give it the name of the right one"
+                )
+    found = dict(links) | {name: name for name in same}
+    pairs = {ours[name]: theirs[found[name]] for name in ours if name in found}
+    return (
+        pairs,
+        [file for file in segmentations if file not in pairs],
+        [file for file in masks if file not in pairs.values()],
+    )
+
+
+def by_stem(files: Sequence[Path]) -> dict[str, Path]:
+    """Files by their names without endings.
+
+    Raises:
+        CommandError: two have the same.
+    """
+    found: dict[str, Path] = {}
+    for file in files:
+        both = found.setdefault(drawn_stem(file), file)
+        if both is not file:
+            raise CommandError(f"{both} and {file} have the same name; give files of one folder different names")
+    return found
+
+
+def find_annotators(folder: str | os.PathLike[str]) -> dict[str, list[Path]]:
+    """Drawings of several people: name -> files, one folder a person below the folder.
+
+    Raises:
+        CommandError: fewer than two such folders, one without drawings, or a drawing beside them, of nobody.
+    """
+    place = Path(folder)
+    if not place.is_dir():
+        raise CommandError(f"{place}: no such folder")
+    folders = sorted(entry for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if len(folders) < 2:
+        raise CommandError(f"{place}: has {len(folders)} folders, expected one for each of several annotators")
+    loose = sorted(entry for entry in place.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    if nobody := next((entry for entry in loose if _is_image_name(entry) or _is_drawing(entry)), None):
+        raise CommandError(
+            f"{nobody}: lies beside the folders of the annotators; move it into the folder of who drew it"
+        )
+    return {entry.name: find_drawings(entry) for entry in folders}
+
+
+def pair_each(images: Sequence[Path], drawn: Mapping[str, Sequence[Path]]) -> dict[Path, dict[str, Path]]:
+    """Which drawings belong to which image, and whose they are; everybody may have drawn some of the images only.
+
+    Raises:
+        CommandError: as `pair`, or an image that nobody drew.
+
+    Example:
+        >>> pair_each([Path("a.png")], {"Ada": [Path("Ada/a.png")], "Max": []})
+        {PosixPath('a.png'): {'Ada': PosixPath('Ada/a.png')}}
+    """
+    found: dict[Path, dict[str, Path]] = {image: {} for image in images}
+    for name, files in drawn.items():
+        for image, file in pair(images, files, "drawing", need_all=False).items():
+            found[image][name] = file
+    without = [image for image, by in found.items() if not by]
+    if without:
+        raise CommandError(f"{len(without)} of {len(images)} images have no drawing by anybody: {listed(without)}")
+    return found
+
+
 def pair(images: Sequence[Path], others: Sequence[Path], what: str, need_all: bool = True) -> dict[Path, Path]:
     """Which drawing (or mask) belongs to which image: the names are the same, or the drawing's goes on after a `_`,
     `-`, `.` or blank; the longest name counts.
@@ -74,26 +177,19 @@ def pair(images: Sequence[Path], others: Sequence[Path], what: str, need_all: bo
         >>> {image.name: drawing.name for image, drawing in found.items()}
         {'a.nii.gz': 'a.nii', 'a_1.png': 'a_1_seg.nrrd'}
     """
-    by_stem: dict[str, Path] = {}
-    for image in images:
-        if stem_of(image) in by_stem:
-            both = by_stem[stem_of(image)]
-            raise CommandError(f"{both} and {image} have the same name; give images of one folder different names")
-        by_stem[stem_of(image)] = image
+    named = by_stem(images)
     found: dict[Path, Path] = {}
     alone: list[Path] = []
     for other in others:
-        name = _drawn_stem(other)
-        fitting = [
-            stem for stem in by_stem if name == stem or name.startswith(tuple(stem + sep for sep in _SEPARATORS))
-        ]
-        if not fitting:
+        stem = belonging(drawn_stem(other), named)
+        if stem is None:
             alone.append(other)
             continue
-        image = by_stem[max(fitting, key=len)]
+        image = named[stem]
         if image in found:
             raise CommandError(
-                f"{image.name} has two {what}s, {found[image].name} and {other.name}; keep one in the folder"
+                f"{image.name} has two {what}s, {found[image].name} and {other.name}; keep one in the folder, or make "
+                "one of them with `medcoarse fuse`"
             )
         found[image] = other
     without = [image for image in images if image not in found] if need_all else []
@@ -128,16 +224,7 @@ def new_folder(folder: str | os.PathLike[str], overwrite: bool) -> Path:
     return place
 
 
-def is_series(path: Path) -> bool:
-    """Whether this is a folder with DICOM files, or one such file."""
-    if path.is_dir():
-        return any(entry.is_file() and _could_be_dicom(entry) and is_dicom(entry) for entry in sorted(path.iterdir()))
-    return _could_be_dicom(path) and is_dicom(path)
-
-
 def _images_below(folder: Path) -> list[Path]:
-    if is_series(folder):
-        return [folder]
     found: list[Path] = []
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
@@ -146,7 +233,11 @@ def _images_below(folder: Path) -> list[Path]:
             found += _images_below(entry)
         elif _is_image_name(entry) and not entry.name.lower().endswith(".dcm"):
             found.append(entry)
-    return found
+    if not is_series(folder):
+        return found
+    if any(entry.is_dir() or not is_dicom(entry) for entry in found):
+        raise CommandError(f"{folder}: holds DICOM files beside other images; put the series in a folder of its own")
+    return [folder if folder.name not in ("", "..") else folder.resolve()]  # it gives what is made of it its name
 
 
 def _is_hidden(entry: Path, folder: Path) -> bool:
@@ -163,14 +254,11 @@ def _is_drawing(path: Path) -> bool:
             return bool(format_of(path))
         except DataError:  # some other JSON
             return False
-    return _could_be_dicom(path) and is_dicom(path)
+    return is_series(path)
 
 
-def _could_be_dicom(path: Path) -> bool:
-    return path.suffix.lower() in ("", ".dcm", ".ima") or path.suffix[1:].isdigit()
-
-
-def _drawn_stem(path: Path) -> str:
+def drawn_stem(path: Path) -> str:
+    """The name of a drawing without its ending."""
     for ending in _OTHER_DRAWINGS:
         if path.name.lower().endswith(ending):
             return path.name[: -len(ending)]

@@ -1,36 +1,45 @@
 """Make one label map out of several annotators' of the same images.
 
-One folder for each annotator, files of the same name (or one that begins with it) in each; an annotator may have left
-out images. 255 is nothing drawn. Where no class wins, and where nobody drew, the result is 255.
+One folder for each annotator, or one for all. Files of one image have the same name in each folder, or one goes on from
+the other after a _, -, . or blank, or they differ in a last part that is no number: case1_ada.png and case1_ben.png are
+of case1. In one folder for all the last part is who drew. An annotator may have left out images.
+
+255 is nothing drawn; but where the files of an annotator have 0 and 255 and no other value, they are binary masks, and
+255 is class 1. Where no class wins, and where nobody drew, the result is 255.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medcoarse.cli.files import find_drawings, new_folder
-from medcoarse.cli.label_maps import on_grid, read_labels
+from medcoarse.cli.files import belonging, drawn_stem, find_drawings, listed, new_folder
+from medcoarse.cli.label_maps import are_binary, on_grid, read_labels
 from medcoarse.cli.main import CommandError
 from medcoarse.files import write_json
 from medcoarse.readers.drawing import Grid
-from medcoarse.writers.formats import stem_of, write_segmentation
+from medcoarse.writers.formats import write_segmentation
 from medcoarse.writers.segmentation import make_segmentation
 
 EXAMPLES = """examples:
   medcoarse fuse ada/ ben/ cleo/ --output_dir fused
   medcoarse fuse ada/ ben/ cleo/ --output_dir fused --method staple
+  medcoarse fuse drawn/ --output_dir fused            case1_ada.nii.gz, case1_ben.nii.gz, ...
 """
+_ENDING = re.compile(r"(.+)[_\-. ](?=[^_\-. ]*[^\d_\-. ])[^_\-. ]+")
 METHODS = ("majority", "mean", "staple", "spatial_staple")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     add = parser.add_argument
-    add("folders", metavar="FOLDER", nargs="+", help="two or more folders of label maps, one for each annotator")
+    add("folders", metavar="FOLDER", nargs="+", help="of label maps: one for each annotator, or one for all")
     add("--output_dir", required=True, help="where the label maps go, and fusion.json")
     add(
         "--method",
@@ -44,33 +53,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Fuse image after image."""
-    if len(options.folders) < 2:
-        raise CommandError("fusion needs the folders of two or more annotators")
-    annotators = [{stem_of(path): path for path in find_drawings(folder)} for folder in options.folders]
+    drawn = by_annotator({folder: find_drawings(folder) for folder in options.folders})
+    annotators = list(drawn.values())
     names = sorted(set().union(*annotators))
-    lonely = [name for name in names if sum(name in files for files in annotators) < 2]
-    if lonely:
-        raise CommandError(
-            f"{len(lonely)} of {len(names)} images have one annotator only, first {lonely[0]!r}; files of one image "
-            "have the same name in each folder"
-        )
+    binary = [are_binary(list(files.values())) for files in annotators]
     output = new_folder(options.output_dir, options.overwrite)
-    record: dict[str, Any] = {"method": options.method, "annotators": options.folders, "images": {}}
+    record: dict[str, Any] = {"method": options.method, "annotators": list(drawn), "images": {}}
     for number, name in enumerate(names, 1):
-        values, grid = _stack([files.get(name) for files in annotators])
+        values, grid = _stack([files.get(name) for files in annotators], binary)
         fused, facts = _fuse(values, options.method, grid)
         suffix = "." + (options.format or ("png" if grid.affine is None else "nii.gz"))
         classes = ["background", *(f"class {k}" for k in range(1, _num_classes(values)))]
         write_segmentation(output / f"{name}{suffix}", make_segmentation(fused, grid.affine, classes))
-        record["images"][name] = facts
+        record["images"][name] = facts | {"files": [str(files[name]) for files in annotators if name in files]}
         print(f"[{number}/{len(names)}] {name}", flush=True)
     write_json(output / "fusion.json", record)
     return 0
 
 
-def _stack(paths: list[Path | None]) -> tuple[Any, Grid]:
+def by_annotator(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, Path]]:
+    """Who drew what: annotator -> image -> file, where an annotator is a folder, or the end of a name in the only one.
+
+    Raises:
+        CommandError: files of an image that one annotator has, or two of one annotator.
+
+    Example:
+        >>> drawn = by_annotator({"all": [Path("a_1_ada.png"), Path("a_1_ben.png")]})
+        >>> {who: {image: file.name for image, file in files.items()} for who, files in drawn.items()}
+        {'ada': {'a_1': 'a_1_ada.png'}, 'ben': {'a_1': 'a_1_ben.png'}}
+    """
+    images = image_names([[drawn_stem(file) for file in files] for files in folders.values()])
+    found: dict[str, dict[str, Path]] = {}
+    alone: list[Path] = []
+    for folder, files in folders.items():
+        for file in files:
+            image = belonging(drawn_stem(file), images)
+            if image is None:
+                alone.append(file)
+                continue
+            who = folder if len(folders) > 1 else drawn_stem(file)[len(image) + 1 :]
+            both = found.setdefault(who, {}).setdefault(image, file)
+            if both is not file:
+                raise CommandError(f"{both} and {file} are both of {image!r} by one annotator; keep one")
+    times = Counter(image for drawn in found.values() for image in drawn)
+    alone += [drawn[image] for drawn in found.values() for image in drawn if times[image] < 2]
+    if alone:
+        raise CommandError(
+            f"{len(alone)} of {sum(map(len, folders.values()))} files are the only ones of their images: "
+            f"{listed(alone)}. Files of one image have the same name in each folder, or the same but for who drew, "
+            "such as case1_ada.png and case1_ben.png"
+        )
+    return dict(sorted(found.items())) if len(folders) == 1 else found
+
+
+def image_names(folders: Sequence[Sequence[str]]) -> set[str]:
+    """What images are called: names that two folders have, that another goes on from, or that two share but for a last
+    part that is no number.
+
+    Example:
+        >>> sorted(image_names([["a", "b", "c_ada"], ["a", "b_2", "c_ben"]]))
+        ['a', 'b', 'c']
+    """
+    times = Counter(name for names in folders for name in set(names))
+    images = {name for name, number in times.items() if number > 1}
+    begun = {belonging(name, times.keys() - {name}) for name in times.keys() - images}
+    images |= {name for name in begun if name}
+    shorter = [_ENDING.fullmatch(name) for name in times if belonging(name, images) is None]
+    starts = Counter(found[1] for found in shorter if found)
+    return images | {name for name, number in starts.items() if number > 1}
+
+
+def _stack(paths: list[Path | None], binary: list[bool]) -> tuple[Any, Grid]:
     """(R, *S), 255 for annotators who left the image out."""
-    read = [(path, *read_labels(path)) for path in paths if path is not None]
+    given = [(path, marked) for path, marked in zip(paths, binary, strict=True) if path is not None]
+    read = [(path, *read_labels(path, binary=marked)) for path, marked in given]
     target = next((grid for _, _, grid, segments in read if not segments), read[0][2])
     placed = {path: on_grid(labels, grid, target, path, segments) for path, labels, grid, segments in read}
     nothing = np.full(target.shape, 255, np.uint8)

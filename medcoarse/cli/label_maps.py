@@ -1,4 +1,10 @@
-"""Label maps of several folders, on one grid."""
+"""Label maps of several folders, on one grid, and what 255 means in them.
+
+Masks that belong together are read alike. Where they have 0 and 255 and no other value, they are binary, as pictures of
+masks are, and 255 is class 1; otherwise classes are numbered and 255 is unlabeled, also where there is nothing but 255.
+That goes for any format, for the values mean the same in all. In drawings 255 is always nothing drawn, and in files of
+segments a segment like others.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +25,38 @@ from medcoarse.readers.placement import place
 Labels = NDArray[np.uint8]
 
 
-def read_labels(path: Path, class_names: Sequence[str] | None = None) -> tuple[Labels, Grid, bool]:
+def are_binary(masks: Sequence[Path]) -> bool:
+    """Whether masks that belong together have the structure as 255, see above.
+
+    Raises:
+        CommandError: what `read_labels` says, or some have classes without any 255 and others 255 without classes.
+    """
+    marked, numbered = list[Path](), list[Path]()
+    for mask in masks:
+        labels, _, segments = read_labels(mask)
+        ground, top = bool((labels == 0).any()), bool((labels == UNLABELED).any())
+        classes = bool(((labels > 0) & (labels < UNLABELED)).any())
+        if not segments and classes and top:
+            return False
+        if not segments and (classes or (ground and top)):
+            (numbered if classes else marked).append(mask)
+    if marked and numbered:
+        raise CommandError(
+            f"{marked[0].name} has 255 and no class, {numbered[0].name} has classes and no 255; is 255 the structure "
+            "or unlabeled? write all masks of a folder alike: 0 and 255, or 0, 1, ... and 255 for unlabeled"
+        )
+    return bool(marked)
+
+
+def read_labels(
+    path: Path, class_names: Sequence[str] | None = None, binary: bool = False
+) -> tuple[Labels, Grid, bool]:
     """A label map *S, its grid, and whether the file holds segments; what lies in no segment is background.
 
     Args:
         path: of any format that is read.
         class_names: background first: a segment is the class of its name. Without them it is that of its number.
+        binary: whether 255 is class 1, see `are_binary`; in files of segments it never is.
 
     Raises:
         CommandError: damaged, no label map, segments that overlap or have other names.
@@ -40,6 +72,8 @@ def read_labels(path: Path, class_names: Sequence[str] | None = None) -> tuple[L
         values = _by_name(path, drawing, class_names)
     if values.max(initial=0) > UNLABELED:
         raise CommandError(f"{path}: holds values up to {values.max()}, at most 254 classes are compared")
+    if binary and not drawing.segments:
+        values = values == UNLABELED
     return np.asarray(values, np.uint8), drawing.grid, drawing.segments
 
 

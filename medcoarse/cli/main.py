@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "compare segmentations with masks",
     "simulate": "draw rough annotations of masks",
     "fuse": "make one label map out of several annotators'",
+    "budget": "say what to draw with the hours that there are",
     "report": "review who drew: reliability, errors, drawings to look at again",
 }
 _EXAMPLES = """examples:

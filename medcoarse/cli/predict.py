@@ -1,7 +1,8 @@
 """Segment images with a trained bundle.
 
 IMAGES are files, folders of files, and DICOM series (folders). Segmentations get the names and the geometry of the
-images. DICOM series give DICOM SEG, pictures PNG, anything else NIfTI, unless --format says otherwise.
+images. DICOM series give DICOM SEG, pictures PNG, anything else NIfTI, unless --format says otherwise. A bundle that
+was trained on files of channels (case1_0000.nii.gz, case1_0001.nii.gz, ...) takes such, and segments case1.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import argparse
 import copy
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
-from medcoarse.cli.bundle import class_names_of, config_of
-from medcoarse.cli.files import find_images, is_series, new_folder
+from medcoarse.cli.bundle import class_names_of, config_of, require_text
+from medcoarse.cli.channels import files_of, join_channels
+from medcoarse.cli.files import find_images, new_folder
 from medcoarse.cli.main import CommandError, in_one_line
+from medcoarse.readers.dicom import require_one_series
+from medcoarse.readers.formats import is_series
 
 EXAMPLES = """examples:
   medcoarse predict run images/ --output_dir segmented
@@ -53,22 +57,35 @@ def run(options: argparse.Namespace) -> int:
     weights = bundle / "models" / "model.pt"
     if not weights.is_file():
         raise CommandError(f"{weights}: no weights; train first")
-    jobs = [(image, _format_of(image, options.format, options.probabilities)) for image in images]
-    output = new_folder(options.output_dir, options.overwrite)
+    channels = channels_of(bundle, images)
+    jobs = [
+        (image, _format_of(files_of(image, channels)[0], options.format, options.probabilities))
+        for image in channels or images
+    ]
 
     from medcoarse.transforms.saved import SaveSegmentationd  # takes seconds
 
     algorithm = _algorithm(bundle, weights)
     root = Path(options.images[0]) if len(options.images) == 1 and Path(options.images[0]).is_dir() else None
-    segmenters: dict[bool, Callable[[Path], Any]] = {}
+    savers = {
+        suffix: SaveSegmentationd(
+            "pred", options.output_dir, names, suffix, "", "source", root, None, algorithm, name_key="image"
+        )
+        for _, suffix in jobs
+    }
+    _require_different({image: savers[suffix].path_of(str(image)) for image, suffix in jobs})
+    new_folder(options.output_dir, options.overwrite)
+    segmenters: dict[bool, Callable[[list[Path]], Any]] = {}
     failed = 0
     for number, (image, suffix) in enumerate(jobs, 1):
-        series = is_series(image)
-        if series not in segmenters:
-            segmenters[series] = make_segmenter(bundle, content, series, options.probabilities, options.device)
-        save = SaveSegmentationd("pred", output, names, suffix, "", "source", root, None, algorithm)
+        files = files_of(image, channels)
+        series = any(is_series(file) for file in files)
+        each = series or len(files) > 1
+        if each not in segmenters:
+            segmenters[each] = make_segmenter(bundle, content, each, options.probabilities, options.device)
         try:
-            written = save({"pred": segmenters[series](image), "source": str(image)})["pred_path"]
+            item: dict[Hashable, Any] = {"pred": segmenters[each](files), "source": str(files[0]), "image": str(image)}
+            written = savers[suffix](item)["pred_path"]
             print(f"[{number}/{len(jobs)}] {image} -> {written}", flush=True)
         except Exception as error:
             if options.debug:
@@ -80,22 +97,43 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def channels_of(bundle: Path, images: list[Path]) -> dict[Path, list[Path]]:
+    """The files of every image, for a bundle that was trained on several each."""
+    planned = (bundle / "configs" / "plan.json").is_file()
+    numbers = config_of(bundle, "plan.json").get("channels") if planned else None
+    return join_channels(images, numbers)[0] if numbers else {}
+
+
+def _require_different(targets: dict[Path, Path]) -> None:
+    """Refuse images of the same name, whose segmentations would replace each other."""
+    taken: dict[Path, Path] = {}
+    for image, target in targets.items():
+        other = taken.setdefault(target, image)
+        if other is not image:
+            raise CommandError(
+                f"{other} and {image} would both become {target}; give them different names, or segment one at a time"
+            )
+
+
 def _without_header(error: Exception, series: bool) -> str:
     """What went wrong; of DICOM only in words of our own, for what libraries say may quote the header."""
+    while type(error) is RuntimeError and isinstance(error.__cause__, Exception):  # MONAI's, of a pipeline
+        error = error.__cause__
     ours = isinstance(error, CommandError) or type(error).__module__.startswith("medcoarse.")
     return in_one_line(error) if ours or not series else f"cannot be segmented ({type(error).__name__})"
 
 
 def make_segmenter(
-    bundle: Path, content: dict[str, Any], series: bool, probabilities: bool, device: str | None = None
-) -> Callable[[Path], Any]:
-    """Pre-processing, network and post-processing of a bundle, without what it saves: image file -> labels (1, *S) or
-    probabilities (L, *S), where the image lies.
+    bundle: Path, content: dict[str, Any], each: bool, probabilities: bool, device: str | None = None
+) -> Callable[[list[Path]], Any]:
+    """Pre-processing, network and post-processing of a bundle, without what it saves: file of an image, or files of its
+    channels -> labels (1, *S) or probabilities (L, *S), where the image lies.
 
     Args:
         bundle: its folder.
         content: its inference.json.
-        series: whether images are DICOM series, which MONAI's PydicomReader reads.
+        each: whether images are DICOM series, which `medcoarse.transforms.series` reads in the order of space, or
+            have several files, which it reads one by one.
         probabilities: whether to stop before the class is chosen.
         device: by default the bundle's.
     """
@@ -104,10 +142,12 @@ def make_segmenter(
     from monai.data.meta_tensor import MetaTensor
     from monai.transforms import Compose
 
-    content = copy.deepcopy(content) | {"bundle_root": str(bundle), "datalist": [], "output_dir": str(bundle)}
+    folder = str(bundle.absolute())
+    require_text("a path", folder)
+    content = copy.deepcopy(content) | {"bundle_root": folder, "datalist": [], "output_dir": folder}
     content |= {"device": f"$torch.device({device!r})"} if device else {}
-    if series:
-        content["preprocessing"]["transforms"][0]["reader"] = "PydicomReader"
+    if each:
+        content["preprocessing"]["transforms"][0]["_target_"] = "medcoarse.transforms.series.LoadImageOrSeriesd"
     steps = [step for step in content["postprocessing"]["transforms"] if step.get("_target_") != "SaveImaged"]
     chosen = next((i for i, step in enumerate(steps) if step.get("_target_") == "AsDiscreted"), len(steps))
     content["postprocessing"]["transforms"] = steps[:chosen] if probabilities else steps
@@ -120,8 +160,10 @@ def make_segmenter(
     network.load_state_dict(states)
     network.to(place).eval()
 
-    def segment(image: Path) -> Any:
-        item = preprocessing({"image": str(image)})
+    def segment(files: list[Path]) -> Any:
+        for file in files:
+            require_one_series(file)
+        item = preprocessing({"image": [str(file) for file in files] if len(files) > 1 else str(files[0])})
         loaded = item["image"]
         with torch.no_grad():
             logits = inferer(loaded.as_tensor()[None].to(place), network)
@@ -155,9 +197,6 @@ def _format_of(image: Path, given: str | None, probabilities: bool) -> str:
 
 def _algorithm(bundle: Path, weights: Path) -> Any:
     """Who made it, as DICOM asks: the bundle, its version, and the checksum of its weights."""
-    from medcoarse.writers.dicom_seg import Algorithm
+    from medcoarse.writers.dicom_seg import algorithm_of
 
-    metadata = config_of(bundle, "metadata.json")
-    checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
-    name, version = (str(metadata.get(key, "unknown")) for key in ("name", "version"))
-    return Algorithm(name[:64], version[:64], str(metadata.get("authors", "unknown"))[:64], checksum)
+    return algorithm_of(config_of(bundle, "metadata.json"), hashlib.sha256(weights.read_bytes()).hexdigest())

@@ -1,22 +1,34 @@
-"""Review who drew: everybody's reliability and errors, the drawings to look at again, and whom to ask next.
+"""Review who drew, or report on cases.
 
-Of a bundle that `medcoarse train` made, or any with configs/review.json. Writes annotators.json and annotators.html
-into its output folder. No mask is needed.
+Of a bundle that `medcoarse train` made. Without --cases everybody who drew is reviewed: reliability and errors, the
+drawings to look at again, and whom to ask next; no mask is needed. annotators.html and annotators.json are written.
+
+With --cases images are segmented and reported on, in one HTML file to look at or to send, and its numbers in JSON:
+outlines, calibrated uncertainty, sizes with an interval, how who drew is estimated to err on them. Probabilities are
+calibrated on the validation images, by their masks (`medcoarse train --labels`) or else their drawings. Written are
+case_report.html and case_report.json. Cases are numbered and files not named, unless --show_names.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
+from typing import Any
 
-from medcoarse.cli.bundle import config_of, run_bundle
+from medcoarse.cli.bundle import config_of, run_bundle, shipped_bundle
+from medcoarse.cli.channels import files_of
+from medcoarse.cli.files import find_images
 from medcoarse.cli.main import CommandError
+from medcoarse.cli.predict import channels_of
 from medcoarse.files import write_json
 
 EXAMPLES = """examples:
-  medcoarse report run
+  medcoarse report run                                              who drew
+  medcoarse report run --cases case7.nii.gz dicom/ --output_dir reported      some cases
 """
-_REVIEW = {
+_CASES = "case_report.json"
+_REVIEW: dict[str, Any] = {
     "review": {
         "_target_": "medcoarse.review.AnnotatorReview",
         "model": "@coarse_model",
@@ -42,19 +54,55 @@ _REVIEW = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("bundle", metavar="BUNDLE", help="folder that `medcoarse train` wrote")
+    parser.add_argument("--cases", nargs="+", metavar="IMAGES", help="images, folders of images, DICOM series")
+    parser.add_argument("--output_dir", metavar="OUT", help="where the files go; by default BUNDLE/output")
+    parser.add_argument(
+        "--show_names", action="store_true", help="name the cases by their files, which may name people"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the bundle's review, or the usual one."""
+    """Run the bundle's review, or the usual one; or the report on cases."""
     bundle = Path(options.bundle)
     content = config_of(bundle, "train.json")
     if not (bundle / "models" / "full.pt").is_file():
         raise CommandError(f"{bundle}: not trained yet, it has no models/full.pt")
+    output = Path(options.output_dir or bundle / "output").absolute()
+    if options.cases:
+        _report(bundle, _cases(bundle, options.cases), output, options.show_names)
+        return 0
     overlay = bundle / "configs" / "review.json"
     if not overlay.is_file():
         if "class_names" not in content:
             raise CommandError(f"{bundle}: has no configs/review.json")
-        write_json(overlay, _REVIEW)
-    run_bundle(bundle, ["train.json", "review.json"], "reviewing")
-    print(f"written: {bundle / 'output' / 'annotators.html'} and annotators.json")
+        named = {"annotator_names": "$@annotators or None"} if "annotators" in content else {}
+        write_json(overlay, _REVIEW | {"review": _REVIEW["review"] | named})
+    run_bundle(bundle, ["train.json", "review.json"], "reviewing", output_dir=str(output))
+    print(f"written: {output / 'annotators.html'} and annotators.json")
     return 0
+
+
+def _cases(bundle: Path, places: list[str]) -> list[str | list[str]]:
+    """Files of images, or of the channels of each."""
+    images = find_images(places)
+    channels = channels_of(bundle, images)
+    files = [[str(file.absolute()) for file in files_of(image, channels)] for image in list(channels) or images]
+    return [several if len(several) > 1 else several[0] for several in files]
+
+
+def _report(bundle: Path, cases: list[str | list[str]], output: Path, show_names: bool) -> None:
+    overlay = bundle / "configs" / _CASES
+    if not overlay.is_file():  # made by an earlier version
+        if "drawn_key" not in config_of(bundle, "train.json"):
+            raise CommandError(f"{bundle}: has no configs/{_CASES}, and was not made by `medcoarse train`")
+        shutil.copyfile(shipped_bundle() / "configs" / _CASES, overlay)
+    if "cases" not in config_of(bundle, _CASES):
+        raise CommandError(
+            f"{bundle}: reports are made with python -m monai.bundle run reporting --config_file "
+            f"\"['{bundle}/configs/inference.json','{overlay}']\" --dataset_dir IMAGES"
+        )
+    given = {"cases": cases, "output_dir": str(output), "show_names": show_names}
+    if "annotators" not in config_of(bundle, "train.json"):
+        given["annotators"] = []  # an earlier version merged everybody's drawings
+    run_bundle(bundle, ["train.json", _CASES], "reporting", **given)
+    print(f"written: {output / 'case_report.html'} and case_report.json")

@@ -1,7 +1,8 @@
 """Draw rough annotations of masks: what an annotator of a given care would have drawn.
 
-For each mask and profile a label map of the same geometry: value k is class k (in a negative profile: not class k), 255
-is nothing drawn. parameters.json has what was drawn with, so that every drawing can be replayed.
+For each mask a label map of the same geometry, as `medcoarse train` reads it: what all profiles together say, where
+they do not contradict each other. Value k is class k, 255 is nothing drawn. With --separate a label map for each mask
+and profile: in a negative profile k is "not class k". parameters.json has what was drawn with, to replay every drawing.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from medcoarse.cli.files import find_drawings, new_folder
-from medcoarse.cli.label_maps import read_labels
+from medcoarse.cli.files import by_stem, find_drawings, new_folder
+from medcoarse.cli.label_maps import are_binary, read_labels
 from medcoarse.cli.main import CommandError
 from medcoarse.files import write_json
 from medcoarse.writers.formats import stem_of, suffix_of, write_segmentation
@@ -20,10 +21,10 @@ from medcoarse.writers.segmentation import make_segmentation
 
 EXAMPLES = """examples:
   medcoarse simulate masks/ drawings/
-  medcoarse simulate masks/ drawings/ --profile stroke_positive stroke_negative --seed 1
-  medcoarse simulate masks/ drawings/ --profile stroke_positive stroke_negative --merged
   medcoarse train images/ drawings/ --output_dir run --mapping unlabeled_255
-  medcoarse simulate masks/ drawings/ --profile dhe_good dhe_over dhe_under      three annotators
+others who draw:
+  medcoarse simulate masks/ strokes/ --profile stroke_positive stroke_negative --seed 1
+  medcoarse simulate masks/ annotators/ --profile dhe_good dhe_over dhe_under --separate
 `medcoarse simulate --list` names the profiles; examples/annotations.md shows them.
 """
 
@@ -31,11 +32,20 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     add = parser.add_argument
-    add("masks", metavar="MASKS", nargs="?", help="folder of masks: 0 background, 1, 2, ... classes")
+    add(
+        "masks",
+        metavar="MASKS",
+        nargs="?",
+        help="folder of masks: 0 background, 1, 2, ... classes, 255 unlabeled; or 0 and 255 alone: 255 is class 1",
+    )
     add("output_dir", metavar="OUT", nargs="?", help="where the drawings go")
     add("--profile", nargs="+", default=["coarse_positive", "coarse_negative"], help="who draws (default: %(default)s)")
     add("--seed", type=int, default=0, help="the same seed gives the same drawings (default 0)")
-    add("--merged", action="store_true", help="one drawing for each mask: what all profiles together say, for training")
+    add(
+        "--separate",
+        action="store_true",
+        help="a drawing for each mask and profile, which is not for `medcoarse train`",
+    )
     add("--list", action="store_true", help="name the profiles")
     add("--overwrite", action="store_true", help="write into a folder that is not empty")
 
@@ -51,25 +61,25 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError("pass a folder of masks and one for the drawings, or --list")
     profiles = {name: as_profile(name) for name in options.profile}
     masks = find_drawings(options.masks)
+    by_stem(masks)  # drawings get the names of their masks, which have to differ
+    binary = are_binary(masks)
     output = new_folder(options.output_dir, options.overwrite)
     record: dict[str, Any] = {"seed": options.seed, "profiles": list(profiles), "masks": {}}
     for number, mask in enumerate(masks, 1):
-        record["masks"][mask.name] = _draw(mask, profiles, options.seed, output, options.merged)
+        record["masks"][mask.name] = _draw(mask, binary, profiles, options.seed, output, options.separate)
         print(f"[{number}/{len(masks)}] {mask}", flush=True)
     write_json(output / "parameters.json", record)
-    print(f"{len(masks) * (1 if options.merged else len(profiles))} drawings and parameters.json in {output}")
+    print(f"{len(masks) * (len(profiles) if options.separate else 1)} drawings and parameters.json in {output}")
     return 0
 
 
-def _draw(mask: Path, profiles: dict[str, Any], seed: int, output: Path, merged: bool) -> Any:
+def _draw(mask: Path, binary: bool, profiles: dict[str, Any], seed: int, output: Path, separate: bool) -> Any:
     import torch
     from monai.data.meta_tensor import MetaTensor
 
     from medcoarse.transforms.dictionary import MergeStrokesd, SimulateCoarsed
 
-    labels, grid, _ = read_labels(mask)
-    if set(labels.flat) <= {0, 255} and 255 in labels:
-        labels = (labels > 0).astype("uint8")  # a mask as pictures have it
+    labels, grid, _ = read_labels(mask, binary=binary)
     highest = int(labels[labels != 255].max(initial=0))
     num_classes = max(highest + 1, 2)
     affine = None if grid.affine is None else torch.from_numpy(grid.affine)
@@ -80,7 +90,7 @@ def _draw(mask: Path, profiles: dict[str, Any], seed: int, output: Path, merged:
     item = draw({"label": label})
     names = ["background", *(f"class {k}" for k in range(1, num_classes))]
     suffix = _suffix(mask)
-    if merged:
+    if not separate:
         together = MergeStrokesd(merged_key="merged", num_classes=num_classes, allow_missing_keys=True)(item)["merged"]
         found = make_segmentation(together[0].numpy(), grid.affine, names)
         write_segmentation(output / f"{stem_of(mask)}{suffix}", found)

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medcoarse.cli.bundle import change_settings, config_of, make_bundle, run_bundle
-from medcoarse.cli.files import find_drawings, find_images, listed, pair
+from medcoarse.cli.bundle import change_settings, config_of, make_bundle, require_text, run_bundle
+from medcoarse.cli.channels import Channels, are_channels, files_of, join_channels
+from medcoarse.cli.files import find_annotators, find_drawings, find_images, listed, pair, pair_each
 from medcoarse.cli.main import CommandError
 from medcoarse.files import write_json
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:  # it imports torch, which takes seconds
 EXAMPLES = """examples:
   drawn in ITK-SNAP; label 3 was used for background, 1 and 2 are structures, 0 is nothing drawn:
     medcoarse train images/ drawings/ --output_dir run --background 3 --class_names liver tumour
-  drawn in 3D Slicer, segments "vessel" and "not vessel" (or "background"):
+  drawn in 3D Slicer, segments "vessel" and "not vessel" (or "background"), which is --mapping slicer:
     medcoarse train images/ drawings/ --output_dir run
   scribbles of MONAI Label:
     medcoarse train images/ drawings/ --output_dir run --mapping monailabel_scribbles
@@ -40,6 +41,9 @@ EXAMPLES = """examples:
     medcoarse train images/ drawings/ --output_dir run --mapping unlabeled_255
   the same, and a line of background around what is to be segmented closes it in:
     medcoarse train images/ drawings/ --output_dir run --mapping unlabeled_255 --loops
+  folders drawings/Ada and drawings/Max, who drew some of the images each and err in ways of their own:
+    medcoarse train images/ drawings/ --output_dir run --annotators --background 3
+    medcoarse report run                                              what each of them gets wrong
   anything else:
     medcoarse train images/ drawings/ --output_dir run --mapping \\
         '{"0": null, "1": [1, "positive"], "2": [1, "negative"]}'
@@ -47,7 +51,10 @@ then:
     medcoarse predict run new_images/ --output_dir segmented
 
 names: case1.nii.gz and case1.nii.gz, case1_drawn.nrrd, case1.seg.nrrd, ...; a DICOM series is called by its folder.
+Where case1_0000.nii.gz, case1_0001.nii.gz, ... are the channels of one image, its drawing is case1.nii.gz or goes on
+from that: case1_drawn.nii.gz.
 """
+_MASKS = (".nii", ".nii.gz", ".nrrd", ".mha", ".png", ".tif", ".tiff", ".bmp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,15 +63,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("images", metavar="IMAGES", help="folder of images: NIfTI, NRRD, MetaImage, pictures, DICOM series")
     add("drawings", metavar="DRAWINGS", help="folder of drawings, one for each image")
     add("--output_dir", required=True, metavar="OUT", help="the bundle that is made")
-    add("--mapping", help="what values mean: itksnap, unlabeled_255, dense, monailabel_scribbles, names, or JSON")
+    add("--mapping", help="what values mean: itksnap, unlabeled_255, dense, monailabel_scribbles, slicer, or JSON")
     add("--background", metavar="VALUE", help="value or name that background was drawn with")
     add("--class_names", nargs="+", metavar="NAME", help="of the structures, in the order of their values")
     add(
         "--loops",
         action="store_true",
-        help="a closed line of background says that all beyond it, on that slice, is too",
+        help="a closed line of background says that all beyond it, on that slice (of the third axis), is too; "
+        "background alone, on a slice past the last of these lines, says so of that slice and all beyond",
     )
-    add("--labels", metavar="FOLDER", help="dense masks (values 0, 1, ..., 255 for unknown) of some images, for scores")
+    add(
+        "--annotators",
+        action="store_true",
+        help="every folder in DRAWINGS is of another person, called like it: their drawings stay separate",
+    )
+    add(
+        "--resample",
+        action="store_true",
+        help="bring drawings on another grid to that of their image, by the nearest voxel",
+    )
+    add(
+        "--labels",
+        metavar="FOLDER",
+        help="dense masks of some images, for scores: 0, 1, ..., 255 for unknown; or 0 and 255 alone: 255 is class 1",
+    )
     add("--validation", type=float, default=0.2, metavar="SHARE", help="of the images, to validate on (default 0.2)")
     add("--seed", type=int, default=0, help="of the split and of training (default 0)")
     add("--epochs", type=int, help="in place of the planned number")
@@ -81,6 +103,7 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"--epochs must be at least 1, got {options.epochs}")
     if options.device_memory is not None and options.device_memory <= 0:
         raise CommandError(f"--device_memory must be more than 0 GB, got {options.device_memory:g}")
+    require_text("--output_dir", out.absolute())
     asked = _asked(options)
     if (out / "configs" / "plan.json").is_file():
         _require_same(out, asked)
@@ -107,8 +130,8 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         key: os.path.abspath(getattr(options, key)) if getattr(options, key) else None  # noqa: PTH100
         for key in ("images", "drawings", "labels")
     }
-    loops = {"loops": True} if options.loops else {}  # plans of before the option say nothing of it
-    return places | {key: getattr(options, key) for key in keys} | loops
+    later = ("loops", "resample", "annotators")  # plans of before these options say nothing of them
+    return places | {key: getattr(options, key) for key in keys} | {key: True for key in later if getattr(options, key)}
 
 
 def _require_same(out: Path, asked: Mapping[str, Any]) -> None:
@@ -123,31 +146,48 @@ def _require_same(out: Path, asked: Mapping[str, Any]) -> None:
 
 def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> None:
     images, drawings = find_images([options.images]), find_drawings(options.drawings)
-    pairs = pair(images, drawings, "drawing")
-    labels = pair(images, find_images([options.labels]), "mask", need_all=False) if options.labels else {}
+    channels, numbers = join_channels(images) if are_channels(images, drawings) else ({}, [])
+    images = list(channels) or images
+    drawn = _drawn(images, drawings, options)
+    pairs = {image: list(by.values()) for image, by in drawn.items()}
+    labels = pair(images, _masks(options.labels), "mask", need_all=False) if options.labels else {}
 
     import torch
 
     from medcoarse.cli.facts import inspect
+    from medcoarse.cli.label_maps import are_binary
     from medcoarse.planning import make_plan
 
     draft = _draft(out)
     try:
-        facts, classes = inspect(pairs, options.mapping, options.background, options.class_names)
+        facts, classes = inspect(
+            pairs, options.mapping, options.background, options.class_names, options.resample, channels
+        )
         gpu = torch.cuda.is_available()
         memory = options.device_memory or (torch.cuda.get_device_properties(0).total_memory / 1e9 if gpu else 4.0)
-        plan = make_plan(facts, gpu, memory)
-        settings = {**plan.settings, **_settings(options, classes)}
-        reasons = {**plan.reasons, **({"max_epochs": "as asked for"} if options.epochs else {})}
         sections = split(list(pairs), options.validation, options.seed)
+        plan = make_plan(facts, gpu, memory, len(sections["training"]))
+        binary = are_binary(list(labels.values()))
+        if binary and len(classes.names) > 2:
+            raise CommandError(
+                f"the masks tell 2 classes apart (0 and 255), the drawings {len(classes.names)}: "
+                f"{', '.join(classes.names)}; number the classes in the masks"
+            )
+        annotators = _annotators(drawn, sections["training"])
+        settings = {**plan.settings, **_settings(options, classes), "binary_labels": binary, "annotators": annotators}
+        texts = ("class_names", "annotators", "mapping", "dataset_dir")
+        require_text("names of classes, segments, annotators and folders", [settings[key] for key in texts])
+        reasons = {**plan.reasons, **({"max_epochs": "as asked for"} if options.epochs else {})}
         for line in _said(classes, pairs, sections, settings, reasons):
             print(line)
-        record = {"asked": dict(asked), "images": len(pairs), "classes": classes.said}
+        record = {"asked": dict(asked), "images": len(pairs), "classes": classes.said} | (
+            {"channels": numbers} if numbers else {}
+        )
         make_bundle(draft, settings, _metadata(classes.names, settings))
         write_json(
             draft / "datalist.json",
             {
-                name: [_item(image, pairs[image], labels.get(image), out) for image in part]
+                name: [_item(image, drawn[image], labels.get(image), out, channels) for image in part]
                 for name, part in sections.items()
             },
         )
@@ -157,6 +197,34 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _masks(folder: str) -> list[Path]:
+    """Masks to score by, of formats that MONAI reads as it does images."""
+    masks = find_drawings(folder)
+    if other := next((mask for mask in masks if not mask.name.lower().endswith(_MASKS)), None):
+        raise CommandError(f"{other}: masks for scores are read as {', '.join(_MASKS)}; save it as one of these")
+    return masks
+
+
+def _drawn(
+    images: Sequence[Path], drawings: Sequence[Path], options: argparse.Namespace
+) -> dict[Path, dict[str, Path]]:
+    """Image -> who drew it (nobody named, unless they are kept apart) -> the drawing."""
+    if options.annotators:
+        return pair_each(images, find_annotators(options.drawings))
+    return {image: {"": file} for image, file in pair(images, drawings, "drawing").items()}
+
+
+def _annotators(drawn: Mapping[Path, Mapping[str, Path]], training: Sequence[Path]) -> list[str]:
+    """Their names; none unless they are kept apart."""
+    names = sorted({name for by in drawn.values() for name in by if name})
+    learned = {name for image in training for name in drawn[image]}
+    if idle := [name for name in names if name not in learned]:
+        raise CommandError(
+            f"{', '.join(idle)}: drew only images to validate on; pass another --seed, or --validation 0"
+        )
+    return names
 
 
 def _draft(out: Path) -> Path:
@@ -180,6 +248,7 @@ def _settings(options: argparse.Namespace, classes: Classes) -> dict[str, Any]:
         "num_classes": len(classes.names),
         "class_names": classes.names,
         "loops": options.loops,
+        "resample": options.resample,
         "seed": options.seed,
     }
     return settings | ({"max_epochs": options.epochs} if options.epochs else {})
@@ -201,9 +270,19 @@ def split(images: Sequence[Path], share: float, seed: int) -> dict[str, list[Pat
     return parts
 
 
-def _item(image: Path, drawing: Path, label: Path | None, out: Path) -> dict[str, str]:
-    files = {"image": image, "drawing": drawing} | ({"label": label} if label else {})
-    return {key: os.path.relpath(path.resolve(), out.resolve()) for key, path in files.items()}
+def _item(
+    image: Path, drawn: Mapping[str, Path], label: Path | None, out: Path, channels: Channels
+) -> dict[str, str | list[str]]:
+    def there(path: Path) -> str:
+        return os.path.relpath(path.resolve(), out.resolve())
+
+    files = [there(file) for file in files_of(image, channels)]
+    item: dict[str, str | list[str]] = {
+        "image": files if len(files) > 1 else files[0],
+        "drawing": [there(path) for path in drawn.values()],
+    }
+    item |= {"drawing": there(drawn[""])} if list(drawn) == [""] else {"annotators": list(drawn)}
+    return item | ({"label": there(label)} if label else {})
 
 
 def _metadata(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,13 +307,23 @@ def _metadata(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, An
 
 def _said(
     classes: Classes,
-    pairs: Mapping[Path, Path],
+    pairs: Mapping[Path, Sequence[Path]],
     sections: Mapping[str, Sequence[Path]],
     settings: Mapping[str, Any],
     reasons: Mapping[str, str],
 ) -> list[str]:
     parts = ", ".join(f"{len(part)} for {name}" for name, part in sections.items())
     lines = [f"{len(pairs)} images with drawings: {parts}", f"classes ({classes.said}): {', '.join(classes.names)}"]
+    if settings["annotators"]:
+        lines += [f"annotators, kept apart: {', '.join(settings['annotators'])}"]
     lines += [f"  NOTHING IS DRAWN in {listed([Path(name) for name in classes.silent])}"] if classes.silent else []
+    lines += _said_of_loops(*classes.loops, settings["loops"])
     lines += [f"  {key!s} -> {'nothing drawn' if claim is None else claim}" for key, claim in classes.mapping.items()]
     return lines + [f"{key} {settings[key]}: {reason}" for key, reason in reasons.items()]
+
+
+def _said_of_loops(slices: int, closed: int, read: bool) -> list[str]:
+    most = f"goes round strokes on {closed} of {slices} slices"
+    if 2 * closed >= slices > 0 and not read:
+        return [f"  A CLOSED LINE OF BACKGROUND {most}: if it means that all beyond it is background, pass --loops"]
+    return [f"  --loops: a closed line of background {most} only"] if read and 2 * closed < slices else []

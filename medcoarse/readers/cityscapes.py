@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -14,7 +15,9 @@ from medcoarse.readers.shapes import Budget, as_points
 _WHAT = "Cityscapes file"
 
 
-def read_cityscapes(path: str | os.PathLike[str], reference: Grid | None = None) -> Drawing:
+def read_cityscapes(
+    path: str | os.PathLike[str], reference: Grid | None = None, skipped: Container[str] = ()
+) -> Drawing:
     """Read outlines that are painted one over the other, in the order of the file: later ones are nearer.
 
     Painted by PIL, as the data set's own label maps are, so the pixels on an outline belong to it.
@@ -22,6 +25,7 @@ def read_cityscapes(path: str | os.PathLike[str], reference: Grid | None = None)
     Args:
         path: a .json file with ``imgWidth``, ``imgHeight`` and ``objects``.
         reference: grid of the picture, to compare with the size that the file states.
+        skipped: labels that are not painted: what lies below them stays.
 
     Raises:
         DataError: damaged, or another picture's size.
@@ -39,6 +43,7 @@ def read_cityscapes(path: str | os.PathLike[str], reference: Grid | None = None)
     with explained(path, _WHAT):
         size = checked_shape(path, (whole(content["imgWidth"]), whole(content["imgHeight"])))
         objects = [item for item in content["objects"] if not item.get("deleted")]
+        objects = [item for item in objects if str(item["label"]) not in skipped]
         grid = drawn_on(path, size, reference, lambda grid: []).grid
         budget = Budget()
         numbers = {str(item["label"]): 0 for item in objects}

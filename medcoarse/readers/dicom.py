@@ -1,4 +1,4 @@
-"""A DICOM CT series as one volume in Hounsfield units, and boxes of it on another grid."""
+"""DICOM series: their files, whether they are one volume; a CT in Hounsfield units, and boxes of it on another grid."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ AIR_HU = -1024
 """Written where there is nothing: outside the scan, and where a scanner padded with something lower."""
 
 _SPACING_TOLERANCE = 0.1
+_INDEX = "DICOMDIR"
+"""What the table of contents of a disc is called, by the standard; it is a DICOM file, and no image."""
+_PLACE = ("ImagePositionPatient", "ImageOrientationPatient")
+_NO_IMAGES = ("SEG", "RTSTRUCT", "SR", "KO", "PR", "RTPLAN", "RTRECORD", "REG", "FID", "RWV", "DOC")
+"""Modalities of what is made of images, and often exported into their folder."""
+_DIRECTION_TOLERANCE = 1e-3
 _INSTALL = "pip install 'medcoarse[dicom]'"
 
 
@@ -65,6 +71,74 @@ def read_tags(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, s
         return {name: str(header.get(name, "")) for name in names}
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file is in DICOM's file format."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def series_files(folder: Path) -> list[Path]:
+    """DICOM files in a folder, by name; not the index of a disc, nor hidden files, which operating systems leave."""
+    entries = (entry for entry in sorted(folder.iterdir()) if not entry.name.startswith("."))
+    return [entry for entry in entries if entry.is_file() and entry.name.upper() != _INDEX and is_dicom(entry)]
+
+
+def is_of_images(header: Any) -> bool:
+    """Whether a file is of a series of images, not a segmentation, outlines, a report, ... of one."""
+    with quietly():
+        return header.get("Modality") not in _NO_IMAGES
+
+
+def first_image(folder: Path) -> Path | None:
+    """The first file of a series, by name; None where there is none.
+
+    Raises:
+        DataError: damaged files before it.
+    """
+    files = series_files(folder)
+    return next((file for file in files if is_of_images(read_tags(file, ["Modality"]))), None)
+
+
+def require_one_series(path: Path) -> None:
+    """Refuse a folder whose DICOM files are no single volume, which readers would stack nevertheless.
+
+    Only headers are read. Fine are a file, a folder without DICOM files, and one with a single one; segmentations and
+    the like beside the images do not count.
+
+    Raises:
+        DataError: several series, orientations, two slices at one position, a gap (see `read_series`), or a slice
+            without a position. Numbers of slices say nothing: `medcoarse.transforms.series` goes by the positions.
+    """
+    files = series_files(path) if path.is_dir() else []
+    names = ["SeriesInstanceUID", "Modality", *_PLACE]
+    every = [(file, _read(file, stop_before_pixels=True, specific_tags=names)) for file in files]
+    headers = [(file, header) for file, header in every if is_of_images(header)]
+    series = {str(header.get("SeriesInstanceUID", "")) for _, header in headers}
+    if len(series) > 1:
+        raise DataError(f"{path}: holds {len(series)} DICOM series; keep the files of one series in a folder")
+    if len(headers) < 2:
+        return
+    slices = [(file, _place(file, header)) for file, header in headers]
+    _require_one(slices, "ImageOrientationPatient", path)
+    normal = np.cross(*np.reshape(slices[0][1]["ImageOrientationPatient"], (2, 3)))
+    _step(np.sort([facts["position"] @ normal for _, facts in slices]), 1.0, path)
+
+
+def _place(path: Path, header: Any) -> dict[str, Any]:
+    """Orientation and position of a slice."""
+    try:
+        with quietly():
+            return {
+                "ImageOrientationPatient": np.array(header.ImageOrientationPatient, dtype=float).reshape(6),
+                "position": np.array(header.ImagePositionPatient, dtype=float).reshape(3),
+            }
+    except Exception:  # as above: no type is promised, and the text may quote the header
+        raise DataError(
+            f"{path}: does not say where it lies in its series (position, orientation); several such files are no "
+            "volume, put each into a folder of its own"
+        ) from None
+
+
 def read_series(paths: Iterable[str | os.PathLike[str]]) -> Series:
     """Assemble the slices of one CT series.
 
@@ -91,7 +165,8 @@ def read_series(paths: Iterable[str | os.PathLike[str]]) -> Series:
     _require_one(slices, "shape", where)
     _require_one(slices, "ImageOrientationPatient", where)
     _require_one(slices, "PixelSpacing", where)
-    facts = sorted((facts for _, facts in slices), key=lambda facts: float(facts["position"] @ facts["axes"][0]))
+    normal = slices[0][1]["axes"][0]
+    facts = sorted((facts for _, facts in slices), key=lambda facts: float(facts["position"] @ normal))
     positions = np.array([facts["position"] for facts in facts])
     step = _step(positions @ facts[0]["axes"][0], facts[0]["thickness"], where)
     return Series(
@@ -133,7 +208,7 @@ def _slice(path: Path) -> dict[str, Any]:
             "shape": stored.shape,
             "position": np.array(data.ImagePositionPatient, dtype=float),
             "axes": np.stack([np.cross(row_axis, column_axis), column_axis, row_axis]),
-            "ImageOrientationPatient": tuple(np.round(np.concatenate([row_axis, column_axis]), 4).tolist()),
+            "ImageOrientationPatient": np.concatenate([row_axis, column_axis]),
             "PixelSpacing": tuple(float(value) for value in data.PixelSpacing),
             "thickness": float(data.get("SliceThickness") or 1),
             "SeriesInstanceUID": str(data.SeriesInstanceUID),
@@ -144,10 +219,12 @@ def _slice(path: Path) -> dict[str, Any]:
 
 
 def _require_one(slices: Sequence[tuple[Path, Mapping[str, Any]]], key: str, where: Path) -> None:
-    """All slices must agree in something."""
+    """All slices must agree in something; in the orientation but for rounding."""
     first = slices[0][1][key]
     for path, facts in slices:
-        if facts[key] != first:
+        directions = key == "ImageOrientationPatient"
+        same = np.allclose(facts[key], first, atol=_DIRECTION_TOLERANCE) if directions else facts[key] == first
+        if not same:
             names = f"{slices[0][0].name} and {path.name}"
             raise DataError(f"{where}: {names} differ in {key}; keep the slices of one series in a folder")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from medcoarse.datalist import DataError
 from medcoarse.readers.cityscapes import read_cityscapes
 from medcoarse.readers.coco import read_coco
-from medcoarse.readers.dicom import read_tags
+from medcoarse.readers.dicom import first_image, is_dicom, read_tags, series_files
 from medcoarse.readers.dicom_seg import SEG_CLASSES, read_dicom_seg
 from medcoarse.readers.drawing import Drawing, Grid, existing
 from medcoarse.readers.geojson import read_geojson
@@ -18,7 +18,7 @@ from medcoarse.readers.labelme import read_labelme
 from medcoarse.readers.metaimage import read_metaimage
 from medcoarse.readers.nifti import read_nifti
 from medcoarse.readers.nrrd import read_nrrd
-from medcoarse.readers.picture import read_png
+from medcoarse.readers.picture import read_bmp, read_png, read_tiff
 from medcoarse.readers.rtstruct import RTSTRUCT_CLASS, read_rtstruct
 
 READERS: Mapping[str, Callable[[str | os.PathLike[str], Grid | None], Drawing]] = {
@@ -26,6 +26,8 @@ READERS: Mapping[str, Callable[[str | os.PathLike[str], Grid | None], Drawing]] 
     "nrrd": read_nrrd,
     "metaimage": read_metaimage,
     "png": read_png,
+    "tiff": read_tiff,
+    "bmp": read_bmp,
     "dicom_seg": read_dicom_seg,
     "rtstruct": read_rtstruct,
     "labelme": read_labelme,
@@ -39,6 +41,9 @@ _SUFFIXES = {
     ".nrrd": "nrrd",
     ".mha": "metaimage",
     ".png": "png",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".bmp": "bmp",
     ".geojson": "geojson",
 }
 _KEYS = {
@@ -97,16 +102,27 @@ def _dicom_format(path: Path) -> str | None:
     return "dicom_seg" if class_uid in SEG_CLASSES else "rtstruct" if class_uid == RTSTRUCT_CLASS else None
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file is in DICOM's file format."""
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+def is_series(path: Path) -> bool:
+    """Whether this is a folder with DICOM files, or one such file, called as they are."""
+    if path.is_dir():
+        return bool(series_files(path))
+    return path.is_file() and could_be_dicom(path) and is_dicom(path)
+
+
+def could_be_dicom(path: Path) -> bool:
+    """Whether a file is called as DICOM files are: `.dcm`, `.ima`, a number, or no ending.
+
+    Example:
+        >>> [could_be_dicom(Path(name)) for name in ("IM0001", "1.2.840", "a.dcm", "a.nii.gz")]
+        [True, True, True, False]
+    """
+    return path.suffix.lower() in ("", ".dcm", ".ima") or path.suffix[1:].isdigit()
 
 
 def frame_of_reference(path: str | os.PathLike[str]) -> str | None:
     """UID of the coordinate system of an image in DICOM, a file or the folder of a series; None of any other image."""
     place = Path(path)
-    file = min((entry for entry in place.iterdir() if entry.is_file()), default=None) if place.is_dir() else place
+    file = first_image(place) if place.is_dir() else place
     if file is None or not file.is_file() or not is_dicom(file):
         return None
     return read_tags(file, ["FrameOfReferenceUID"])["FrameOfReferenceUID"] or None

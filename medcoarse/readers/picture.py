@@ -1,9 +1,10 @@
-"""Label maps in PNG: grey values, or the indices of a palette."""
+"""Label maps in pictures without loss: grey values, or the indices of a palette."""
 
 from __future__ import annotations
 
 import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -40,11 +41,24 @@ def read_png(path: str | os.PathLike[str], reference: Grid | None = None) -> Dra
         >>> read_png(file).layers[0].values.tolist()
         [[0], [2], [1]]
     """
-    path = existing(path)
+    return _read(existing(path), "PNG")
+
+
+def read_tiff(path: str | os.PathLike[str], reference: Grid | None = None) -> Drawing:
+    """Read a label map in TIFF, see `read_png`; of several pages the first."""
+    return _read(existing(path), "TIFF")
+
+
+def read_bmp(path: str | os.PathLike[str], reference: Grid | None = None) -> Drawing:
+    """Read a label map in BMP, see `read_png`."""
+    return _read(existing(path), "BMP")
+
+
+def _read(path: Path, format: str) -> Drawing:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=["PNG"]) as image:
+            with Image.open(path, formats=[format]) as image:
                 if image.mode not in _MODES:
                     raise DataError(
                         f"{path}: is in colour ({image.mode}), and colours are no label values; save it with a palette "
@@ -56,5 +70,5 @@ def read_png(path: str | os.PathLike[str], reference: Grid | None = None) -> Dra
     except DataError:
         raise
     except Exception as error:  # PIL promises no types
-        raise damaged(path, "PNG file", error) from None
+        raise damaged(path, f"{format} file", error) from None
     return Drawing(Grid(shape), (Layer(values),), segments=False)

@@ -110,7 +110,8 @@ def _difference(name: Any, source: Grid, target: Grid) -> str:
     )
     return (
         f"{name}: lies on another grid than the image: {differing or 'axes at another angle'}; pass the image it was "
-        "drawn on, save the drawing on the image's grid, or take the nearest voxels (in Python: resample=True)"
+        "drawn on, save the drawing on the image's grid, or take the nearest voxels (resample=True in Python, "
+        "--resample True of the bundle, `medcoarse train --resample`)"
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MINUTES = {"coarse": 7.0, "fine": 90.0}
 """Minutes that a street scene takes: coarse and fine annotation of Cityscapes, as Das et al. count them."""
@@ -20,7 +21,8 @@ class Forecast(NamedTuple):
         kind: the way of drawing.
         score: expected; NaN where nothing measured says so.
         hours: that it needs for that, which may be fewer than there are.
-        known: ``True`` between measured points, ``False`` beyond the dearest one, where its score is a lower bound.
+        known: ``True`` between measured points, ``False`` below the cheapest one, where there is no score, and beyond
+            the dearest one, where its score is a lower bound.
     """
 
     kind: str
@@ -45,18 +47,47 @@ def measured_points(path: str | Path, score: str = "mIoU") -> dict[str, list[tup
     """The points of a table of results whose ``x`` are hours, such as ``street_cost``: mean over the seeds.
 
     Args:
-        path: ``results.csv`` that ``python -m medcoarse.experiments`` wrote.
+        path: ``results.csv`` or ``results.json`` that ``python -m medcoarse.experiments`` wrote.
         score: its column.
 
     Returns:
         Series -> points (hours, score), for :func:`what_to_draw`; runs that are not done are left out.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a table, no such column, or a value that is no number.
     """
+    path = Path(path)
+    rows = _json_rows(path, score) if path.suffix == ".json" else _csv_rows(path, score)
     found: dict[str, dict[float, list[float]]] = {}
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["x"] and row[score]:
-                found.setdefault(row["series"], {}).setdefault(float(row["x"]), []).append(float(row[score]))
+    for series, x, value in rows:
+        if x not in ("", None) and value not in ("", None):
+            try:
+                found.setdefault(series, {}).setdefault(float(x), []).append(float(value))
+            except ValueError as error:
+                raise ValueError(f"{path.name}: x and {score} must be numbers, got {x!r} and {value!r}") from error
     return {name: [(x, sum(all_) / len(all_)) for x, all_ in points.items()] for name, points in found.items()}
+
+
+def _csv_rows(path: Path, score: str) -> list[tuple[str, Any, Any]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        missing = [name for name in ("series", "x", score) if name not in columns]
+        if missing:
+            raise ValueError(f"{path.name} has no column {missing[0]!r}; it has {', '.join(columns) or 'none'}")
+        return [(row["series"], row["x"], row[score]) for row in reader]
+
+
+def _json_rows(path: Path, score: str) -> list[tuple[str, Any, Any]]:
+    """A row of the table each, with its mean over the seeds."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        if score not in (known := list(rows[0]["scores"])):
+            raise ValueError(f"{path.name} has no column {score!r}; it has {', '.join(known)}")
+        return [(row["series"], row["x"], row["scores"][score]["mean"]) for row in rows]
+    except (json.JSONDecodeError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{path.name} is no results.json of a table whose rows have an x") from error
 
 
 def what_to_draw(measured: Mapping[str, Sequence[tuple[float, float]]], hours: float) -> list[Forecast]:
@@ -72,7 +103,7 @@ def what_to_draw(measured: Mapping[str, Sequence[tuple[float, float]]], hours: f
     - More drawings of one kind never make it worse: a measured score that a cheaper one surpasses is replaced by it.
     - Nothing is said of kinds that were not measured, of mixtures of kinds, or of data unlike those measured on.
     - It does not look beyond what was measured: past the dearest point the score stays (a lower bound, ``known``
-      false), below the cheapest one it is NaN.
+      false), below the cheapest one it is NaN (``known`` false).
 
     Args:
         measured: kind -> points (hours, score), any number, hours above 0.
@@ -89,7 +120,7 @@ def what_to_draw(measured: Mapping[str, Sequence[tuple[float, float]]], hours: f
     Example:
         >>> measured = {"coarse": [(2, 0.40), (8, 0.50)], "fine": [(6, 0.35), (24, 0.55)]}
         >>> [(one.kind, round(one.score, 3), one.known) for one in what_to_draw(measured, 4)]
-        [('coarse', 0.45, True), ('fine', nan, True)]
+        [('coarse', 0.45, True), ('fine', nan, False)]
         >>> [(one.kind, round(one.score, 3), one.hours, one.known) for one in what_to_draw(measured, 24)]
         [('fine', 0.55, 24.0, True), ('coarse', 0.5, 8.0, False)]
     """
@@ -102,7 +133,7 @@ def what_to_draw(measured: Mapping[str, Sequence[tuple[float, float]]], hours: f
 def _forecast(kind: str, points: Sequence[tuple[float, float]], hours: float) -> Forecast:
     curve = _rising(kind, points)
     if hours < curve[0][0]:
-        return Forecast(kind, math.nan, float(hours), True)
+        return Forecast(kind, math.nan, float(hours), False)
     if hours >= curve[-1][0]:
         return Forecast(kind, curve[-1][1], float(curve[-1][0]), hours == curve[-1][0])
     (h0, s0), (h1, s1) = next(pair for pair in pairwise(curve) if pair[0][0] <= hours < pair[1][0])

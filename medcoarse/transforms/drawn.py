@@ -18,10 +18,12 @@ from monai.utils.type_conversion import convert_to_dst_type
 from scipy import ndimage
 
 from medcoarse.confusion import UNLABELED
+from medcoarse.datalist import DataError
 from medcoarse.readers.claims import KINDS, Maps, as_claims, claimed, num_annotators, outside, preset
 from medcoarse.readers.drawing import Grid, as_affine
 from medcoarse.readers.formats import frame_of_reference, read_drawing
 from medcoarse.readers.placement import place
+from medcoarse.transforms.array import MergeStrokes
 
 Item = dict[Hashable, Any]
 
@@ -126,12 +128,80 @@ class LoadCoarseAnnotationd(MapTransform):
         return {kind: place(maps[kind], drawing.grid, grid, file, fills[kind], **options) for kind in KINDS}
 
 
+class LoadStrokesOfEachd(LoadCoarseAnnotationd):
+    """Read drawings of several people, and keep them apart: one partial label map for everybody.
+
+    Adds `positive_key` (R, *S): channel r is what annotator r said, positive and negative strokes merged as by
+    :class:`medcoarse.transforms.dictionary.MergeStrokesd`; 255 all over where somebody drew nothing. One person's files
+    of an image are merged too.
+
+    Args:
+        keys: key of the files of an item.
+        annotators: R names, or numbers.
+        num_classes: L >= 2, background included.
+        annotators_key: of who drew each of the files, as many as there are files.
+        reading: what `LoadCoarseAnnotationd` takes besides.
+
+    Raises:
+        ValueError: as `LoadCoarseAnnotationd`; when called, files whose author is missing or not one of the annotators.
+
+    Example:
+        >>> import tempfile, nibabel
+        >>> file = tempfile.mkdtemp() + "/strokes.nii.gz"
+        >>> nibabel.save(nibabel.Nifti1Image(np.array([[[0], [2], [3]]], dtype=np.uint8), np.eye(4)), file)
+        >>> item = {"image": MetaTensor(torch.zeros(1, 1, 3, 1)), "drawing": [file], "annotators": ["Max"]}
+        >>> read = LoadStrokesOfEachd("drawing", ["Ada", "Max"], 2, mapping="monailabel_scribbles")
+        >>> read(item)["positive"][:, 0, :, 0].tolist()
+        [[255, 255, 255], [255, 0, 1]]
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        annotators: Sequence[str | int],
+        num_classes: int,
+        annotators_key: Hashable = "annotators",
+        **reading: Any,
+    ) -> None:
+        super().__init__(keys, num_classes=num_classes, **reading)
+        if len(set(annotators)) != len(annotators) or not annotators:
+            raise ValueError(f"annotators must be different names, got {list(annotators)}.")
+        self.annotators, self.annotators_key = list(annotators), annotators_key
+        self.merge = MergeStrokes(num_classes)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        """The item with what everybody drew."""
+        item = dict(data)
+        for key, name in self.key_iterator(item, self.outputs[0]):
+            image = item[self.image_key]
+            grid = _grid(image, self.image_key)
+            files = [item[key]] if isinstance(item[key], str | os.PathLike) else list(item[key])
+            whose = self._whose(item, files)
+            maps = np.full((len(self.annotators), *grid.shape), UNLABELED, np.uint8)
+            for index in set(whose):
+                parts = [self._read(file, grid) for file, who in zip(files, whose, strict=True) if who == index]
+                maps[index] = self.merge(*(np.concatenate([part[kind] for part in parts]) for kind in KINDS))[0]
+            item[name] = _like(image, maps, [str(file) for file in files])
+        return item
+
+    def _whose(self, item: Item, files: Sequence[Any]) -> list[int]:
+        """The annotator of every file, by number."""
+        names = item.get(self.annotators_key, ())
+        if len(names) != len(files) or not set(names) <= set(self.annotators):
+            raise DataError(
+                f"{files[0] if files else item.get(self.image_key)}: {len(files)} drawings of the image, drawn by "
+                f"{list(names)}; name one of {self.annotators} for each, under {self.annotators_key!r}"
+            )
+        return [self.annotators.index(name) for name in names]
+
+
 class UnlabeledIfMissingd(MapTransform):
     """Give items that lack a label map or a drawing one that says nothing: 255 everywhere.
 
     Args:
-        keys: maps (1, *S) that an item may lack.
+        keys: maps that an item may lack.
         image_key: key of the loaded image (C, *S), a MetaTensor.
+        num_channels: of each of the maps.
 
     Example:
         >>> item = UnlabeledIfMissingd("label")({"image": MetaTensor(torch.zeros(1, 1, 2))})
@@ -141,27 +211,32 @@ class UnlabeledIfMissingd(MapTransform):
 
     backend = _BACKEND
 
-    def __init__(self, keys: KeysCollection, image_key: Hashable = "image") -> None:
+    def __init__(
+        self, keys: KeysCollection, image_key: Hashable = "image", num_channels: int | Sequence[int] = 1
+    ) -> None:
         super().__init__(keys)
         self.image_key = image_key
+        self.num_channels = ensure_tuple_rep(num_channels, len(self.keys))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         """The item with all of the keys."""
         item = dict(data)
         image = item[self.image_key]
-        for key in self.keys:
+        for key, channels in zip(self.keys, self.num_channels, strict=True):
             if key not in item:
-                nothing = np.full((1, *_grid(image, self.image_key).shape), UNLABELED, np.uint8)
+                nothing = np.full((channels, *_grid(image, self.image_key).shape), UNLABELED, np.uint8)
                 item[key] = _like(image, nothing, [str(image.meta.get("filename_or_obj", ""))])
         return item
 
 
 def fill_beyond_loops(strokes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Strokes in which what lies beyond a closed line of background is background too.
+    """Strokes in which what lies beyond a closed line of background is background too, and beyond the last slices.
 
     On a slice, undrawn pixels are background if every way from them to a stroke of another class crosses background.
-    Ways go to the four neighbours, so a line one pixel wide is closed also where it runs diagonally. A slice without a
-    stroke of another class stays as it is.
+    Ways go to the four neighbours, so a line one pixel wide is closed also where it runs diagonally. Along the slices,
+    if the last strokes of other classes lie within a closed line, the first slice past them on which somebody drew
+    background says that the structures have ended: what is undrawn there and farther on is background. Any other slice
+    without a stroke of another class stays as it is.
 
     Args:
         strokes: a label map of one slice (X, Y), or of slices along the last axis (X, Y, Z); 255 is undrawn.
@@ -176,21 +251,61 @@ def fill_beyond_loops(strokes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """
     filled = strokes.copy()
     slices = np.moveaxis(filled, 2, 0) if strokes.ndim == 3 else filled[None]
-    for plane in slices:
-        parts, _ = ndimage.label(plane != 0)
-        holding = np.unique(parts[(plane != 0) & (plane != UNLABELED)])
-        if len(holding):
-            plane[(parts > 0) & ~np.isin(parts, holding)] = 0
+    closed = np.array([_fill_beyond_the_loop(plane) for plane in slices])
+    for step in (1, -1):
+        _fill_beyond_the_end(slices[::step], closed[::step])
     return filled
 
 
-class FillBeyondLoopsd(MapTransform):
-    """Read a closed line of background around a structure as "all that lies beyond is background".
+def _fill_beyond_the_loop(plane: np.ndarray[Any, Any]) -> bool:
+    """In place: (X, Y); returns whether background goes all around the strokes of other classes."""
+    parts, _ = ndimage.label(plane != 0)
+    holding = np.unique(parts[(plane != 0) & (plane != UNLABELED)])
+    if not len(holding):
+        return False
+    plane[(parts > 0) & ~np.isin(parts, holding)] = 0
+    border = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
+    return not np.isin(holding, border).any()
 
-    See `fill_beyond_loops`: people who draw such a loop mean that, and those who don't lose nothing.
+
+def _fill_beyond_the_end(slices: np.ndarray[Any, Any], closed: np.ndarray[Any, Any]) -> None:
+    """In place: (Z, X, Y), in the order of looking, and on which slices a line is closed.
+
+    Who draws on slices across another axis leaves no closed lines on these, and nothing is said.
+    """
+    holding = ((slices != 0) & (slices != UNLABELED)).any((1, 2))
+    last = len(slices) - 1 - int(holding[::-1].argmax())
+    if closed[last]:
+        said = np.flatnonzero((slices[last + 1 :] == 0).any((1, 2)))
+        if len(said):
+            beyond = slices[last + 1 + said[0] :]
+            beyond[beyond == UNLABELED] = 0
+
+
+def count_loops(strokes: np.ndarray[Any, Any]) -> tuple[int, int]:
+    """Slices with a stroke of another class than background, and how many of them have a closed line round it.
 
     Args:
-        keys: strokes (1, *S) with values of classes, 255 where nothing was drawn; slices lie along the third axis.
+        strokes: as for `fill_beyond_loops`.
+
+    Example:
+        >>> count_loops(np.array([[255, 0, 0, 0, 255], [255, 0, 1, 0, 255], [255, 0, 0, 0, 255]], np.uint8))
+        (1, 1)
+    """
+    slices = np.moveaxis(strokes, 2, 0) if strokes.ndim == 3 else strokes[None]
+    holding = [plane for plane in slices if ((plane != 0) & (plane != UNLABELED)).any()]
+    return len(holding), sum(_fill_beyond_the_loop(plane.copy()) for plane in holding)
+
+
+class FillBeyondLoopsd(MapTransform):
+    """Read a closed line of background around a structure, and background alone past its ends, as "all beyond is too".
+
+    See `fill_beyond_loops`: for people who draw so. Who leaves out a structure on a slice and draws background there,
+    past the last stroke of a class, should not use it.
+
+    Args:
+        keys: strokes (R, *S), one channel an annotator, with values of classes, 255 where nothing was drawn; slices lie
+            along the third axis.
         allow_missing_keys: skip items without strokes.
 
     Example:

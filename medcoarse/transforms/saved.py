@@ -43,6 +43,7 @@ class SaveSegmentationd(MapTransform):
         codes: coded terms of the classes, see `medcoarse.writers.segmentation.make_segmentation`.
         algorithm: what made the maps, for DICOM.
         overwrite: whether a file that is there is replaced.
+        name_key: of the name to give the file, where that is not the source's: an image of several files has one.
         allow_missing_keys: skip items without a map.
 
     Raises:
@@ -71,13 +72,14 @@ class SaveSegmentationd(MapTransform):
         algorithm: Algorithm | None = None,
         overwrite: bool = True,
         allow_missing_keys: bool = False,
+        name_key: Hashable | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.suffix = suffix_of("name" + (suffix if suffix.startswith(".") else "." + suffix))
         self.output_dir = Path(output_dir)
         self.class_names = list(class_names)
         self.postfix = postfix
-        self.source_key = source_key
+        self.source_key, self.name_key = source_key, name_key
         self.root = Path(root) if root else None
         self.codes, self.algorithm, self.overwrite = codes, algorithm, overwrite
 
@@ -86,7 +88,7 @@ class SaveSegmentationd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             source = self._source(item, key)
-            path = self._path(source)
+            path = self.path_of(source if self.name_key is None else item[self.name_key])
             if path.exists() and not self.overwrite:
                 raise WriteError(f"{path}: is there already; choose another folder, or overwrite it")
             array, affine = _array(item[key], key, source)
@@ -103,7 +105,8 @@ class SaveSegmentationd(MapTransform):
             return item[self.source_key]
         return getattr(item[key], "meta", {}).get("filename_or_obj") or f"segmentation_{key}"
 
-    def _path(self, source: Any) -> Path:
+    def path_of(self, source: Any) -> Path:
+        """The file that the map of an image goes to; the image need not be there."""
         first = Path(source if isinstance(source, str | os.PathLike) else source[0])
         if not isinstance(source, str | os.PathLike) and len(source) > 1:
             first = first.parent  # a series is called by its folder

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from medcoarse import __version__
 from medcoarse.datalist import DataError
 from medcoarse.files import write_atomically
-from medcoarse.readers.dicom import pydicom_module, quietly
+from medcoarse.readers.dicom import is_dicom, is_of_images, pydicom_module, quietly, series_files
 from medcoarse.readers.drawing import Grid, lps_affine
 from medcoarse.readers.placement import place
 from medcoarse.writers.nrrd import require_labeled
@@ -45,6 +46,21 @@ class Algorithm:
     version: str = __version__
     manufacturer: str = "medcoarse"
     serial_number: str = "0"
+
+
+def algorithm_of(metadata: Mapping[str, Any], weights: str) -> Algorithm:
+    """The algorithm that a bundle is.
+
+    Args:
+        metadata: its metadata.json.
+        weights: checksum of its weights.
+
+    Example:
+        >>> algorithm_of({"name": "Liver", "version": "0.1.0"}, "81fe").manufacturer
+        'unknown'
+    """
+    name, version, authors = (str(metadata.get(key, "unknown"))[:64] for key in ("name", "version", "authors"))
+    return Algorithm(name, version, authors, weights)
 
 
 def write_dicom_seg(
@@ -110,22 +126,27 @@ def source_headers(source: str | os.PathLike[str] | Iterable[str | os.PathLike[s
     """Headers of one series, ordered along the normal of its slices; no pixels.
 
     Raises:
-        WriteError: no DICOM image, or several series.
+        WriteError: no DICOM image, several series, or values that cannot be read. The text quotes no header.
     """
-    _, pydicom = _modules()
     one = isinstance(source, str | os.PathLike)
     listed = [Path(source)] if one else [Path(file) for file in source]  # type: ignore[arg-type, union-attr]
-    files = sorted(entry for place in listed for entry in (place.iterdir() if place.is_dir() else [place]))
+    with _unquoted(listed[0] if listed else Path("source")):
+        return _headers(listed)
+
+
+def _headers(listed: list[Path]) -> list[Any]:
+    _, pydicom = _modules()
+    files = sorted(entry for place in listed for entry in (series_files(place) if place.is_dir() else [place]))
     where = listed[0] if listed else "no source"
     headers = []
     for file in files:
-        if file.is_file() and _is_dicom(file):
+        if file.is_file() and is_dicom(file):
             try:
                 with quietly():
                     header = pydicom.dcmread(file, stop_before_pixels=True)
             except Exception as error:  # as above
                 raise WriteError(f"{file}: damaged DICOM file ({type(error).__name__}); export it again") from None
-            if "Rows" in header and header.get("Modality") not in ("SEG", "RTSTRUCT"):
+            if "Rows" in header and is_of_images(header):
                 headers.append(header)
     series = {str(header.get("SeriesInstanceUID", "")) for header in headers}
     if not headers:
@@ -143,8 +164,14 @@ def source_grid(headers: list[Any], path: Path) -> Grid:
     """Grid (column, row, slice) of sorted headers; of one image without a place in space (column, row).
 
     Raises:
-        WriteError: slices of several sizes or directions, at irregular distances, or several frames.
+        WriteError: slices of several sizes or directions, at irregular distances, several frames, or values that
+            cannot be read. The text quotes no header.
     """
+    with _unquoted(path):
+        return _grid(headers, path)
+
+
+def _grid(headers: list[Any], path: Path) -> Grid:
     first = headers[0]
     if str(first.get("NumberOfFrames") or 1) != "1":
         raise WriteError(f"{path}: its source has several frames in one file; split it into single slices")
@@ -170,6 +197,20 @@ def source_grid(headers: list[Any], path: Path) -> Grid:
     return Grid(shape, lps_affine(path, axes, positions[0]))
 
 
+@contextlib.contextmanager
+def _unquoted(where: Path) -> Iterator[None]:
+    """Errors of converting a header's values, whose text quotes them, become one that does not."""
+    try:
+        with quietly():
+            yield
+    except (WriteError, DataError):
+        raise
+    except Exception as error:  # pydicom promises no types
+        raise WriteError(
+            f"{where}: a DICOM header has a value that cannot be read ({type(error).__name__}); export it again"
+        ) from None
+
+
 def _modules() -> tuple[Any, Any]:
     pydicom = pydicom_module()
     try:
@@ -177,11 +218,6 @@ def _modules() -> tuple[Any, Any]:
     except ImportError:
         raise WriteError(f"DICOM SEG is written with highdicom, which is not installed; {_INSTALL}") from None
     return highdicom, pydicom
-
-
-def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def _normal(header: Any) -> NDArray[np.float64]:

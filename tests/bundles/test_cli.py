@@ -13,12 +13,15 @@ import highdicom as hd
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
 from medcoarse.bundle_files import serve
-from medcoarse.cli.main import in_one_line, main
+from medcoarse.cli.files import find_images
+from medcoarse.cli.main import CommandError, in_one_line, main
 from medcoarse.cli.predict import _without_header
+from medcoarse.own_data import prepare_drawings
 from medcoarse.readers.formats import read_drawing
 from medcoarse.writers.segmentation import WriteError
 from tests import label_double
@@ -148,6 +151,52 @@ def test_one_bad_image_does_not_stop_the_others(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.nii.gz"]
 
 
+def test_images_of_one_name_do_not_replace_each_other(
+    trained: Path, volumes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one, two = (tmp_path / folder / "case1.nii.gz" for folder in "xy")
+    for copy in (one, two):
+        copy.parent.mkdir()
+        shutil.copy(volumes / "images" / "case1.nii.gz", copy)
+    out = tmp_path / "out"
+    said = refused(capfd, "predict", trained, tmp_path / "x", tmp_path / "y", "--output_dir", out)
+    assert f"{one} and {two} would both become {out / 'case1.nii.gz'}" in said
+    assert not out.exists()
+    other = one.with_name("case1.nrrd")
+    SimpleITK.WriteImage(SimpleITK.ReadImage(one), other)
+    assert f"{one} and {other}" in refused(capfd, "predict", trained, tmp_path / "x", "--output_dir", out)
+    other.unlink()
+    assert main(text("predict", trained, tmp_path, "--output_dir", out)) == 0
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.gz")) == [
+        "x/case1.nii.gz",
+        "y/case1.nii.gz",
+    ]
+
+
+@pytest.mark.parametrize("place", [".", "below/.."])
+def test_a_series_called_by_a_dot(place: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_series(tmp_path / "series")
+    (tmp_path / "series" / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "series")
+    assert main(text("predict", trained, place, "--output_dir", tmp_path / "out", "--format", "nii.gz")) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["series.nii.gz"]
+
+
+def test_a_stray_dicom_file_hides_no_images(tmp_path: Path) -> None:
+    write_volumes(tmp_path, 2)
+    write_series(tmp_path / "series")
+    for name in ("images", "deep"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "series" / "0.dcm", tmp_path / name / "stray.dcm")
+    shutil.copytree(tmp_path / "masks", tmp_path / "deep" / "more")
+    for name in ("images", "deep"):
+        with pytest.raises(CommandError, match=f"{name}: holds DICOM files beside other images; put the series in a "):
+            find_images([tmp_path / name])
+    (tmp_path / "series" / "empty").mkdir()
+    (tmp_path / "series" / "notes.txt").write_text("left")
+    assert find_images([tmp_path / "series"]) == [tmp_path / "series"]
+
+
 # --- the other commands ------------------------------------------------------------------------------------------
 
 
@@ -200,7 +249,7 @@ def test_fusion(volumes: Path, tmp_path: Path, method: str) -> None:
 def test_simulation_can_be_trained_on(volumes: Path, tmp_path: Path) -> None:
     drawings = tmp_path / "drawings"
     profiles = ["--profile", "stroke_positive", "stroke_negative"]
-    assert main([*text("simulate", volumes / "masks", drawings, "--merged"), *profiles]) == 0
+    assert main([*text("simulate", volumes / "masks", drawings), *profiles]) == 0
     record = json.loads((drawings / "parameters.json").read_text())
     assert set(record["masks"]) == {f"case{index}.nii.gz" for index in range(4)}
     drawn = nib.load(drawings / "case0.nii.gz")
@@ -212,7 +261,7 @@ def test_simulation_can_be_trained_on(volumes: Path, tmp_path: Path) -> None:
     mapping = json.loads((tmp_path / "run" / "configs" / "train.json").read_text())["mapping"]
     assert mapping == {"255": None, "1": [1, "positive"], "0": [0, "positive"]}
     again = tmp_path / "again"
-    assert main([*text("simulate", volumes / "masks", again), *profiles]) == 0
+    assert main([*text("simulate", volumes / "masks", again, "--separate"), *profiles]) == 0
     assert len(list(again.glob("*.nii.gz"))) == 8
 
 
@@ -376,6 +425,15 @@ def test_a_drawing_in_another_orientation(tmp_path: Path, capfd: pytest.CaptureF
     said = refused(capfd, *train_words(tmp_path))
     assert "lies on another grid" in said
     assert "case1_drawn" in said
+    assert "`medcoarse train --resample`" in said
+    assert main(train_words(tmp_path, "--resample")) == 0
+    settings = json.loads((tmp_path / "run" / "configs" / "train.json").read_text())
+    assert settings["resample"] is True
+    datalist = str(tmp_path / "run" / "datalist.json")
+    reading = [datalist, lambda: tmp_path, settings["mapping"], 3, 1, 2]
+    with pytest.raises(SystemExit, match=r"lies on another grid.*--resample True of the bundle"):
+        prepare_drawings(*reading, resample=False)
+    assert prepare_drawings(*reading, resample=True) == datalist
 
 
 def test_empty_missing_and_damaged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -409,6 +467,33 @@ def test_what_is_refused_before_and_said_after_inspecting(tmp_path: Path, capfd:
     assert json.loads((tmp_path / "run" / "configs" / "train.json").read_text())["loops"] is True
     assert "a training with loops True, not None" in refused(capfd, *words)
     assert main([*words, "--loops"]) == 0
+
+
+@pytest.mark.parametrize("name", ["$__import__('os').abort()", "@network", "%x", "tumour #1"])
+def test_names_that_a_configuration_would_evaluate_are_refused(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Names of classes come from files too: of segments, made by other people."""
+    write_volumes(tmp_path, 2)
+    assert "begins with $, @ or %, or holds a #; rename it" in refused(
+        capfd, *train_words(tmp_path, "--class_names", name)
+    )
+    assert not (tmp_path / "run").exists()
+    moved = (tmp_path / "images").rename(tmp_path / "images #2")
+    words = [str(moved) if word == str(tmp_path / "images") else word for word in train_words(tmp_path)]
+    assert "holds a #" in refused(capfd, *words)
+
+
+def test_closed_lines_of_background_are_pointed_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    assert main([*train_words(tmp_path), "--loops", "--output_dir", str(tmp_path / "asked")]) == 0
+    assert "a closed line of background goes round strokes on 0 of 12 slices only" in capfd.readouterr().out
+    for index in range(3):
+        drawing = volume(index)[2]
+        drawing[3, 3:19] = drawing[20, 3:19] = drawing[3:21, 3] = drawing[3:21, 18] = BACKGROUND
+        nib.save(nib.Nifti1Image(drawing, OBLIQUE), tmp_path / "drawings" / f"case{index}_drawn.nii.gz")
+    assert main(train_words(tmp_path)) == 0
+    assert "A CLOSED LINE OF BACKGROUND goes round strokes on 12 of 12 slices" in capfd.readouterr().out
 
 
 def test_images_of_two_kinds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -463,7 +548,7 @@ def test_an_option_that_is_misspelt_shows_those_of_its_command(capsys: pytest.Ca
     assert "unrecognized arguments: --backgroud 3" in said
 
 
-@pytest.mark.parametrize("command", ["train", "predict", "evaluate", "simulate", "fuse", "report"])
+@pytest.mark.parametrize("command", ["train", "predict", "evaluate", "simulate", "fuse", "budget", "report"])
 def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

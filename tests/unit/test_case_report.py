@@ -191,6 +191,19 @@ def test_without_masks_it_says_uncalibrated_and_with_them_the_temperature(tmp_pa
     assert f"{facts['after']['ece']:.4f}" in page.text
 
 
+def test_drawings_calibrate_where_most_people_agree_and_it_is_said(tmp_path):
+    z = logits((20, 20), scale=2.0)
+    drawn = torch.full((3, 20, 20), 255, dtype=torch.uint8)
+    drawn[0, :2], drawn[1, 1:3], drawn[2, 1] = 1, 1, 0  # row 1: two of three say 1
+    drawn[0, 5], drawn[1, 5] = 0, 1  # one of two says so
+    held_out = [item(z, positive=drawn)]
+    content, page, _ = report(tmp_path, [item(z)], held_out=held_out, label_key="positive", held_out_kind="drawings")
+    assert content["calibration"]["num_pixels"] == 3 * 20
+    assert content["calibration"]["against"] == "drawings"
+    assert "calibrated on 1 image with drawings" in page.text
+    assert "Only what was drawn on them could be checked." in page.text
+
+
 def test_images_that_contradict_each_other_are_said_not_to_calibrate(tmp_path):
     """One right wherever it is sure, the other wrong there: neither temperature is any good for the other."""
     z = logits((20, 20), scale=4.0)
@@ -199,6 +212,15 @@ def test_images_that_contradict_each_other_are_said_not_to_calibrate(tmp_path):
     content, page, _ = report(tmp_path, [item(z)], held_out=held_out)
     assert content["calibration"]["after"]["nll"] > content["calibration"]["before"]["nll"]
     assert "Take the probabilities as uncalibrated." in page.text
+
+
+def test_held_out_items_without_anything_known_do_not_calibrate(tmp_path):
+    z = logits((20, 20))
+    nothing, label = torch.full((1, 20, 20), 255), z.argmax(0)[None]
+    content, _, _ = report(tmp_path / "none", [item(z)], held_out=[item(z, label=nothing)])
+    assert content["calibration"] == {"calibrated": False, "temperature": 1.0, "num_images": 0}
+    content, _, _ = report(tmp_path / "some", [item(z)], held_out=[item(z, label=nothing), item(z, label=label)])
+    assert content["calibration"]["num_images"] == 1
 
 
 def test_one_mask_is_said_to_be_measured_on_itself(tmp_path):

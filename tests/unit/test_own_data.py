@@ -11,8 +11,25 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from medcoarse.own_data import block_size, check_patch, factors, prepare_drawings, section_items, section_of
-from medcoarse.transforms.drawn import FillBeyondLoopsd, fill_beyond_loops
+from medcoarse.datalist import DataError
+from medcoarse.own_data import (
+    block_size,
+    calibrating_items,
+    check_patch,
+    factors,
+    prepare_drawings,
+    reported_items,
+    section_items,
+    section_of,
+    verify_annotators,
+)
+from medcoarse.transforms.drawn import (
+    FillBeyondLoopsd,
+    LoadStrokesOfEachd,
+    UnlabeledIfMissingd,
+    count_loops,
+    fill_beyond_loops,
+)
 
 ITEM = {"image": "image.nii.gz", "drawing": "drawing.nii.gz"}
 OPTIONS = {"mapping": "unlabeled_255", "spatial_dims": 3, "in_channels": 1, "num_classes": 2}
@@ -174,6 +191,48 @@ def test_a_structure_beyond_the_loop_opens_it():
     assert np.array_equal(fill_beyond_loops(plane), plane)
 
 
+def stack(letters: str) -> np.ndarray:
+    """Slices of 9 x 9: o a loop round a stroke, 1 a stroke alone, b a dab of background, . nothing."""
+    alone, dab = np.full((2, 9, 9), 255, np.uint8)
+    alone[4, 4], dab[0, 0] = 1, 0
+    kinds = {"o": loop(), "1": alone, "b": dab, ".": np.full((9, 9), 255, np.uint8)}
+    return np.stack([kinds[letter] for letter in letters], axis=2)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "ended"),
+    [
+        (".b.o.b.", "xx...xx"),  # the first past either end, and all beyond it
+        ("o..b.b.", "...xxxx"),
+        ("o.b.o..", "......."),  # between structures nothing is said
+        ("..b....", "......."),  # nor without any
+        ("o.1.b..", "......."),  # nor where no line is closed round the last strokes
+    ],
+)
+def test_background_alone_past_the_last_loop_says_that_the_structure_has_ended(drawn, ended):
+    filled = fill_beyond_loops(stack(drawn))
+    assert [bool((filled[:, :, k] == 0).all()) for k in range(7)] == [letter == "x" for letter in ended]
+    for k in range(7):
+        if ended[k] == ".":
+            assert np.array_equal(filled[:, :, k], fill_beyond_loops(stack(drawn)[:, :, k])), "read by itself"
+
+
+def test_loops_drawn_across_another_axis_say_nothing():
+    volume = np.moveaxis(stack("...o..."), 2, 0)
+    across = np.ascontiguousarray(volume)  # (Z, X, Y): slices of the third axis cut the loop
+    assert np.array_equal(fill_beyond_loops(across) == 1, across == 1)
+    assert (fill_beyond_loops(across) == 0).sum() == (across == 0).sum()
+
+
+def test_loops_are_counted_on_slices_with_the_structure():
+    gap = loop()
+    gap[4, 1] = 255
+    empty = np.where(loop() == 1, 255, loop()).astype(np.uint8)
+    assert count_loops(np.stack([loop(), gap, empty, loop()], axis=2)) == (3, 2)
+    assert count_loops(loop()) == (1, 1)
+    assert count_loops(np.full((4, 4, 2), 255, np.uint8)) == (0, 0)
+
+
 def test_slices_are_read_one_by_one():
     volume = np.stack([loop(), np.full((9, 9), 255, np.uint8)], axis=2)
     filled = fill_beyond_loops(volume)
@@ -182,3 +241,63 @@ def test_slices_are_read_one_by_one():
     item = FillBeyondLoopsd("positive")({"positive": MetaTensor(torch.from_numpy(volume[None]))})
     assert np.array_equal(np.asarray(item["positive"][0]), filled)
     assert item["positive"].dtype == torch.uint8
+
+
+# --- several people, and what is reported ------------------------------------------------------------------------
+
+
+def reading(annotators=("Ada", "Max")):
+    return LoadStrokesOfEachd("drawing", annotators, 2, mapping={0: None, 1: (1, "positive"), 2: (1, "negative")})
+
+
+def strokes(path, *values):
+    nibabel.save(nibabel.Nifti1Image(np.array([[values]], np.uint8), np.eye(4)), path)
+    return str(path)
+
+
+def test_everybodys_strokes_stay_apart_and_their_own_are_merged(tmp_path):
+    files = [strokes(tmp_path / f"{k}.nii.gz", *values) for k, values in enumerate([(1, 2, 0), (1, 0, 2), (2, 0, 0)])]
+    item = {"image": MetaTensor(torch.zeros(1, 1, 1, 3)), "drawing": files, "annotators": ["Max", "Ada", "Max"]}
+    found = reading()(item)["positive"]
+    assert found[:, 0, 0].tolist() == [[1, 255, 0], [255, 0, 255]]  # Max contradicts himself at the first voxel
+    item["drawing"], item["annotators"] = files[:1], ["Max"]
+    assert reading()(item)["positive"][:, 0, 0].tolist() == [[255, 255, 255], [1, 0, 255]]
+
+
+@pytest.mark.parametrize("names", [[], ["Ada"], ["Ada", "Eve"]])
+def test_drawings_without_an_author_are_refused(tmp_path, names):
+    files = [strokes(tmp_path / "a.nii.gz", 1, 0, 0)] * 2
+    item = {"image": MetaTensor(torch.zeros(1, 1, 1, 3)), "drawing": files, "annotators": names}
+    with pytest.raises(DataError, match="2 drawings of the image, drawn by"):
+        reading()(item)
+    with pytest.raises(DataError, match="who drew it is"):
+        verify_annotators({"training": [item]}, ["Ada", "Max"])
+
+
+def test_missing_drawings_of_several_people_say_nothing():
+    item = {"image": MetaTensor(torch.zeros(1, 2, 3))}
+    found = UnlabeledIfMissingd(["label", "positive"], num_channels=[1, 3])(item)
+    assert (tuple(found["label"].shape), tuple(found["positive"].shape)) == ((1, 2, 3), (3, 2, 3))
+    assert bool((found["positive"] == 255).all())
+
+
+def test_what_calibrates_a_report(tmp_path):
+    for name in "abcd":
+        (tmp_path / name).touch()
+    sections = {
+        "training": [{"image": "a", "drawing": "x"}],
+        "validation": [{"image": "b", "drawing": "x"}, {"image": "c", "drawing": "x"}, {"image": "d"}],
+    }
+    path = tmp_path / "datalist.json"
+    path.write_text(json.dumps(sections))
+    reported = reported_items(path, [tmp_path / "b", tmp_path / "new"])
+    assert [Path(item["image"]).name for item in reported] == ["b", "new"]
+    assert "drawing" in reported[0]
+    assert [Path(item["image"]).name for item in calibrating_items(path, reported)] == ["c"]
+    sections["validation"][0]["label"] = "y"
+    path.write_text(json.dumps(sections))
+    assert [Path(item["image"]).name for item in calibrating_items(path, [])] == ["b"], "masks come before drawings"
+    (tmp_path / "b").unlink()
+    assert calibrating_items(path, []) == []
+    with pytest.raises(SystemExit, match="no test items; pass images"):
+        reported_items(path, [])

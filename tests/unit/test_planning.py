@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from torch.utils.data import DataLoader
 
 from medcoarse.planning import (
     Facts,
@@ -85,19 +86,31 @@ def test_the_plan_of_a_ct_on_a_cpu() -> None:
     assert (settings["intensity"], settings["ct_window"]) == ("ct", [-50, 150])
     assert settings["spacing"] is None
     assert settings["batch_size"] == 2  # 2 * 131072 / 89600 = 2.9
-    assert settings["max_epochs"] == 63  # 2000 * 2 / 64 = 62.5
+    assert settings["max_epochs"] == 58  # each image 7 times, 70 patches, 35 steps an epoch; 2000 / 35 = 57.1
 
 
 def test_a_plan_says_what_it_costs() -> None:
     few = make_plan(Facts([(28, 28)] * 5, None, 1, "picture", 0, 255, 250))
     assert (few.settings["patch_size"], few.settings["batch_size"]) == ([24, 24], 8)  # 2 * 65536 / 576 = 227
-    assert few.reasons["max_epochs"].startswith("about 1600 steps")  # 200 epochs, not 250, of 64 / 8
+    assert few.reasons["max_epochs"].startswith("1600 steps;")  # 200 epochs, not 250, of 8: 5 * 13 = 65 patches
     assert "square as" in few.reasons["patch_size"]
     assert "have 131072 voxels" in few.reasons["batch_size"]
     many = make_plan(Facts([(512, 512, 60)] * 200, [(0.8, 0.8, 5.0)] * 200, 1), gpu=True, memory_gb=16)
     assert many.settings["batch_size"] == int(16e9 / 3000 / math.prod(many.settings["patch_size"]))
     assert "fit into memory" in many.reasons["batch_size"]
     assert "cube in mm as" in many.reasons["patch_size"]
+
+
+@pytest.mark.parametrize(("images", "training"), [(5, 4), (33, 26), (100, 80), (40, None)])
+def test_as_many_steps_are_planned_as_are_trained(images: int, training: int | None) -> None:
+    """Counted as the bundle does: training images, repeated until there are enough patches, in whole batches."""
+    plan = make_plan(Facts([(300, 300)] * images, None, 1, "picture", 0, 255, 250), num_training=training)
+    settings, number = plan.settings, training or images
+    repeats = -(-settings["patches_per_epoch"] // number)
+    batches = len(DataLoader(range(number * repeats), settings["batch_size"], drop_last=True))
+    epochs = settings["max_epochs"]
+    assert plan.reasons["max_epochs"].startswith(f"{batches * epochs} steps;")
+    assert batches * (epochs - 1) < 2000 <= batches * epochs
 
 
 def test_the_plan_of_pictures() -> None:
@@ -107,7 +120,7 @@ def test_the_plan_of_pictures() -> None:
     assert settings["patch_size"] == [512, 512]
     assert settings["network_def#channels"] == [32, 64, 128, 256, 256]
     assert settings["batch_size"] == 8
-    assert settings["max_epochs"] == math.ceil(2000 * 8 / 100)
+    assert settings["max_epochs"] == math.ceil(2000 / 12)  # 100 patches are 12 batches and a rest
     assert settings["intensity"] == "unit"
     assert "ct_window" not in settings
     assert set(plan.reasons) <= set(settings)

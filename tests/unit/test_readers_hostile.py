@@ -54,6 +54,8 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "seg_nrrd": made.write_seg_nrrd(folder / "a.seg.nrrd", layered=True),
         "metaimage": made.write_itk(folder / "a.mha"),
         "png": made.write_picture(folder / "a.png", palette=True),
+        "tiff": made.write_picture(folder / "a.tif"),
+        "bmp": made.write_picture(folder / "a.bmp"),
         "dicom_seg": made.write_dicom_seg(folder / "seg.dcm", slices),
         "rtstruct": made.write_rtstruct(folder / "rt.dcm", slices[0].FrameOfReferenceUID),
     }
@@ -62,7 +64,7 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return files
 
 
-KINDS = (*TEXT_HEADERS, "nifti", "nifti_gz", "png", *DICOM, *JSON)
+KINDS = (*TEXT_HEADERS, "nifti", "nifti_gz", "png", "tiff", "bmp", *DICOM, *JSON)
 
 
 def read(path: Path, kind: str) -> Drawing | DataError:

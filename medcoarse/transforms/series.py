@@ -1,0 +1,142 @@
+"""A DICOM series as one volume, its slices in the order of space."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from monai.data.image_reader import ImageReader, PydicomReader
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms import EnsureChannelFirst, LoadImaged
+from monai.utils.enums import MetaKeys
+from monai.utils.misc import ensure_tuple
+
+from medcoarse.datalist import DataError
+from medcoarse.readers.dicom import pydicom_module, quietly
+from medcoarse.readers.formats import is_series
+from medcoarse.writers.dicom_seg import source_grid, source_headers
+from medcoarse.writers.segmentation import WriteError
+
+_TOLERANCE = 1e-3
+"""By how much affines of one grid may differ: formats round them."""
+
+
+class SeriesReader(PydicomReader):
+    """MONAI's reader of DICOM, with the slices ascending along their normal.
+
+    MONAI's own goes by instance numbers. They may descend, so that a volume of the same patient stands upside down for
+    the network, and they may be interleaved, and then every slice lies in a wrong place. Pixels, affine and metadata
+    are MONAI's; images without a position stay in its order. Segmentations and outlines beside the images are left out.
+
+    Raises:
+        DataError: when it reads: no image, several series, slices that form no regular volume, damaged files. The text
+            quotes no header.
+    """
+
+    def read(self, data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **kwargs: Any) -> Any:
+        """The slices of a series, from its folder, or from its files in any order; those of each of several folders,
+        which become channels; or an image of one file.
+        """
+        places = [Path(place) for place in ensure_tuple(data)]
+        folders = len(places) > 1 and all(place.is_dir() for place in places)
+        found = [self._files([place]) for place in places] if folders else [self._files(places)]
+        if all(len(files) == 1 for files in found):
+            return super().read([files[0] for files in found], **kwargs)
+        if not all(len(files) > 1 for files in found):
+            return super().read(data, **kwargs)
+        self.has_series, self.filenames = True, cast(Any, found)
+        series = [[self._numbered(file, number) for number, file in enumerate(files, 1)] for files in found]
+        return series if folders else series[0]
+
+    def _files(self, places: list[Path]) -> list[str]:
+        """The files of a series in the order of space, or of a single image; none of images without a place."""
+        try:
+            headers = source_headers(places)
+            if len(headers) > 1 and "ImagePositionPatient" not in headers[0]:
+                return []
+            if len(headers) > 1:
+                source_grid(headers, places[0].parent if len(places) > 1 else places[0])
+        except WriteError as error:
+            raise DataError(str(error)) from None
+        return [str(header.filename) for header in headers]
+
+    def _numbered(self, file: str, number: int) -> Any:
+        """A slice that says its place where MONAI looks for it."""
+        try:
+            with quietly():
+                found = pydicom_module().dcmread(file, **self.kwargs)
+        except Exception as error:  # pydicom promises no types; the text is left out, for it may quote the header
+            raise DataError(f"{file}: damaged DICOM file ({type(error).__name__}); export it again") from None
+        found.InstanceNumber = number
+        return found
+
+
+def join(images: Mapping[Path, MetaTensor]) -> MetaTensor:
+    """Files of one image (C, *S) as its channels, with the metadata of the first.
+
+    Raises:
+        DataError: they lie on several grids; affines may differ by rounding.
+    """
+    first, *others = images
+    for file in others:
+        same = images[file].shape[1:] == images[first].shape[1:] and np.allclose(
+            images[file].affine, images[first].affine, atol=_TOLERANCE
+        )
+        if not same:
+            raise DataError(f"{file.name} lies on another grid than {first.name}; channels of an image lie on one")
+    if not others:
+        return images[first]
+    meta = {**images[first].meta, MetaKeys.ORIGINAL_CHANNEL_DIM: 0}
+    return MetaTensor(torch.cat([image.as_tensor() for image in images.values()]), meta=meta)
+
+
+class LoadImageOrSeriesd(LoadImaged):
+    """`LoadImaged`, which reads DICOM with `SeriesReader`, and the files of an image of several one by one: they become
+    channels, may be of several formats, and their affines may differ by rounding.
+
+    Raises:
+        DataError: when called: channels on several grids, DICOM that is damaged or no single volume. The text quotes no
+            header.
+
+    Example:
+        >>> import tempfile, numpy, nibabel
+        >>> file = tempfile.mkdtemp() + "/a.nii.gz"
+        >>> nibabel.save(nibabel.Nifti1Image(numpy.zeros((3, 2, 1), numpy.uint8), numpy.eye(4)), file)
+        >>> tuple(LoadImageOrSeriesd("image")({"image": file})["image"].shape)
+        (3, 2, 1)
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
+        """The item with its images."""
+        found: dict[Hashable, Any] = dict(data)
+        if reader is not None:
+            return dict(super().__call__(found, reader))
+        if not self._loader.image_only:
+            raise ValueError("LoadImageOrSeriesd keeps metadata with the image; leave image_only as it is, True.")
+        for key in self.key_iterator(found):
+            places = ensure_tuple(found[key])
+            slices = all(Path(place).is_file() and is_series(Path(place)) for place in places)
+            if len(places) == 1 or slices:
+                found[key] = self._load(found[key])
+            else:
+                found[key] = join({Path(place): self._channel(place) for place in places})
+        return found
+
+    def _channel(self, place: Any) -> MetaTensor:
+        return cast(MetaTensor, EnsureChannelFirst()(self._load(place)))
+
+    def _load(self, source: Any) -> Any:
+        """A file, the folder of a series, or its files."""
+        first = Path(ensure_tuple(source)[0])
+        if not is_series(first):
+            return self._loader(source)
+        try:
+            return self._loader(source, SeriesReader())
+        except DataError:
+            raise
+        except Exception as error:  # MONAI's reader converts values of the header, and what it says may quote them
+            raise DataError(f"{first}: damaged, or no DICOM image that can be read ({type(error).__name__})") from None

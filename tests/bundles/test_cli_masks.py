@@ -1,0 +1,263 @@
+"""Masks as people have them: what 255 means, and which files belong together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from medcoarse.cli.main import main
+from medcoarse.cli.simulate import EXAMPLES
+from tests.cases_folders import write_pictures, write_volumes
+
+LEFT = np.repeat([[1, 1, 0, 0, 0, 0]], 5, 0).astype(np.uint8)
+MIDDLE = np.repeat([[0, 1, 1, 0, 0, 0]], 5, 0).astype(np.uint8)
+
+
+def text(*words: Any) -> list[str]:
+    return [str(word) for word in words]
+
+
+def save(path: Path, values: np.ndarray) -> Path:
+    """A picture, or a volume of one slice."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.name.endswith((".nii", ".nii.gz")):
+        nib.save(nib.Nifti1Image(values.T[..., None].astype(np.uint8), np.eye(4)), path)
+    else:
+        Image.fromarray(values.astype(np.uint8)).save(path)
+    return path
+
+
+def scores(folder: Path, *more: str) -> dict[str, Any]:
+    words = text("evaluate", folder / "said", folder / "true", "--output_dir", folder / "scores", *more)
+    assert main(words) == 0
+    return json.loads((folder / "scores" / "scores.json").read_text())
+
+
+def refusal(capfd: pytest.CaptureFixture[str], *words: Any) -> str:
+    capfd.readouterr()
+    assert main(text(*words)) == 1
+    return capfd.readouterr().err
+
+
+# --- what 255 means ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".nii.gz"])
+@pytest.mark.parametrize("scales", [(1, 255), (255, 255), (255, 1)])
+def test_masks_of_0_and_255_are_binary(tmp_path: Path, suffix: str, scales: tuple[int, int]) -> None:
+    """Two of three pixels of each: Dice 2 * 1 / (2 + 2)."""
+    save(tmp_path / "said" / f"a{suffix}", scales[0] * LEFT)
+    save(tmp_path / "true" / f"a{suffix}", scales[1] * MIDDLE)
+    save(tmp_path / "said" / f"b{suffix}", 0 * LEFT)
+    save(tmp_path / "true" / f"b{suffix}", scales[1] * MIDDLE)
+    rows = {row["name"]: row for row in scores(tmp_path)["images"]}
+    assert (rows["a"]["dice_class 1"], rows["b"]["dice_class 1"]) == (pytest.approx(0.5), 0)
+
+
+def test_255_is_unlabeled_where_masks_number_their_classes(tmp_path: Path) -> None:
+    """The second mask has no structure: that it means the same there is known from the first."""
+    border = np.where(np.arange(6) == 0, 255, 0)
+    save(tmp_path / "true" / "a.png", np.where(border, 255, MIDDLE))
+    save(tmp_path / "true" / "b.png", np.where(border, 255, 0 * MIDDLE))
+    save(tmp_path / "said" / "a.png", LEFT)
+    save(tmp_path / "said" / "b.png", LEFT)
+    rows = {row["name"]: row for row in scores(tmp_path)["images"]}
+    assert rows["a"]["dice_class 1"] == pytest.approx(2 * 5 / (5 + 10))
+    assert rows["b"]["dice_class 1"] is None, "there is none"
+    assert rows["b"]["dice_background"] == pytest.approx(2 * 20 / (20 + 25))
+
+
+def test_masks_that_mean_different_things_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "true" / "a.png", LEFT)
+    save(tmp_path / "true" / "b.png", 255 * LEFT)
+    for name in ("a", "b"):
+        save(tmp_path / "said" / f"{name}.png", LEFT)
+    words = text("evaluate", tmp_path / "said", tmp_path / "true")
+    said = refusal(capfd, *words)
+    assert "b.png has 255 and no class, a.png has classes" in said
+    assert "write all masks of a folder alike" in said
+
+
+@pytest.mark.parametrize("method", ["majority", "staple"])
+def test_fusion_of_binary_masks(tmp_path: Path, method: str) -> None:
+    for name, scale in (("ada", 255), ("ben", 255), ("cleo", 1)):
+        save(tmp_path / name / "a.png", scale * (LEFT if name == "cleo" else MIDDLE))
+    words = text("fuse", tmp_path / "ada", tmp_path / "ben", tmp_path / "cleo", "--output_dir", tmp_path / "out")
+    assert main([*words, "--method", method]) == 0
+    with Image.open(tmp_path / "out" / "a.png") as found:
+        np.testing.assert_array_equal(np.asarray(found), MIDDLE)
+
+
+def test_an_annotator_who_drew_nothing_says_nothing(tmp_path: Path) -> None:
+    for name, values in (("ada", MIDDLE), ("ben", LEFT), ("cleo", MIDDLE), ("dora", 0 * LEFT + 255)):
+        save(tmp_path / name / "a.png", values)
+    folders = [tmp_path / name for name in ("ada", "ben", "cleo", "dora")]
+    assert main(text("fuse", *folders, "--output_dir", tmp_path / "out")) == 0
+    with Image.open(tmp_path / "out" / "a.png") as found:
+        np.testing.assert_array_equal(np.asarray(found), MIDDLE)
+
+
+def test_simulation_from_binary_masks(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 2)
+    for number in range(2):
+        with Image.open(tmp_path / "masks" / f"p{number}.png") as mask:
+            save(tmp_path / "marked" / f"p{number}.png", 255 * np.asarray(mask))
+    for masks in ("masks", "marked"):
+        assert main(text("simulate", tmp_path / masks, tmp_path / f"of_{masks}")) == 0
+    drawn = sorted((tmp_path / "of_masks").glob("*.png"))
+    assert drawn
+    for path in drawn:
+        assert path.read_bytes() == (tmp_path / "of_marked" / path.name).read_bytes()
+
+
+def test_masks_of_one_name_are_not_simulated_over_each_other(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for person in ("x", "y"):
+        save(tmp_path / "masks" / person / "a.png", MIDDLE)
+    said = refusal(capfd, "simulate", tmp_path / "masks", tmp_path / "out")
+    assert "x/a.png and" in said
+    assert "y/a.png have the same name" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["p0.jpg", "p0.mhd", "p0.json", "p0/1.dcm"])
+def test_masks_for_scores_of_other_formats_are_refused(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_pictures(tmp_path)
+    shutil.rmtree(tmp_path / "masks")
+    path = tmp_path / "masks" / name
+    path.parent.mkdir(parents=True)
+    path.write_text('{"shapes": [], "imageWidth": 3}')
+    if path.suffix == ".dcm":
+        path.write_bytes(b"\0" * 128 + b"DICM")
+    words = text("train", tmp_path / "images", tmp_path / "drawings", "--labels", tmp_path / "masks", "--plan_only")
+    said = refusal(capfd, *words, "--output_dir", tmp_path / "run")
+    assert f"{name}: masks for scores are read as .nii, .nii.gz, .nrrd, .mha, .png, .tif, .tiff, .bmp" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_help_of_simulate_says_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_volumes(tmp_path, 3)
+    shutil.rmtree(tmp_path / "drawings")
+    monkeypatch.chdir(tmp_path)
+    commands = [line.split()[1:] for line in EXAMPLES.splitlines() if line.startswith("  medcoarse ")]
+    assert [words[0] for words in commands] == ["simulate", "train", "simulate", "simulate"]
+    for words in commands:
+        assert main([*words, *(["--epochs", "1"] if words[0] == "train" else [])]) == 0
+    assert (tmp_path / "run" / "models" / "model.pt").is_file()
+    files = {place: len(list((tmp_path / place).glob("*.nii.gz"))) for place in ("drawings", "strokes", "annotators")}
+    assert files == {"drawings": 3, "strokes": 3, "annotators": 9}
+
+
+def test_training_with_binary_labels_scores_the_structure(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+    for number in range(3):
+        with Image.open(tmp_path / "masks" / f"p{number}.png") as mask:
+            save(tmp_path / "marked" / f"p{number}.png", 255 * np.asarray(mask))
+    dice = []
+    for masks in ("masks", "marked"):
+        words = text("train", tmp_path / "images", tmp_path / "drawings", "--labels", tmp_path / masks)
+        assert main([*words, *text("--output_dir", tmp_path / f"run_{masks}", "--epochs", 1)]) == 0
+        found = json.loads((tmp_path / f"run_{masks}" / "output" / "metrics.json").read_text())
+        dice.append(found["validation"][-1]["mean_dice"])
+    assert dice[0] == dice[1]
+    settings = json.loads((tmp_path / "run_marked" / "configs" / "train.json").read_text())
+    assert settings["binary_labels"] is True
+
+
+def test_binary_labels_of_several_classes_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    for number in range(3):
+        mask = np.asarray(nib.load(tmp_path / "masks" / f"case{number}.nii.gz").dataobj)
+        drawing = nib.load(tmp_path / "drawings" / f"case{number}_drawn.nii.gz")
+        strokes = np.asarray(drawing.dataobj).copy()
+        strokes[-3:-1, 2:20] = 5
+        nib.save(nib.Nifti1Image(strokes, drawing.affine), tmp_path / "drawings" / f"case{number}_drawn.nii.gz")
+        nib.save(nib.Nifti1Image(255 * mask, drawing.affine), tmp_path / "masks" / f"case{number}.nii.gz")
+    words = text("train", tmp_path / "images", tmp_path / "drawings", "--labels", tmp_path / "masks", "--plan_only")
+    said = refusal(capfd, *words, "--background", 3, "--output_dir", tmp_path / "run")
+    assert "the masks tell 2 classes apart (0 and 255), the drawings 3" in said
+
+
+# --- which files belong together ---------------------------------------------------------------------------------
+
+
+def test_evaluation_pairs_whichever_name_is_longer(tmp_path: Path) -> None:
+    for said, true in (("a", "a_mask"), ("b_seg", "b"), ("c_1", "c_1"), ("c_2_seg", "c_2")):
+        save(tmp_path / "said" / f"{said}.png", LEFT)
+        save(tmp_path / "true" / f"{true}.png", LEFT)
+    table = scores(tmp_path)
+    assert [row["name"] for row in table["images"]] == ["a", "b_seg", "c_1", "c_2_seg"]
+    assert table["image"]["dice_class 1"] == 1
+
+
+def test_partial_evaluation_leaves_out_on_both_sides(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for said in ("a", "x"):
+        save(tmp_path / "said" / f"{said}.png", LEFT)
+    for true in ("a", "a_1", "y_mask"):
+        save(tmp_path / "true" / f"{true}.png", LEFT)
+    said = refusal(capfd, "evaluate", tmp_path / "said", tmp_path / "true")
+    assert "1 segmentations without a mask: x.png" in said
+    assert "2 masks without a segmentation: a_1.png, y_mask.png" in said
+    assert "--partial" in said
+    assert [row["name"] for row in scores(tmp_path, "--partial")["images"]] == ["a"]
+    shown = capfd.readouterr().out
+    assert "left out: 1 segmentations without a mask: x.png" in shown
+    assert "left out: 2 masks without a segmentation: a_1.png, y_mask.png" in shown
+
+
+def test_a_mask_of_two_segmentations(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for said in ("a_first", "a_second"):
+        save(tmp_path / "said" / f"{said}.png", LEFT)
+    save(tmp_path / "true" / "a.png", LEFT)
+    said = refusal(capfd, "evaluate", tmp_path / "said", tmp_path / "true", "--partial")
+    assert "a.png could belong to a_first.png, a_second.png" in said
+
+
+@pytest.mark.parametrize("folders", [1, 2])
+def test_fusion_pairs_by_the_start_of_names(tmp_path: Path, folders: int) -> None:
+    """An annotator's name is an ending, a number belongs to the image."""
+    drawn = {"ada": ["case_1", "case_2"], "ben": ["case_1", "case_2"], "cleo": ["case_2"]}
+    for who, cases in drawn.items():
+        for case in cases:
+            place = "all" if folders == 1 else "ada" if who == "ada" else "others"
+            if folders == 1 or who != "cleo":
+                save(tmp_path / place / f"{case}_{who}.png", LEFT if case == "case_1" else MIDDLE)
+    words = text("fuse", *sorted(tmp_path.iterdir()), "--output_dir", tmp_path / "out")
+    assert main(words) == 0
+    for case, mask in (("case_1", LEFT), ("case_2", MIDDLE)):
+        with Image.open(tmp_path / "out" / f"{case}.png") as found:
+            np.testing.assert_array_equal(np.asarray(found), mask)
+    record = json.loads((tmp_path / "out" / "fusion.json").read_text())
+    assert [Path(who).name for who in record["annotators"]] == (
+        ["ada", "ben", "cleo"] if folders == 1 else ["ada", "others"]
+    )
+    assert len(record["images"]["case_2"]["files"]) == (3 if folders == 1 else 2)
+
+
+def test_fusion_of_a_name_and_one_that_goes_on(tmp_path: Path) -> None:
+    for place, names in (("ada", ["a", "a_2"]), ("ben", ["a_ben", "a_2_by_ben"])):
+        for name in names:
+            save(tmp_path / place / f"{name}.png", LEFT)
+    assert main(text("fuse", tmp_path / "ada", tmp_path / "ben", "--output_dir", tmp_path / "out")) == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["a.png", "a_2.png"]
+
+
+def test_what_fusion_cannot_pair(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "all" / "case_1.png", LEFT)
+    save(tmp_path / "all" / "case_2.png", LEFT)
+    said = refusal(capfd, "fuse", tmp_path / "all", "--output_dir", tmp_path / "out")
+    assert "2 of 2 files are the only ones of their images: case_1.png, case_2.png" in said
+    save(tmp_path / "ada" / "a.png", LEFT)
+    save(tmp_path / "ada" / "a_old.png", LEFT)
+    save(tmp_path / "ben" / "a.png", LEFT)
+    said = refusal(capfd, "fuse", tmp_path / "ada", tmp_path / "ben", "--output_dir", tmp_path / "out")
+    assert "are both of 'a' by one annotator" in said
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,130 @@
+"""Drawings of several people, kept apart from `medcoarse train` to its reports; and reports of cases."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from medcoarse.cli.main import main
+from tests.cases_folders import BACKGROUND, write_volumes
+
+DREW = {"case0": ["Ada"], "case1": ["Max"], "case2": ["Max"], "case3": ["Ada"], "case4": ["Ada"], "case5": ["Max"]}
+
+
+def text(*words: Any) -> list[str]:
+    return [str(word) for word in words]
+
+
+def parted(folder: Path, drew: dict[str, list[str]]) -> Path:
+    """The drawings in a folder for each person; the images and masks of everybody."""
+    write_volumes(folder, len(drew))
+    for case, names in drew.items():
+        for name in names:
+            (folder / "drawings" / name).mkdir(exist_ok=True)
+            shutil.copy(folder / "drawings" / f"{case}_drawn.nii.gz", folder / "drawings" / name)
+        (folder / "drawings" / f"{case}_drawn.nii.gz").unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory) -> Path:
+    return parted(tmp_path_factory.mktemp("volumes"), DREW)
+
+
+@pytest.fixture(scope="module")
+def trained(volumes) -> Path:
+    words = text("train", volumes / "images", volumes / "drawings", "--output_dir", volumes / "run", "--annotators")
+    assert main([*words, *text("--background", BACKGROUND, "--class_names", "box", "--epochs", 2)]) == 0
+    return volumes / "run"
+
+
+def test_everybody_keeps_a_network_of_their_own(trained):
+    content = json.loads((trained / "configs" / "train.json").read_text())
+    assert content["annotators"] == ["Ada", "Max"]
+    listed = json.loads((trained / "datalist.json").read_text())
+    for item in [*listed["training"], *listed["validation"]]:
+        case = Path(item["image"]).name.split(".")[0]
+        assert item["annotators"] == DREW[case]
+        assert [Path(file).parent.name for file in item["drawing"]] == DREW[case]
+    states = torch.load(trained / "models" / "full.pt", weights_only=True)["model"]
+    last = [value for name, value in states.items() if name.startswith("annotator.") and name.endswith("weight")][-1]
+    assert len(last) == 2 * 2 * 2, "a matrix of two classes for each of two people"
+
+
+def test_a_review_names_everybody(trained, tmp_path):
+    assert main(text("report", trained, "--output_dir", tmp_path)) == 0
+    content = json.loads((tmp_path / "annotators.json").read_text())
+    assert [one["name"] for one in content["annotators"]] == ["Ada", "Max"]
+    page = (tmp_path / "annotators.html").read_text()
+    assert "Ada" in page
+    assert "Max" in page
+
+
+def test_cases_are_reported_with_calibration_and_everybodys_errors(trained, volumes, tmp_path):
+    validated = json.loads((trained / "datalist.json").read_text())["validation"]
+    drawn = trained / json.loads((trained / "datalist.json").read_text())["training"][0]["image"]
+    new = tmp_path / "Nora.nii.gz"
+    shutil.copy(volumes / "images" / "case0.nii.gz", new)
+    assert main(text("report", trained, "--cases", drawn, new, "--output_dir", tmp_path / "out")) == 0
+    content = json.loads((tmp_path / "out" / "case_report.json").read_text())
+    facts = content["calibration"]
+    assert (facts["calibrated"], facts["against"], facts["num_images"]) == (True, "drawings", len(validated))
+    assert facts["num_pixels"] < 1000, "what was drawn, not all voxels"
+    one, other = content["cases"]
+    assert one["unit"] == "mm³"
+    case = drawn.name.split(".")[0]
+    assert [(who["name"], who["drew"]) for who in one["annotators"]] == [
+        (name, name in DREW[case]) for name in ("Ada", "Max")
+    ]
+    assert [(who["name"], who["drew"]) for who in other["annotators"]] == [("Ada", False), ("Max", False)]
+    np.testing.assert_allclose(np.sum(other["annotators"][0]["confusion"], 0), 1, atol=1e-4)
+    page = (tmp_path / "out" / "case_report.html").read_text()
+    assert "Research software, not a medical device" in page
+    assert "Only what was <strong>drawn</strong>" in page
+    assert "Nora" not in page
+    assert "case0" not in page
+
+
+def test_a_bundle_of_before_the_report_gets_it(trained, volumes, tmp_path, monkeypatch):
+    (trained / "configs" / "case_report.json").unlink()
+    asked = []
+    monkeypatch.setattr("medcoarse.cli.report.run_bundle", lambda *words, **given: asked.append((words, given)))
+    assert main(text("report", trained, "--cases", volumes / "images", "--output_dir", tmp_path, "--show_names")) == 0
+    (words, given), *_ = asked
+    assert words[1:] == (["train.json", "case_report.json"], "reporting")
+    assert (len(given["cases"]), given["show_names"], given["output_dir"]) == (6, True, str(tmp_path))
+    assert (trained / "configs" / "case_report.json").is_file()
+
+
+def refused(capfd, *words: Any) -> str:
+    capfd.readouterr()
+    assert main(text(*words)) == 1
+    return capfd.readouterr().err
+
+
+def test_folders_that_are_no_annotators(tmp_path, capfd):
+    folder = parted(tmp_path, {"case0": ["Ada"], "case1": ["Ada"]})
+    words = ["train", folder / "images", folder / "drawings", "--output_dir", tmp_path / "run", "--annotators"]
+    assert "has 1 folders, expected one for each" in refused(capfd, *words)
+    (folder / "drawings" / "Max").mkdir()
+    shutil.copy(folder / "drawings" / "Ada" / "case0_drawn.nii.gz", folder / "drawings" / "Max")
+    (folder / "drawings" / "Ada" / "case1_drawn.nii.gz").unlink()
+    assert "1 of 2 images have no drawing by anybody: case1.nii.gz" in refused(capfd, *words)
+    (folder / "images" / "case1.nii.gz").unlink()
+    assert not (tmp_path / "run").exists()
+
+
+def test_drawings_of_nobody_are_refused(tmp_path, capfd):
+    folder = parted(tmp_path, {"case0": ["Ada"], "case1": ["Max"]})
+    shutil.copy(folder / "drawings" / "Ada" / "case0_drawn.nii.gz", folder / "drawings" / "case1_drawn.nii.gz")
+    (folder / "drawings" / "notes.txt").write_text("of the session")
+    words = ["train", folder / "images", folder / "drawings", "--output_dir", tmp_path / "run", "--annotators"]
+    said = refused(capfd, *words, "--background", BACKGROUND, "--plan_only")
+    assert "case1_drawn.nii.gz: lies beside the folders of the annotators; move it into the folder of who" in said
+    assert not (tmp_path / "run").exists()
