@@ -1,6 +1,7 @@
-"""Vessel masks of colour fundus photographs, with MONAI Deploy: `python app.py -i FOLDER -o OUT -m model.ts`.
+"""A bundle in MONAI Deploy: `python app.py -i FOLDER -o OUT -m model.ts`.
 
-A folder of pictures gives a PNG per photograph, a folder of DICOM a PNG and a DICOM segmentation. See README.md.
+A model of colour fundus photographs gives a PNG of the vessels per photograph, and of one in DICOM a DICOM segmentation
+as well. Any other model takes CT and MR series in DICOM, and gives a DICOM segmentation of each. See README.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from exported import read_metadata
+from exported import read_metadata, takes_photographs
 from holoscan.conditions import BooleanCondition, CountCondition
 from monai.deploy.core import AppContext, Application, IOType
 from monai.deploy.core.domain import Image
@@ -37,8 +38,8 @@ RULES = {
 """Which series are segmented: those of photographs."""
 
 
-class VesselApplication(Application):
-    """Photographs -> the bundle's pre-processing, network and post-processing -> masks.
+class BundleApplication(Application):
+    """Photographs or series -> the bundle's pre-processing, network and post-processing -> masks.
 
     Args:
         context: input and output folder, and the model.
@@ -49,10 +50,11 @@ class VesselApplication(Application):
         super().__init__(*args, **kwargs)
 
     def compose(self) -> None:
-        """Put the operators together: which ones depends on what is in the input folder."""
+        """Put the operators together: which ones depends on the model, and on what is in the input folder."""
         source, output = Path(self.context.input_path), Path(self.context.output_path)
         model = Path(self.context.models.get().path)
         metadata = read_metadata(model)
+        photographs = takes_photographs(metadata)
         output.mkdir(parents=True, exist_ok=True)
         infer = MonaiBundleInferenceOperator(
             self,
@@ -62,21 +64,35 @@ class VesselApplication(Application):
             bundle_path=model,
             name="infer",
         )
-        write = MaskOperator(self, folder=output, name="write")
+        written = {"folder": output, "metadata": metadata, "weights": hashlib.sha256(model.read_bytes()).hexdigest()}
+        if photographs:
+            self._compose_photographs(source, infer, written)
+        else:
+            self._compose_series(source, infer, written)
+
+    def _compose_photographs(self, source: Path, infer: MonaiBundleInferenceOperator, written: dict[str, Any]) -> None:
+        write = MaskOperator(self, folder=written["folder"], name="write")
         self.add_flow(infer, write, {("pred", "pred")})
         pictures = find_pictures(source)
         if pictures:
-            read = PictureOperator(self, CountCondition(self, len(pictures)), paths=pictures, name="read")
+            read = PictureOperator(self, CountCondition(self, len(pictures)), items=pictures, name="read")
             self.add_flow(read, infer, {("image", "image")})
         else:
-            weights = hashlib.sha256(model.read_bytes()).hexdigest()
-            segmentation = SegmentationOperator(
-                self, folder=output, metadata=metadata, weights=weights, name="segmentation"
-            )
+            segmentation = SegmentationOperator(self, name="segmentation", **written)
             self.add_flow(write, segmentation, {("mask", "mask")})
             read = self._read_dicom(source)
             self.add_flow(read, infer, {("image", "image")})
             self.add_flow(read, segmentation, {("header", "header")})
+
+    def _compose_series(self, source: Path, infer: MonaiBundleInferenceOperator, written: dict[str, Any]) -> None:
+        from series import find_series  # these need the package
+        from series_operators import SeriesOperator, SeriesSegmentationOperator
+
+        series = find_series(source)
+        read = SeriesOperator(self, CountCondition(self, len(series)), items=series.items(), name="read")
+        write = SeriesSegmentationOperator(self, series=series, name="write", **written)
+        self.add_flow(read, infer, {("image", "image")})
+        self.add_flow(infer, write, {("pred", "pred")})
 
     def _read_dicom(self, source: Path) -> PhotographOperator:
         load = DICOMDataLoaderOperator(self, CountCondition(self, 1), input_folder=source, must_load=False, name="load")
@@ -132,7 +148,7 @@ def main(argv: list[str]) -> None:
     if context.models is None:
         raise SystemExit(f"error: no TorchScript model at {context.model_path}; pass one that was exported as --model")
     try:
-        VesselApplication(context).run()
+        BundleApplication(context).run()
     except ValueError as error:  # what is wrong with the input, in one sentence
         raise SystemExit(f"error: {error}") from None
 

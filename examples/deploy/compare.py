@@ -1,4 +1,4 @@
-"""Compare what the application left with the bundle's own inference, pixel by pixel: `python compare.py FOLDER`.
+"""Compare what the application left with the bundles' own inference, pixel by pixel: `python compare.py FOLDER`.
 
 Run by check.py, in the environment of the application.
 """
@@ -14,6 +14,8 @@ from typing import Any
 
 import highdicom as hd
 import numpy as np
+from compare_series import acceptance as acceptance_of_series
+from compare_series import compare_series
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import Dataset, dcmread
@@ -149,22 +151,32 @@ def acceptance(folder: Path) -> list[str]:
     return [] if told and not left else [f"a photograph to be refused: told why: {told}, files: {left}"]
 
 
-def main(folder: Path) -> None:
-    """Write `report.json`; exit with 1 where anything differs."""
+def compare_photographs(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Pictures and DICOM: what goes into the report, and what is wrong."""
     pictures, faults = compare_masks(folder / "bundle_pictures", folder / "app_pictures")
     photographs, more = compare_masks(folder / "bundle_references", folder / "app_dicom")
     with disable_value_validation():  # one of them has an invalid UID on purpose
         segmentations, most = compare_segmentations(folder)
-    faults += more + most + leaks(folder) + acceptance(folder)
-    report = {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "pictures": pictures,
-        "dicom": photographs,
-        "segmentations": segmentations,
-        "faults": faults,
-    }
+    facts = {"pictures": pictures, "dicom": photographs, "segmentations": segmentations}
+    return facts, faults + more + most + acceptance(folder)
+
+
+def main(folder: Path) -> None:
+    """Write `report.json`; exit with 1 where anything differs."""
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    report: dict[str, Any] = {"versions": versions}
+    faults: list[str] = []
+    if (folder / "photographs").is_dir():
+        facts, faults = compare_photographs(folder / "photographs")
+        report |= facts
+    if (folder / "series").is_dir():
+        report["series"], more = compare_series(folder / "series")
+        faults += more + acceptance_of_series(folder / "series")
+    faults += [fault for part in ("photographs", "series") for fault in leaks(folder / part)]
+    report["faults"] = faults
     (folder / "report.json").write_text(json.dumps(report, indent=1))
-    print("\n".join(faults) or f"equal: {len(pictures)} pictures, {len(photographs)} photographs in DICOM")
+    counts = ", ".join(f"{len(facts)} {name}" for name, facts in report.items() if name not in ("versions", "faults"))
+    print("\n".join(faults) or f"equal: {counts}")
     sys.exit(bool(faults))
 
 

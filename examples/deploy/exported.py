@@ -29,3 +29,29 @@ def read_metadata(model: Path) -> dict[str, Any]:
                 "--config_file and --meta_file; export it under the name that it shall have"
             )
         return dict(json.loads(archive.read(wanted[1])))
+
+
+def takes_photographs(metadata: dict[str, Any]) -> bool:
+    """Whether a model segments vessels in colour photographs; if not, it takes volumes or slices of one channel.
+
+    Raises:
+        ValueError: it takes, or gives, something else.
+
+    Example:
+        >>> image = {"num_channels": 1, "spatial_shape": [64, 64, 16]}
+        >>> classes = {"0": "background", "1": "liver"}
+        >>> described = {"inputs": {"image": image}, "outputs": {"pred": {"channel_def": classes}}}
+        >>> takes_photographs({"network_data_format": described})
+        False
+    """
+    described = metadata["network_data_format"]
+    image, classes = described["inputs"]["image"], list(described["outputs"]["pred"]["channel_def"].values())
+    channels, axes = image["num_channels"], len(image["spatial_shape"])
+    if channels == 1:
+        return False
+    if (channels, axes, classes[1:]) == (3, 2, ["vessel"]):
+        return True
+    raise ValueError(
+        f"the model takes {channels} channels with {axes} axes and tells apart {', '.join(map(str, classes))}; this "
+        "application has series of one channel, and photographs with vessels"
+    )

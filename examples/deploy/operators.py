@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,15 @@ def as_image(pixels: NDArray[np.uint8], name: str) -> Image:
     return Image(width_first, {"original_channel_dim": -1, "filename_or_obj": name})
 
 
-class PictureOperator(Operator):
-    """Emit one photograph of a folder after the other. (The SDK reads DICOM and NIfTI, no PNG and no JPEG.)
+class EachOperator(Operator):
+    """Emit one image of a list after the other.
 
     Args:
-        paths: picture files; the operator is to run once for each of them.
+        items: what `read` makes images of; the operator is to run once for each of them.
     """
 
-    def __init__(self, fragment: Fragment, *args: Any, paths: list[Path], **kwargs: Any) -> None:
-        self._paths = iter(enumerate(paths, 1))
+    def __init__(self, fragment: Fragment, *args: Any, items: Iterable[Any], **kwargs: Any) -> None:
+        self._items = iter(enumerate(items, 1))
         super().__init__(fragment, *args, **kwargs)
 
     def setup(self, spec: OperatorSpec) -> None:
@@ -43,14 +44,25 @@ class PictureOperator(Operator):
         spec.output("image")
 
     def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
-        """Read the next picture."""
-        number, path = next(self._paths)
+        """Read the next one."""
+        op_output.emit(self.read(*next(self._items)), "image")
+
+    def read(self, number: int, item: Any) -> Image:
+        """The image of an item, which is the `number`th of the list."""
+        raise NotImplementedError
+
+
+class PictureOperator(EachOperator):
+    """Emit the photographs of picture files. (The SDK reads DICOM and NIfTI, no PNG and no JPEG.)"""
+
+    def read(self, number: int, item: Path) -> Image:
+        """Decode a picture."""
         try:
-            with Picture.open(path) as picture:
+            with Picture.open(item) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
         except OSError:  # its text would name the file, which may be called after a person
             raise PhotographError(f"picture {number}, in the order of names, is damaged or no picture") from None
-        op_output.emit(as_image(pixels, path.stem), "image")
+        return as_image(pixels, item.stem)
 
 
 class PhotographOperator(Operator):

@@ -52,23 +52,29 @@ def to_rgb(ybr: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return as_bytes(rgb)
 
 
-def photograph(rgb: NDArray[np.uint8], colours: str = "RGB", sop_class: str = OPHTHALMIC) -> Dataset:
-    """An instance of one photograph (H, W, 3), in the colours RGB, YBR_FULL, or YBR_FULL_422 as a JPEG."""
+def instance(sop_class: str, modality: str, series: str, number: int) -> Dataset:
+    """An instance without pixels, of the invented patient."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, generate_uid()
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = STUDY, generate_uid()
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = STUDY, series
     dataset.PatientName, dataset.PatientID, dataset.PatientSex = "Nobody^Nora", "ID-4711", "O"
     dataset.AccessionNumber, dataset.StudyID, dataset.ReferringPhysicianName = "ACC-0815", "1", None
-    dataset.StudyDescription, dataset.SeriesDescription = "Left eye of Nobody", "Fundus of Nobody"
-    dataset.StudyDate, dataset.StudyTime, dataset.Modality = "20260101", "120000", "OP"
-    dataset.SeriesNumber, dataset.InstanceNumber, dataset.ImageLaterality = 1, 1, "L"
-    dataset.Manufacturer, dataset.ManufacturerModelName = "Invented", "Camera"
+    dataset.StudyDescription, dataset.SeriesDescription = "Nobody was looked at", "Images of Nobody"
+    dataset.StudyDate, dataset.StudyTime, dataset.Modality = "20260101", "120000", modality
+    dataset.SeriesNumber, dataset.InstanceNumber = 1, number
+    dataset.Manufacturer, dataset.ManufacturerModelName = "Invented", "Device"
+    return dataset
+
+
+def photograph(rgb: NDArray[np.uint8], colours: str = "RGB", sop_class: str = OPHTHALMIC) -> Dataset:
+    """An instance of one photograph (H, W, 3), in the colours RGB, YBR_FULL, or YBR_FULL_422 as a JPEG."""
+    dataset = instance(sop_class, "OP", generate_uid(), 1)
+    dataset.ImageLaterality, dataset.NumberOfFrames = "L", 1
     dataset.Rows, dataset.Columns = rgb.shape[:2]
     dataset.SamplesPerPixel, dataset.PlanarConfiguration = 3, 0
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
-    dataset.NumberOfFrames = 1
     dataset.PhotometricInterpretation = colours
     if colours == "YBR_FULL_422":
         dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit

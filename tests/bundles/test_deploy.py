@@ -20,12 +20,18 @@ from tests.bundles.conftest import ROOT
 
 pytest.importorskip("pydicom", minversion="3.0", reason="pip install -e .[dev]")
 
-from exported import read_metadata
+from compare_series import in_space, labels_on, places, sources_of
+from exported import read_metadata, takes_photographs
 from photographs import PhotographError, instance_name, rgb_pixels, source_header
 from pydicom import config, dcmread
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000Lossless, generate_uid
+from pydicom.uid import CTImageStorage, JPEG2000Lossless, generate_uid
+from series import SeriesError, find_series, read_series
 from synthetic_dicom import SECONDARY_CAPTURE, SECRETS, as_stored, photograph, save, to_rgb, to_ybr
+from synthetic_series import OBLIQUE, slices, write
+
+from medcoarse.writers.dicom_seg import write_dicom_seg
+from medcoarse.writers.segmentation import make_segmentation
 
 DEPLOY = ROOT / "examples" / "deploy"
 CONFIGS = ROOT / "bundles" / "les_av" / "configs"
@@ -207,6 +213,91 @@ def test_inference_is_what_the_sdk_can_take(name):
     assert [step.get("argmax") for step in classes] == [True]
 
 
+# --- series ------------------------------------------------------------------------------------------------------
+
+NUMBERS = [3, 1, 4, 2]
+VOLUME = np.random.default_rng(0).integers(0, 900, (5, 6, 4)).astype(np.int16)
+
+
+@pytest.fixture
+def series(tmp_path) -> Path:
+    """Oblique slices that are numbered in no order, and other files beside them."""
+    write(
+        tmp_path / "in" / "x",
+        slices(VOLUME, (1.0, 1.5, 4.0), CTImageStorage, "CT", OBLIQUE, -10, NUMBERS),
+        [2, 0, 3, 1],
+    )
+    save(photograph(np.zeros((8, 8, 3), np.uint8), "RGB", SECONDARY_CAPTURE), tmp_path / "in" / "x" / "report.dcm")
+    (tmp_path / "in" / "Nobody.txt").write_text("no DICOM")
+    return tmp_path / "in"
+
+
+def test_series_are_found_and_read_in_the_order_of_space(series):
+    ((uid, files),) = find_series(series).items()
+    assert len(files) == 4
+    array, meta = read_series(uid, files)
+    assert np.array_equal(array, VOLUME - 10.0)
+    assert (array.dtype, meta["filename_or_obj"]) == (np.float32, uid)
+    steps = np.diag([-1, -1, 1, 1]) @ meta["affine"]
+    assert np.allclose(steps[:3, :2].T, [np.array(OBLIQUE[:3]), np.array(OBLIQUE[3:]) * 1.5])
+
+
+def test_labels_are_looked_up_where_their_slices_lie(series):
+    """What the check relies on: a map that is put where its slices lie is found there, by UID and by place."""
+    ((uid, files),) = find_series(series).items()
+    _, meta = read_series(uid, files)
+    labels = (VOLUME % 3).astype(np.uint8)
+    labels[..., 0] = 0  # an empty slice is not written
+    target = series.parent / "seg.dcm"
+    write_dicom_seg(target, make_segmentation(labels, meta["affine"], ["background", "a", "b"]), files)
+    (series / "x" / "report.dcm").unlink()
+    sources = sources_of(series / "x")
+    order = np.argsort([np.dot(one.ImagePositionPatient, np.cross(OBLIQUE[:3], OBLIQUE[3:])) for one in sources])
+    for found in (labels_on(target, sources), in_space(target, places(sources))):
+        assert np.array_equal(found[order].T, labels)
+
+
+def test_a_series_with_a_gap_is_refused_and_names_nobody(series):
+    ((uid, files),) = find_series(series).items()
+    with pytest.raises(
+        SeriesError, match=f"series {uid} cannot be segmented: the slices of its source form no"
+    ) as caught:
+        read_series(uid, [file for file in files if dcmread(file).InstanceNumber != 1])
+    text = str(caught.value)
+    assert str(series) not in text
+    assert not [secret for secret in SECRETS if secret in text]
+
+
+def test_damaged_pixels_are_refused_and_name_nobody(series):
+    ((uid, files),) = find_series(series).items()
+    files[1].write_bytes(files[1].read_bytes()[:-9])
+    with pytest.raises(SeriesError, match=f"series {uid} cannot be segmented: its pixels cannot be read") as caught:
+        read_series(uid, files)
+    assert not [secret for secret in SECRETS if secret in str(caught.value)]
+
+
+def test_a_folder_without_series(tmp_path):
+    with pytest.raises(SeriesError, match="no series in the input folder; this model takes CT Image, MR Image"):
+        find_series(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("les_av", True), ("drawings", False), ("cityscapes", None)])
+def test_which_models_take_photographs(name, wanted):
+    metadata = json.loads((ROOT / "bundles" / name / "configs" / "metadata.json").read_text())
+    if wanted is None:  # colour, but no vessels
+        with pytest.raises(ValueError, match="photographs with vessels"):
+            takes_photographs(metadata)
+    else:
+        assert takes_photographs(metadata) is wanted
+
+
+def test_inference_is_configured_where_no_image_is(tmp_path):
+    """A model is exported with its configuration, and there is nothing of its own at the place where it runs."""
+    content = ConfigParser.load_config_file(ROOT / "bundles" / "drawings" / "configs" / "inference.json")
+    parser = ConfigParser(content | {"dataset_dir": str(tmp_path / "nowhere")})
+    assert parser.get_parsed_content("postprocessing").transforms
+
+
 @pytest.mark.skipif(not ENVIRONMENT, reason="MEDCOARSE_DEPLOY_ENV is not set: no environment with MONAI Deploy")
 def test_the_application_gives_the_masks_of_the_bundle(tmp_path):
     command = [sys.executable, str(DEPLOY / "check.py"), "--env", str(ENVIRONMENT), "--folder", str(tmp_path / "check")]
@@ -214,6 +305,7 @@ def test_the_application_gives_the_masks_of_the_bundle(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "check" / "report.json").read_text())
     assert (len(report["pictures"]), len(report["dicom"]), len(report["segmentations"])) == (2, 3, 3)
+    assert {name: len(one["differing_voxels"]) for name, one in report["series"].items()} == {"ct": 3, "mr": 2}
     assert report["faults"] == []
 
 
