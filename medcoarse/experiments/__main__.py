@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medcoarse.experiments.bundles import open_bundle
-from medcoarse.experiments.pages import write_results
+from medcoarse.experiments.pages import rewrite_results, write_results
 from medcoarse.experiments.plans import Run, plan
 from medcoarse.experiments.processes import Stopped
 from medcoarse.experiments.results import look_up, reported_runs, with_recorded_data
@@ -37,6 +37,10 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     if options.table is None:
         raise TableError(f"which table? Pass a JSON file, or one of {', '.join(table_names())}")
     table = load_table(options.table)
+    if options.rewrite is not None:
+        rewrite_results(table, options.rewrite)
+        print(options.rewrite.with_suffix(".md").read_text(encoding="utf-8"))
+        return 0
     bundle = open_bundle(table, options.bundle_root)
     runs = plan(table, bundle, options.output_dir, options.dataset_dir, options.rows, options.seeds)
     if options.report_only and options.dataset_dir is None:
@@ -88,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--jobs", type=_count, help="runs side by side (one on each physical core; one with a GPU)")
     add("--dry_run", action="store_true", help="check the table, show what would be run, and stop")
     add("--report_only", action="store_true", help="run nothing, write the results of what is there")
+    add("--rewrite", type=Path, metavar="JSON", help="write the pages beside a kept results.json again from it alone")
     add("--list", action="store_true", help="show the tables that come with the package")
     return parser
 

@@ -6,13 +6,15 @@ import csv
 import io
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medcoarse.experiments.bundles import Bundle
 from medcoarse.experiments.plans import Run
 from medcoarse.experiments.provenance import as_text, command_text, source_version
-from medcoarse.experiments.results import Cell, Result, Summary, look_up, reported_runs, summarize
-from medcoarse.experiments.tables import Table
+from medcoarse.experiments.results import Cell, Result, Summary, look_up, read_json, reported_runs, summarize
+from medcoarse.experiments.tables import Table, TableError
 from medcoarse.files import write_atomically, write_json
 from medcoarse.monitoring import machine
 from medcoarse.report import Curve, curves_figure, save_figure
@@ -32,16 +34,56 @@ def write_results(runs: Sequence[Run], arguments: Sequence[str] = ()) -> list[Re
     """
     table, folder = runs[0].table, runs[0].output_dir / runs[0].table.name
     results = [look_up(run) for run in reported_runs(runs)]
-    summaries = summarize(table, results)
     written = {"command": command_text(arguments), "date": time.strftime("%Y-%m-%d"), **source_version()}
-    write_json(
-        folder / "results.json", as_json(table, results, summaries) | {"written": written | {"machine": machine()}}
-    )
-    _write_text(folder / "results.csv", as_csv(table, results))
-    _write_text(folder / "results.md", as_markdown(table, results, summaries, written["command"]))
-    if table.figure is not None:
-        save_figure(as_figure(table, summaries), folder / "results.png")
+    _write(table, results, written | {"machine": machine()}, folder / "results")
     return results
+
+
+def rewrite_results(table: Table, path: Path) -> None:
+    """Write the pages beside a ``results.json`` anew, and itself, from what it holds: its runs need not be there.
+
+    Shown are the rows that there were when it was written, under the title, the columns and the notes that the table
+    has now. Command, date and version remain those of that time.
+
+    Raises:
+        TableError: no such file, not one of results, or a row that the table does not have.
+    """
+    content = read_json(path)
+    if content is None:
+        raise TableError(f"no results {path.name!r}: pass the results.json that a table left")
+    if not isinstance(content, dict) or not {"rows", "runs", "written"} <= content.keys():
+        raise TableError(f"{path.name} is no results.json of a table")
+    names = [row["name"] for row in content["rows"]]
+    unknown = [name for name in names if name not in [row.name for row in table.rows]]
+    if unknown:
+        raise TableError(
+            f"the results have a row {unknown[0]!r}, which the table does not have; take that of their time"
+        )
+    shown = replace(table, rows=tuple(row for row in table.rows if row.name in names))
+    rows, unbundled = {row.name: row for row in shown.rows}, Bundle(Path(), {})
+    results = [
+        Result(Run(shown, unbundled, rows[run["row"]], run["seed"], {}, Path()), run["status"], _content(run))
+        for run in content["runs"]
+    ]
+    _write(shown, results, content["written"], path.parent / path.stem)
+
+
+def _content(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's entry in ``results.json``, what the run itself had left."""
+    return {key: value for key, value in run.items() if key not in ("status", "folder")}
+
+
+def _write(table: Table, results: Sequence[Result], written: Mapping[str, Any], stem: Path) -> None:
+    summaries = summarize(table, results)
+
+    def place(ending: str) -> Path:
+        return stem.with_name(stem.name + ending)  # a name may hold dots
+
+    write_json(place(".json"), as_json(table, results, summaries) | {"written": dict(written)})
+    _write_text(place(".csv"), as_csv(table, results))
+    _write_text(place(".md"), as_markdown(table, results, summaries, written["command"]))
+    if table.figure is not None:
+        save_figure(as_figure(table, summaries), place(".png"))
 
 
 def as_json(table: Table, results: Sequence[Result], summaries: Sequence[Summary]) -> dict[str, Any]:
@@ -50,8 +92,11 @@ def as_json(table: Table, results: Sequence[Result], summaries: Sequence[Summary
         {
             "name": summary.row.name,
             "source": summary.row.source,
+            "series": summary.row.series,
+            "x": summary.row.x,
             "runs": {str(status): count for status, count in summary.counts.items()},
             "scores": {column: vars(cell) for column, cell in summary.cells.items()},
+            "training_seconds": vars(summary.seconds),
         }
         for summary in summaries
     ]
@@ -90,15 +135,16 @@ def as_csv(table: Table, results: Sequence[Result]) -> str:
 def as_markdown(table: Table, results: Sequence[Result], summaries: Sequence[Summary], command: str) -> str:
     """The table for people."""
     with_source = any(summary.row.source for summary in summaries)
-    header = ["", *(["source"] if with_source else []), *table.metrics, "n", "not in the numbers"]
+    header = ["", *(["source"] if with_source else []), *table.metrics, "n", "not in the numbers", "training, s"]
     lines = [header, ["---"] * len(header)]
     for summary in summaries:
         n = summary.counts.get("done", 0)
         cells = [cell_text(cell, n) for cell in summary.cells.values()]
         source = [summary.row.source] if with_source else []
-        lines.append([summary.row.name, *source, *cells, str(n), _left_out(summary)])
-    if not any(line[-1] for line in lines[2:]):
-        lines = [line[:-1] for line in lines]
+        seconds_text = NOTHING if summary.seconds.mean is None else f"{summary.seconds.mean:.0f}"
+        lines.append([summary.row.name, *source, *cells, str(n), _left_out(summary), seconds_text])
+    if not any(line[-2] for line in lines[2:]):
+        lines = [[*line[:-2], line[-1]] for line in lines]
     body = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]
     below = [*([table.note] if table.note else []), _convention(table), _origin(results), f"`{command}`"]
     heading = [f"# {table.title}", *([table.source] if table.source else [])]
@@ -158,10 +204,13 @@ def _origin(results: Sequence[Result]) -> str:
     versions = {as_text(version) for content in done for version in content["versions"]}
     days = sorted({content["date"] for content in done})
     machines = {_machine_text(content["machine"]) for content in done}
-    seconds = [sum(content["seconds"].values()) for content in done]
+    seconds = {stage: [content["seconds"].get(stage, 0) for content in done] for stage in ("training", "evaluation")}
+    means = {stage: sum(values) / len(values) for stage, values in seconds.items()}
     return (
-        f"Data: {_listed(data)}. Commit {_listed(versions)}. {' to '.join(dict.fromkeys((days[0], days[-1])))}. "
-        f"{_listed(machines)}. {len(done)} runs, {sum(seconds) / len(done):.0f} s each on average."
+        f"Data: {_listed(data)}. Commit {_listed(versions)}. {' to '.join(dict.fromkeys((days[0], days[-1])))}.\n\n"
+        f"Hardware: {_listed(machines)}. {len(done)} runs, {means['training']:.0f} s of training and "
+        f"{means['evaluation']:.0f} s of evaluation each on average, by the wall clock, so that a busy machine takes "
+        "longer. The column is the mean over a row's seeds of training alone."
     )
 
 

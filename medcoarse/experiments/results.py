@@ -71,11 +71,13 @@ class Summary:
         row: as the table defines it.
         cells: column -> numbers.
         counts: how many of its runs have which status.
+        seconds: of training alone, without the evaluation after it.
     """
 
     row: Row
     cells: Mapping[str, Cell]
     counts: Mapping[Status, int]
+    seconds: Cell
 
 
 def summarize(table: Table, results: Sequence[Result]) -> list[Summary]:
@@ -89,7 +91,8 @@ def _summary(table: Table, row: Row, results: Sequence[Result]) -> Summary:
         scores = [result.score(metric) for result in results]
         cells[column] = Cell.of([score for score in scores if score is not None])
     states = [result.status for result in results]
-    return Summary(row, cells, {status: states.count(status) for status in dict.fromkeys(states)})
+    seconds = Cell.of([result.content["seconds"]["training"] for result in results if result.status == "done"])
+    return Summary(row, cells, {status: states.count(status) for status in dict.fromkeys(states)}, seconds)
 
 
 def settle(run: Run) -> str | None:

@@ -20,6 +20,14 @@ Convention: overrides are MONAI's, ``{"a#b#c": any JSON value or expression}``. 
         "figure": {"x_label": "rate", "log_x": true}
     }
 
+Rows that are every case with every method are written once, as a grid among the other rows. These make "clean: A",
+"clean: B", "noisy: A" and "noisy: B"; where cases have an ``x``, each method is a series of the figure:
+
+    {
+        "vary": [{"name": "clean", "overrides": {"noise": "none"}}, {"name": "noisy", "overrides": {"noise": "mild"}}],
+        "methods": [{"name": "A"}, {"name": "B", "config": ["configs/b.json"], "source": "the paper of B"}]
+    }
+
 ``common``, ``source``, ``note``, ``evaluate`` and ``figure`` may be left out, of a row all but its name. A row's own
 configuration files are merged over those of the table, and those of ``evaluate`` over both. Without
 ``evaluate`` the metrics are names in the last validation of ``metrics.json``; with it they are ids in
@@ -182,7 +190,8 @@ def parse_table(content: Any, name: str) -> Table:
     given = _checked(
         "the table", content, TABLE_KEYS, required=("title", "bundle", "config", "seeds", "metrics", "rows")
     )
-    rows = tuple(_row(i, row) for i, row in enumerate(_filled("rows", given.pop("rows"))))
+    written = [_grid(i, row) for i, row in enumerate(_filled("rows", given.pop("rows")))]
+    rows = tuple(_row(i, row) for i, row in enumerate(row for group in written for row in group))
     _distinct("row names (as names of folders)", [row.slug for row in rows])
     metrics = _filled("metrics", given.pop("metrics"))
     _texts("metrics", metrics.values())
@@ -221,9 +230,36 @@ TABLE_KEYS: dict[str, tuple[type, ...]] = {
     "evaluate": OBJECT, "figure": OBJECT, "source": TEXT, "note": TEXT,
 }  # fmt: skip
 ROW_KEYS = {"name": TEXT, "overrides": OBJECT, "config": LIST, "source": TEXT, "x": NUMBER, "series": TEXT}
+GRID_KEYS = {"vary": LIST, "methods": LIST}
+CASE_KEYS = {"name": TEXT, "overrides": OBJECT, "x": NUMBER}
+METHOD_KEYS = {"name": TEXT, "overrides": OBJECT, "config": LIST, "source": TEXT, "series": TEXT}
 EVALUATION_KEYS = {"config": LIST, "overrides": OBJECT, "run_id": TEXT, "file": TEXT}
 FIGURE_KEYS = {"x_label": TEXT, "log_x": (bool,)}
 JSON_NAMES = {str: "text", int: "a number", dict: "an object", list: "a list", bool: "true or false"}
+
+
+def _grid(index: int, content: Any) -> list[Any]:
+    """The rows that one entry stands for: itself, or every case of a grid with every method."""
+    if not (isinstance(content, dict) and GRID_KEYS.keys() & content.keys()):
+        return [content]
+    where = f"the grid in place of row {index}"
+    grid = _checked(where, content, GRID_KEYS, required=tuple(GRID_KEYS))
+    cases, methods = (
+        [_checked(f"{key}[{i}] of {where}", entry, keys, required=("name",)) for i, entry in enumerate(grid[key])]
+        for key, keys in (("vary", CASE_KEYS), ("methods", METHOD_KEYS))
+    )
+    for key, entries in (("vary", cases), ("methods", methods)):
+        _filled(f"{key} of {where}", entries)
+    return [_crossed(where, case, method) for case in cases for method in methods]
+
+
+def _crossed(where: str, case: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
+    first, second = case.get("overrides", {}), method.get("overrides", {})
+    both = sorted(first.keys() & second.keys())
+    if both:
+        raise TableError(f"{where}: {case['name']!r} and {method['name']!r} both override {_quoted(both)}")
+    placed = {"x": case["x"], "series": method["name"]} if "x" in case else {}
+    return placed | method | {"name": f"{case['name']}: {method['name']}", "overrides": {**first, **second}}
 
 
 def _row(index: int, content: Any) -> Row:

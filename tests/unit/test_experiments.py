@@ -21,7 +21,7 @@ import torch
 from medcoarse import report
 from medcoarse.experiments import processes, runner
 from medcoarse.experiments.__main__ import main
-from medcoarse.experiments.bundles import open_bundle
+from medcoarse.experiments.bundles import digest, open_bundle
 from medcoarse.experiments.pages import as_figure
 from medcoarse.experiments.plans import plan
 from medcoarse.experiments.processes import Command, run_side_by_side
@@ -157,6 +157,71 @@ def test_what_is_wrong_with_a_table_is_said(changes, message):
         parse_table(TABLE | changes, "table")
 
 
+CASES = [{"name": "low", "overrides": {"base": 0.1}, "x": 1}, {"name": "high", "overrides": {"base": 0.2}, "x": 2}]
+METHODS = [{"name": "A", "source": "Eq. 1"}, {"name": "B", "overrides": {"fail": 1}, "config": ["own.json"]}]
+
+
+def test_a_grid_is_every_case_with_every_method():
+    first = {"name": "masks"}
+    expanded = parse_table(TABLE | {"rows": [first, {"vary": CASES, "methods": METHODS}, {"name": "last"}]}, "t").rows
+    by_hand = [
+        first,
+        {"name": "low: A", "overrides": {"base": 0.1}, "source": "Eq. 1", "x": 1, "series": "A"},
+        {"name": "low: B", "overrides": {"base": 0.1, "fail": 1}, "config": ["own.json"], "x": 1, "series": "B"},
+        {"name": "high: A", "overrides": {"base": 0.2}, "source": "Eq. 1", "x": 2, "series": "A"},
+        {"name": "high: B", "overrides": {"base": 0.2, "fail": 1}, "config": ["own.json"], "x": 2, "series": "B"},
+        {"name": "last"},
+    ]
+    assert expanded == parse_table(TABLE | {"rows": by_hand}, "t").rows
+    placeless = [{"name": "low"}]
+    (row,) = parse_table(TABLE | {"rows": [{"vary": placeless, "methods": METHODS[:1]}]}, "t").rows
+    assert (row.name, row.x, row.series, row.overrides) == ("low: A", None, "", {})
+    named = [{"name": "A", "series": "curve"}]
+    assert parse_table(TABLE | {"rows": [{"vary": CASES[:1], "methods": named}]}, "t").rows[0].series == "curve"
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"vary": CASES}, "the grid in place of row 0 lacks 'methods'"),
+        ({"methods": METHODS}, "the grid in place of row 0 lacks 'vary'"),
+        ({"vary": CASES, "methods": METHODS, "name": "x"}, "the grid in place of row 0 has unknown keys 'name'"),
+        ({"vary": [], "methods": METHODS}, "vary of the grid in place of row 0 must have at least one entry"),
+        ({"vary": CASES, "methods": [{}]}, r"methods\[0\] of the grid in place of row 0 lacks 'name'"),
+        (
+            {"vary": [{"name": "a", "config": []}], "methods": METHODS},
+            r"vary\[0\] of the grid .* keys 'config'",
+        ),
+        ({"vary": CASES, "methods": [{"name": "A", "overrides": {"base": 1}}]}, "'low' and 'A' both override 'base'"),
+        ({"vary": CASES, "methods": [*METHODS, {"name": "a"}]}, "must be different, got 'low-a' twice"),
+    ],
+)
+def test_what_is_wrong_with_a_grid_is_said(grid, message):
+    with pytest.raises(TableError, match=message):
+        parse_table(TABLE | {"rows": [grid]}, "t")
+
+
+def test_rows_that_were_written_out_once_are_what_the_grid_makes():
+    """Results are found by the names of rows and the hash of their overrides: neither may change."""
+    rows = load_table("mnist_methods_strokes").rows
+    assert len(rows) == 23
+    content = [[row.name, dict(row.overrides), list(row.config), row.source, row.x, row.series] for row in rows]
+    assert digest(content) == "536a6ebb431fbbcea69a1b25716d0341595f2dd9776b9bdd0312eadd24c5b306", "as written out"
+    (row,) = (row for row in rows if row.name == "noisy 0.3: CycleMix")
+    assert row.overrides["supervision"] == "strokes"
+    assert row.overrides["negative_profiles"][0]["swell_strength_mm"] == 0.65
+    assert row.config == ("configs/cyclemix.json",)
+
+
+def test_every_method_for_strokes_is_in_the_figure_of_ratios():
+    methods = {row.name.partition(": ")[2] for row in load_table("mnist_methods_strokes").rows} - {""}
+    placed = [row for row in load_table("mnist_methods_ratio").rows if row.x is not None]
+    assert {(row.series, row.x) for row in placed} == {(name, x) for name in methods for x in (0.02, 0.1, 0.3, 0.8)}
+    for row in placed:
+        for kind in ("positive", "negative"):
+            assert row.overrides[f"{kind}_profiles"][0]["ratio"] == row.x
+
+
 def test_a_table_without_metrics_is_refused():
     with pytest.raises(TableError, match="the table lacks 'metrics'"):
         parse_table({key: value for key, value in TABLE.items() if key != "metrics"}, "table")
@@ -226,6 +291,12 @@ def test_positions_of_low_rank_rows_are_the_numbers_that_an_annotator_has():
         found = 0 if net.backbone is None else net.head.out_channels / 5
         assert row.x == found
     assert [row.x for row in table.rows] == [4 * 4, 2 * 4, 4 + 2 * 2 * 4, 4 + 2 * 4 * 4, 0]
+    placed = [row for row in load_table("street_structures").rows if row.x is not None]
+    for row in placed:
+        own = {"structure": "low_rank"} | {key.split("#")[1]: value for key, value in row.overrides.items()}
+        net = AnnotatorNet(torch.nn.Identity(), 2, 1, num_classes=11, num_positive=1, num_negative=1, **own)
+        assert row.x == (0 if net.backbone is None else net.head.out_channels / 2)
+    assert [row.x for row in placed] == [11 * 11, 2 * 11, 11 + 2 * 2 * 11, 11 + 2 * 4 * 11, 0]
 
 
 def with_own_config(place: Path, **content) -> dict[str, object]:
@@ -345,6 +416,25 @@ def test_one_seed_has_no_deviation(place):
     assert "| higher | Eq. 3 | – | – | 0 | 1 not run |" in results(place).md
 
 
+def test_the_page_says_how_long_training_alone_took_and_on_what(place):
+    evaluate = {"config": ["configs/evaluate.json"]}
+    changes = {"seeds": [0, 1], "metrics": {"IoU": "image#iou"}, "evaluate": evaluate}
+    run(place, "--rows", "plain", **changes)
+    for seed, seconds in enumerate(({"training": 90.0, "evaluation": 30.0}, {"training": 120.0, "evaluation": 5.0})):
+        path = place / "out" / "table" / "plain" / f"seed-{seed}" / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": seconds}))
+    assert run(place, "--report_only", **changes) == 0
+    found = results(place)
+    assert "|  | source | IoU | n | not in the numbers | training, s |" in found.md
+    assert "| plain |  | 0.250 ± 0.000 | 2 |  | 105 |" in found.md
+    assert "| higher | Eq. 3 | – | 0 | 2 not run | – |" in found.md
+    machine = found.json["runs"][0]["machine"]
+    assert f"Hardware: {machine['gpu'] or machine['cpu']}" in found.md
+    assert "2 runs, 105 s of training and 18 s of evaluation each on average" in found.md
+    assert found.json["rows"][0]["training_seconds"] == {"mean": 105, "std": pytest.approx(21.2, abs=0.02), "n": 2}
+    assert found.json["rows"][1]["training_seconds"] == {"mean": None, "std": None, "n": 0}
+
+
 def test_seeds_that_were_run_before_stay_in_the_table(place):
     run(place, "--rows", "plain", "--seeds", "2", seeds=[0])
     run(place, "--rows", "plain", seeds=[0])
@@ -410,7 +500,8 @@ def test_the_evaluation_counts_where_there_is_one_and_is_repeated_alone(place, m
     monkeypatch.delenv("BROKEN")
     assert run(place, **changes) == 0
     assert set(map(tuple, calls(place).values())) == {("False",)}, "trained once"
-    assert "| plain |  | 0.250 | 1 |\n| higher | Eq. 3 | 0.300 | 1 |" in results(place).md, "the row's overrides hold"
+    for line in ("| plain |  | 0.250 | 1 |", "| higher | Eq. 3 | 0.300 | 1 |"):
+        assert line in results(place).md, "the row's overrides hold"
     assert "by evaluating after training (section = test)" in results(place).md
     written = next((place / "out/table/plain/seed-0").glob("*/output/evaluation.json"))
     assert json.loads(written.read_text())["section"] == "test"
@@ -420,7 +511,8 @@ def test_the_evaluation_counts_where_there_is_one_and_is_repeated_alone(place, m
 def test_a_row_is_run_with_its_own_configuration(place):
     changes = with_own_config(place) | {"metrics": {"IoU": "image#iou"}, "seeds": [0]}
     assert run(place, **changes, evaluate={"config": ["configs/evaluate.json"]}) == 0
-    assert "| plain | 0.250 | 1 |\n| own | 0.400 | 1 |\n| more | 0.450 | 1 |" in results(place).md
+    for line in ("| plain | 0.250 | 1 |", "| own | 0.400 | 1 |", "| more | 0.450 | 1 |"):
+        assert line in results(place).md
     written = json.loads(next((place / "out/table/own/seed-0").glob("*/output/metrics.json")).read_text())
     assert written["validation"][-1]["iou"] == 0.8, "in training and in evaluation"
 
@@ -530,6 +622,40 @@ def test_results_are_written_again_from_the_runs_alone(place, monkeypatch):
     monkeypatch.setattr(runner, "LAUNCHER", (sys.executable, str(place / "imitation.py")))
     run(place, "--dataset_dir", str(place / "more"), "--rows", "plain", "--seeds", "1", seeds=[0])
     assert run(place, "--report_only", seeds=[0]) == 2  # of which data?
+
+
+def test_pages_are_written_again_from_committed_results(place, tmp_path, monkeypatch, capsys):
+    """Without the runs: as at the time, of the rows that there were then."""
+    rows = [{"name": f"at {x}", "x": x, "series": "ours", "overrides": {"base": x}} for x in (0.1, 0.2)]
+    changes = {"rows": rows, "figure": {"x_label": "base"}, "seeds": [0, 1]}
+    run(place, "--seeds", "0", **changes)
+    written, kept = place / "out" / "table", place / "kept"
+    kept.mkdir()
+    (kept / "table.json").write_bytes((written / "results.json").read_bytes())
+    monkeypatch.setattr(runner, "LAUNCHER", ("false",))
+    changes["rows"] = [*rows, {"name": "of today", "x": 0.3}]
+    command = [write_table(place, **changes), "--bundle_root", str(place / "nowhere"), "--rewrite"]
+    assert main([*command, str(kept / "table.json")]) == 0
+    for ending in ("csv", "md", "json"):
+        assert (kept / f"table.{ending}").read_text() == (written / f"results.{ending}").read_text()
+    assert (kept / "table.png").read_bytes().startswith(b"\x89PNG")
+    (kept / "table.json").rename(kept / "table.v2.json")
+    assert main([*command, str(kept / "table.v2.json")]) == 0
+    assert (kept / "table.v2.md").read_text() == (kept / "table.md").read_text()
+    (kept / "table.v2.json").rename(kept / "table.json")
+    old = json.loads((kept / "table.json").read_text())
+    del old["rows"][0]["training_seconds"]  # written before there was such a column
+    (kept / "table.json").write_text(json.dumps(old))
+    assert main([*command, str(kept / "table.json")]) == 0
+    assert (kept / "table.md").read_text() == (written / "results.md").read_text()
+    changes["rows"] = rows[1:]
+    write_table(place, **changes)
+    assert main([*command, str(kept / "table.json")]) == 2
+    assert "the results have a row 'at 0.1', which the table does not have" in capsys.readouterr().err
+    assert main([*command, str(place / "toy/configs/train.json")]) == 2
+    assert "train.json is no results.json of a table" in capsys.readouterr().err
+    assert main([*command, str(place / "none.json")]) == 2
+    assert "no results 'none.json'" in capsys.readouterr().err
 
 
 def test_no_folder_of_this_machine_gets_into_the_results(place):
