@@ -302,18 +302,19 @@ def paint_polygons(source: Path, target: Path) -> None:
     """Write the label map that a polygon file describes, by the rules of the data set.
 
     Names that end in ``group`` and are no label of their own count as what they are a group of; what has a negative id
-    is not painted.
+    is not painted, so a licence plate is what it is fixed to.
 
     Raises:
         DataError: a damaged file, or a name that Cityscapes does not have.
     """
-    layer = read_cityscapes(source).layers[0]
+    skipped = [name + end for name, number in LABELS.items() if number < 0 for end in ("", "group")]
+    layer = read_cityscapes(source, skipped=skipped).layers[0]
     table = np.zeros(int(max(layer.names, default=0)) + 1, dtype=np.uint8)
     for number, name in layer.names.items():
         known = name if name in LABELS else name.removesuffix("group")
         if known not in LABELS:
             raise DataError(f"{source}: {name!r} is no label of Cityscapes")
-        table[number] = max(LABELS[known], 0)
+        table[number] = LABELS[known]
     picture = Image.fromarray(table[layer.values].T.copy())
     write_atomically(target, lambda file: picture.save(file, format="PNG"))
 

@@ -120,6 +120,66 @@ def confusion_scores(
     return scores
 
 
+COMPLEMENTARY = ("uniform", "biased", "learned")
+
+
+def complementary_transition(kind: str, dataset: Any, num_classes: int) -> Tensor | None:
+    """The fixed transition matrix to give the loss, for a way to read "not this class" among many.
+
+    Args:
+        kind: ``"uniform"``, every other class as likely to be ruled out; ``"biased"``, :func:`counted_transition`;
+            ``"learned"``, where the model learns its own and the loss needs none.
+        dataset: for ``"biased"``, see there.
+        num_classes: L.
+
+    Returns:
+        ``(L, L)``, or ``None``, which a :class:`medcoarse.losses.CoupledLoss` takes for uniform.
+
+    Raises:
+        ValueError: another kind.
+
+    Example:
+        >>> complementary_transition("often", [], 3)
+        Traceback (most recent call last):
+        ValueError: complementary labels are read as uniform, biased or learned, got 'often'
+    """
+    if kind not in COMPLEMENTARY:
+        raise ValueError(f"complementary labels are read as {', '.join(COMPLEMENTARY[:2])} or learned, got {kind!r}")
+    return counted_transition(dataset, num_classes) if kind == "biased" else None
+
+
+def counted_transition(dataset: Any, num_classes: int) -> Tensor:
+    """Which classes negative drawings rule out where another one is true, ``(L, L)``, counted where masks are known.
+
+    ``M[c, j] = (n[c, j] + 1) / sum_{i != j} (n[i, j] + 1)`` with ``n[c, j]`` pixels of class j that were drawn as "not
+    c", and 0 where ``c = j``: errors of the drawing hand are not the transition's. The 1 keeps what did not happen on
+    these images from being impossible.
+
+    Args:
+        dataset: items with ``"label"`` (1, *S) and ``"negative"`` (C, *S), few suffice.
+        num_classes: L.
+
+    Raises:
+        ValueError: no item has both.
+
+    Source: Yu et al., "Learning with biased complementary labels" (ECCV 2018), counts on examples of known class.
+
+    Example:
+        >>> item = {"label": torch.tensor([[2, 2, 2, 2]]), "negative": torch.tensor([[0, 0, 0, 1]])}
+        >>> counted_transition([item], 3)[:, 2]  # 3 + 1 and 1 + 1 of 6
+        tensor([0.6667, 0.3333, 0.0000])
+    """
+    total = torch.zeros(num_classes, num_classes, dtype=torch.float64)
+    found = [item for item in dataset if "label" in item and "negative" in item]
+    if not found:
+        raise ValueError("nothing to count: no item has both a mask and negative drawings; take uniform or learned")
+    for item in found:
+        drawn, label = (torch.as_tensor(item[key]).as_subclass(Tensor)[None] for key in ("negative", "label"))
+        total += metrics.annotation_counts(drawn, label.long(), num_classes).sum((0, 1))
+    shares = (total + 1) * (1 - torch.eye(num_classes))
+    return (shares / shares.sum(0)).float()
+
+
 class AnnotatorReport:
     """After an evaluation, score the annotators' matrices and show them: `annotators` in its JSON, and a PNG.
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import product
+from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from medcoarse.confusion import UNLABELED
-
-_INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def agreement(views: Iterable[Tensor], threshold: float = 0.9) -> Tensor:
@@ -77,49 +73,3 @@ def fill(drawn: Tensor, pseudo: Tensor) -> Tensor:
             f"drawing and pseudo label must have one shape, got {tuple(drawn.shape)}, {tuple(pseudo.shape)}"
         )
     return torch.where(drawn == UNLABELED, pseudo.to(drawn), drawn)
-
-
-def scaled_views(
-    image: Tensor,
-    predict: Callable[[Tensor], Tensor],
-    scales: Sequence[float] = (0.5, 1.0, 2.0),
-    flip_axes: Sequence[int] = (0,),
-) -> Iterator[Tensor]:
-    """Logits of an image at several scales, each as it is and mirrored, back on the image's own grid.
-
-    Args:
-        image: ``(B, C, *S)``, 2D or 3D.
-        predict: logits ``(B, L, *S)`` of such an image, of any size.
-        scales: of the image's sides.
-        flip_axes: spatial axes that are mirrored; every combination of them is a view, so n axes make ``2^n`` views a
-            scale. Images that Pillow read have their columns in axis 0.
-
-    Yields:
-        ``len(scales) * 2 ** len(flip_axes)`` maps of logits.
-
-    Raises:
-        ValueError: a scale that is not above 0, or an axis that the image does not have.
-
-    Deviates: MONAI's ``TestTimeAugmentation`` draws its views at random, and brings them back by nearest neighbour.
-
-    Example:
-        >>> image = torch.arange(4.0).view(1, 1, 4)
-        >>> [view.flatten().tolist() for view in scaled_views(image, lambda x: x, scales=[1])]
-        [[0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0]]
-    """
-    dims = image.ndim - 2
-    if min(scales, default=0) <= 0:
-        raise ValueError(f"scales must be above 0, got {list(scales)}")
-    if any(not 0 <= axis < dims for axis in flip_axes):
-        raise ValueError(f"flip_axes must be spatial axes from 0 to {dims - 1}, got {list(flip_axes)}")
-    size = tuple(image.shape[2:])
-    for scale, flips in product(scales, product((False, True), repeat=len(flip_axes))):
-        axes = [2 + axis for axis, flip in zip(flip_axes, flips, strict=True) if flip]
-        seen = _resized(image, [max(1, round(scale * side)) for side in size]).flip(axes)
-        yield _resized(predict(seen).flip(axes), size)
-
-
-def _resized(values: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(values.shape[2:]) == tuple(size):
-        return values
-    return F.interpolate(values, tuple(size), mode=_INTERPOLATION[values.ndim - 2], align_corners=False)

@@ -17,9 +17,10 @@ from monai.networks.utils import eval_mode
 from torch import Tensor, nn
 
 from medcoarse.confusion import UNLABELED, Annotations
+from medcoarse.inferers import scaled_views
 from medcoarse.losses import consensus
 from medcoarse.selftrain.label_files import Made, PseudoLabels, read_folder, source_of, write_folder
-from medcoarse.selftrain.pseudo import agreement, scaled_views
+from medcoarse.selftrain.pseudo import agreement
 from medcoarse.workflow import AnnotatorSchedule, PolynomialDecay
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,8 @@ class SelfTraining:
     """At the start of every round but the first, give undrawn pixels the classes that the network is sure of.
 
     A round is ``round_epochs`` epochs; round 0 has the drawings alone. Pseudo labels, the :func:`.pseudo.agreement` of
-    :func:`.pseudo.scaled_views`, stand beside the original drawings: those of the round before are forgotten. They are
-    written to ``directory/round-N``, with their provenance, and ``labels`` hands them to the items.
+    :func:`medcoarse.inferers.scaled_views`, stand beside the original drawings: those of the round before are
+    forgotten. They are written to ``directory/round-N``, with their provenance, and ``labels`` hands them to the items.
 
     Args:
         network: the segmenter.
@@ -43,7 +44,7 @@ class SelfTraining:
         num_rounds: rounds with pseudo labels; after the last one, training may go on.
         directory: where the rounds' folders go.
         threshold: see :func:`.pseudo.agreement`.
-        scales: see :func:`.pseudo.scaled_views`.
+        scales: see :func:`medcoarse.inferers.scaled_views`.
         flip_axes: see there.
         drawing_keys: of the positive and the negative drawings. A pixel is drawn where they agree on a class,
             :func:`medcoarse.losses.consensus`; elsewhere, no class that a negative drawing rules out is a pseudo label.

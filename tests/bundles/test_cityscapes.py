@@ -141,12 +141,20 @@ def test_the_reported_score_is_the_benchmark_s_at_native_size(bundle, trained, t
     assert expected > 0
 
 
-def test_inference_equals_evaluation(bundle, trained, tmp_path):
-    arguments = bundle.small | bundle.places(tmp_path / "evaluated") | {"ckpt_dir": str(trained / "models")}
+@pytest.mark.parametrize(
+    ("configs", "views"),
+    [
+        (["inference.json"], {}),
+        (["inference.json", "multi_scale.json"], {"scales": [1.0], "flip": False}),
+        (["inference.json", "multi_scale.json"], {"scales": [0.5, 1.0], "flip": True}),
+    ],
+)
+def test_inference_equals_evaluation(bundle, trained, tmp_path, configs, views):
+    arguments = bundle.small | bundle.places(tmp_path / "evaluated") | {"ckpt_dir": str(trained / "models")} | views
     bundle.run("train.json", "evaluate.json", **arguments)
     where = {"dataset_dir": str(bundle.data / "leftImg8bit" / "val"), "ckpt_dir": str(trained / "models")}
     small = bundle.small_network | {"longest_side": 64}
-    bundle.run("inference.json", kind="infer", output_dir=str(tmp_path / "out"), **small, **where)
+    bundle.run(*configs, kind="infer", output_dir=str(tmp_path / "out"), **small, **views, **where)
     for item in bundle.items("test"):
         assert np.array_equal(bundle.saved(tmp_path / "evaluated", item), bundle.saved(tmp_path / "out", item))
 
@@ -213,3 +221,51 @@ def test_classes_are_those_of_the_data(bundle, tmp_path):
     names, network = parsed(few, tmp_path, "class_names", "network_def")
     assert names == ["road", "sky", "car"]
     assert network.out_channels == 3
+
+
+@pytest.mark.parametrize("structure", [{"annotator_def#structure": "full"}, {"annotator_def#rank": 2}])
+def test_matrices_of_many_classes_are_scored(bundle, tmp_path, structure):
+    """By as many drawings as asked for, of the masks at the size that training sees."""
+    options = bundle.small | bundle.places(tmp_path) | structure
+    bundle.run("train.json", **options)
+    draws = {"confusion#report#num_draws": 2, "confusion#report#num_images": 1}
+    bundle.run("train.json", "evaluate.json", "evaluate_annotators.json", **options, **draws)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["dataset"]["mean_iou"] > 0
+    scores = found["annotators"]
+    assert (scores["num_images"], scores["num_draws"]) == (1, 2)
+    for name in ("cm_error", "cm_error_positive", "cm_error_negative"):
+        assert 0 < scores["image"][name] < 1
+    assert scores["image"]["cm_error_positive"] > scores["identity"]["cm_error_positive"], "hardly trained"
+    assert (tmp_path / "confusion.png").is_file()
+
+
+@pytest.mark.parametrize("kind", ["uniform", "biased", "learned"])
+def test_what_a_negative_drawing_says_is_one_override(bundle, tmp_path, kind):
+    configs = ("train.json", "complementary.json")
+    options = bundle.small | {"num_training": 4, "max_epochs": 10, "warmup_epochs": 8, "val_interval": 10}
+    built = bundle.run(*configs, **options, **bundle.places(tmp_path), complementary=kind)
+    model, loss, trainer = (built.parser.get_parsed_content(key) for key in ("coarse_model", "loss", "train#trainer"))
+    num_classes = len(CLASSES)
+    uniform = (1 - torch.eye(num_classes)) / (num_classes - 1)
+    assert {"nll_positive", "nll_negative"} < set(loss.parts), "both kinds of drawings after the warm-up"
+    assert trainer.state.max_epochs == (11 if kind == "learned" else 10), "epochs alone for what is learned alone"
+    if kind == "learned":
+        learned = model.log_transition().exp()
+        assert not torch.allclose(learned, uniform, atol=1e-4)
+        torch.testing.assert_close(learned.sum(0), torch.ones(num_classes))
+        assert torch.load(tmp_path / "models" / "full.pt", weights_only=True)["model"]["transition_logits"].any()
+    else:
+        assert model.log_transition() is None
+        assert torch.allclose(loss.log_transition.exp(), uniform) == (kind == "uniform")
+        assert not list(model.annotator.parameters())
+
+
+def test_an_unknown_reading_of_negative_drawings_is_refused(bundle, tmp_path):
+    built = bundle.workflow(
+        "train.json", "complementary.json", **bundle.small, **bundle.places(tmp_path), complementary="often"
+    )
+    built.initialize()
+    with pytest.raises(RuntimeError) as caught:
+        built.parser.get_parsed_content("loss")
+    assert "uniform, biased or learned, got 'often'" in str(caught.value.__cause__ or caught.value)

@@ -14,7 +14,7 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer
 
 from medcoarse import annotators, metrics, morphology
 from medcoarse.confusion import UNLABELED, sample_annotation
-from medcoarse.estimation import AnnotatorReport, confusion_scores, estimate
+from medcoarse.estimation import AnnotatorReport, confusion_scores, counted_transition, estimate
 from medcoarse.losses import CoupledLoss
 from medcoarse.networks import AnnotatorNet, CoupledModel
 from medcoarse.panels import AnnotatorMaps
@@ -339,3 +339,26 @@ def test_sheet_shows_what_it_is_given():
     assert shown["drawn: b\ntrue: a"] == [[[0.1, 0.2]], [[0.0, None]]]
     with pytest.raises(ValueError, match="at least one case"):
         confusion_sheet([], [])
+
+
+def test_what_negative_drawings_rule_out_is_counted_as_a_loop_would():
+    rng, classes = np.random.default_rng(0), 4
+    items = []
+    for _ in range(3):
+        label = rng.choice([0, 1, 2, 255], (1, 6, 5))  # 3 occurs nowhere
+        negative = rng.choice([0, 1, 2, 3, 255], (2, 6, 5))
+        items.append({"label": torch.as_tensor(label), "negative": torch.as_tensor(negative)})
+    counts = np.ones((classes, classes))
+    for item in items:
+        for drawing in item["negative"].tolist():
+            for row, true_row in zip(drawing, item["label"][0].tolist(), strict=True):
+                for said, true in zip(row, true_row, strict=True):
+                    if 255 not in (said, true):
+                        counts[said, true] += 1
+    np.fill_diagonal(counts, 0)
+    found = counted_transition([*items, {"label": items[0]["label"]}], classes)
+    np.testing.assert_allclose(found.numpy(), counts / counts.sum(0), rtol=1e-6)
+    assert found[:3, 3].tolist() == pytest.approx([1 / 3] * 3), "of a class that was not seen nothing is known"
+    CoupledLoss(classes, transition=found)
+    with pytest.raises(ValueError, match="no item has both a mask and negative drawings"):
+        counted_transition([{"label": items[0]["label"]}], classes)

@@ -13,10 +13,11 @@ from monai.data import DataLoader, Dataset, set_rnd
 from monai.transforms import Compose, RandFlipd
 
 from medcoarse.confusion import Annotations, CoupledOutput
+from medcoarse.inferers import scaled_views
 from medcoarse.losses import CoupledLoss
 from medcoarse.selftrain.boundary import BoundaryLoss, boundary_loss, slopes
 from medcoarse.selftrain.mixing import RandMixClassesd, mix
-from medcoarse.selftrain.pseudo import agreement, fill, scaled_views
+from medcoarse.selftrain.pseudo import agreement, fill
 from medcoarse.selftrain.selection import balanced_choice, class_content, images_per_class, uniform_choice
 
 SHAPES = pytest.mark.parametrize("shape", [(5, 6), (3, 4, 2), (1, 1)])

@@ -14,6 +14,7 @@ from monai.engines import SupervisedTrainer
 from monai.inferers import SimpleInferer
 from monai.transforms import Lambdad, RandFlipd, SelectItemsd
 
+from medcoarse.inferers import scaled_views
 from medcoarse.losses import CoupledLoss
 from medcoarse.networks import AnnotatorNet, CoupledModel
 from medcoarse.selftrain.label_files import (
@@ -25,7 +26,7 @@ from medcoarse.selftrain.label_files import (
     write_folder,
     write_label,
 )
-from medcoarse.selftrain.pseudo import agreement, scaled_views
+from medcoarse.selftrain.pseudo import agreement
 from medcoarse.selftrain.rounds import InRounds, SelfTraining, in_rounds, round_of, weights_digest
 from medcoarse.workflow import AnnotatorSchedule, PolynomialDecay, PrepareBatchCoarse, Resume, SaveCheckpoint, SeedEpoch
 
