@@ -60,7 +60,10 @@ class PelvisScan:
 
 
 def pelvis_scan(
-    seed: int, shape: Sequence[int] = (72, 72, 16), spacing: Sequence[float] = (1.25, 1.25, 3.6)
+    seed: int,
+    shape: Sequence[int] = (72, 72, 16),
+    spacing: Sequence[float] = (1.25, 1.25, 3.6),
+    loop_mm: float | None = None,
 ) -> PelvisScan:
     """Draw T2 of a prostate between bladder, bowel, muscles and bones, and strokes on every other slice of it.
 
@@ -68,6 +71,7 @@ def pelvis_scan(
         seed: >= 0; the same seed, shape and spacing give the same voxels.
         shape: voxels along each axis, at least 8.
         spacing: mm per voxel along each axis.
+        loop_mm: see `draw_strokes`.
 
     Returns:
         Image, true classes and strokes.
@@ -83,7 +87,8 @@ def pelvis_scan(
     for_anatomy, for_scanner, for_person = streams(seed, shape, spacing)
     tissue = pelvis_tissue(for_anatomy, shape, spacing)
     label = np.select([tissue == PERIPHERAL, tissue == CENTRAL], [1, 2], 0).astype(np.uint8)
-    return PelvisScan(acquire(for_scanner, tissue, spacing), label, draw_strokes(for_person, label, spacing))
+    strokes = draw_strokes(for_person, label, spacing, loop_mm=loop_mm)
+    return PelvisScan(acquire(for_scanner, tissue, spacing), label, strokes)
 
 
 def pelvis_tissue(rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]) -> NDArray[np.intp]:
@@ -151,7 +156,11 @@ def acquire(rng: np.random.Generator, tissue: NDArray[np.intp], spacing: Sequenc
 
 
 def draw_strokes(
-    rng: np.random.Generator, label: NDArray[np.uint8], spacing: Sequence[float], step: int = 2
+    rng: np.random.Generator,
+    label: NDArray[np.uint8],
+    spacing: Sequence[float],
+    step: int = 2,
+    loop_mm: float | None = None,
 ) -> NDArray[np.uint8]:
     """Strokes of a person on every `step`-th axial slice that shows the organ, and on the one slice on either side.
 
@@ -162,9 +171,14 @@ def draw_strokes(
         label: (X, Y, Z), see `CLASS_NAMES`.
         spacing: mm per voxel.
         step: 1 draws on every slice.
+        loop_mm: on slices that show the organ, draw the background as one closed line around it, about so far away (a
+            third nearer or farther in places), in place of the open one and the dabs. Positive.
 
     Returns:
         (X, Y, Z) uint8, a class or 255.
+
+    Raises:
+        ValueError: for a loop that is no distance.
 
     Example:
         >>> label = np.zeros((32, 32, 5), np.uint8); label[8:24, 8:24, 2] = 1
@@ -172,6 +186,8 @@ def draw_strokes(
         >>> [np.unique(plane).tolist() for plane in np.moveaxis(strokes, 2, 0)]
         [[255], [0, 255], [0, 1, 255], [0, 255], [255]]
     """
+    if loop_mm is not None and not loop_mm > 0:
+        raise ValueError(f"loop_mm must be a positive distance or None, got {loop_mm}")
     shown = np.flatnonzero((label > 0).any((0, 1)))
     strokes = np.full(label.shape, UNLABELED, np.uint8)
     if not len(shown):
@@ -179,7 +195,35 @@ def draw_strokes(
     first, last = int(shown[0]), int(shown[-1])
     slices = {*range(first, last + 1, step), first - 1, last + 1} & set(range(label.shape[2]))
     for k in sorted(slices):
+        looped = loop_mm is not None and bool((label[:, :, k] > 0).any())
+        if loop_mm is not None and looped:
+            strokes[:, :, k][closed_loop(rng, label[:, :, k] > 0, spacing[:2], loop_mm)] = 0
         for number, profile in STROKES:
+            if looped and number == 0:
+                continue
             drawn, _ = draw(profile, label[:, :, k], number, spacing[:2], rng, num_classes=len(CLASS_NAMES))
             strokes[:, :, k][drawn == number] = number
     return strokes
+
+
+def closed_loop(
+    rng: np.random.Generator, organ: NDArray[np.bool_], spacing: Sequence[float], distance_mm: float
+) -> NDArray[np.bool_]:
+    """A closed line, one pixel wide, around an organ; where it would leave the picture it runs along the border.
+
+    Args:
+        rng: source of all randomness.
+        organ: (X, Y), not empty.
+        spacing: mm per pixel along each axis.
+        distance_mm: mean distance from the organ; it strays by a third of that, in bumps of four times that.
+
+    Example:
+        >>> organ = np.zeros((9, 9), bool); organ[4, 4] = True
+        >>> line = closed_loop(np.random.default_rng(0), organ, (1, 1), 3.0)
+        >>> bool(line[4, 4]), int(ndimage.label(~line)[1])
+        (False, 2)
+    """
+    strayed = distance_mm * (1 + waves(rng, organ.shape, 4 * distance_mm, spacing) / 3)
+    away = ndimage.distance_transform_edt(~organ, sampling=tuple(spacing))
+    inside = away < np.maximum(strayed, 1.5 * max(spacing))  # never across the organ
+    return np.asarray(inside & ~ndimage.binary_erosion(inside, structure=np.ones((3, 3))) & ~organ)

@@ -226,6 +226,7 @@ def write_pelvis_dataset(
     shape: Sequence[int] = (72, 72, 16),
     spacing: Sequence[float] = (1.25, 1.25, 3.6),
     seed: int = 0,
+    loop_mm: float | None = None,
 ) -> Path:
     """Write drawn MRI of the prostate with strokes, as somebody has it who draws in ITK-SNAP; reuse it if it is there.
 
@@ -240,6 +241,8 @@ def write_pelvis_dataset(
         shape: voxels along each axis.
         spacing: mm per voxel along each axis. Every other patient has voxels larger by a tenth, and fewer of them.
         seed: of the whole data set.
+        loop_mm: ``None`` or how far from the organ a closed line of background runs around it, see
+            `medcoarse.synthetic.pelvis.draw_strokes`.
 
     Returns:
         The folder.
@@ -264,7 +267,7 @@ def write_pelvis_dataset(
     def write(case: Path, own_seed: int) -> list[Item]:
         coarser = 1.1 if own_seed % 2 else 1.0
         sizes = [coarser * size for size in spacing]
-        scan = pelvis_scan(own_seed, [round(number / coarser) for number in shape], sizes)
+        scan = pelvis_scan(own_seed, [round(number / coarser) for number in shape], sizes, loop_mm)
         affine = _affine(scan.label.shape, sizes)
         in_file = np.array([len(CLASS_NAMES), *range(1, len(CLASS_NAMES)), *[0] * (256 - len(CLASS_NAMES))], np.uint8)
         arrays = {"image": scan.image, "drawing": in_file[scan.strokes], "label": scan.label}
@@ -273,7 +276,17 @@ def write_pelvis_dataset(
         return [{**files, "spacing": sizes}]
 
     numbers = {"num_training": num_training, "num_validation": num_validation, "num_test": num_test}
-    return _write(folder, "write_pelvis_dataset", header, numbers, shape, spacing, seed, {}, write)
+    return _write(
+        folder,
+        "write_pelvis_dataset",
+        header,
+        numbers,
+        shape,
+        spacing,
+        seed,
+        {} if loop_mm is None else {"loop_mm": loop_mm},
+        write,
+    )
 
 
 def _write(

@@ -261,6 +261,20 @@ def test_nothing_that_stands_against_training_comes_as_a_traceback(bundle, tmp_p
         built.initialize()
 
 
+def test_a_drawing_on_another_grid_is_moved_only_when_asked(bundle, tmp_path):
+    content = json.loads((bundle.data / "datalist.json").read_text())
+    items = without(content["training"], bundle.data)
+    strokes = nibabel.load(items[0]["drawing"])
+    items[0]["drawing"] = str(tmp_path / "shifted.nii.gz")
+    shifted = nibabel.Nifti1Image(np.asarray(strokes.dataobj), strokes.affine + 7 * np.eye(4, k=3))
+    nibabel.save(shifted, items[0]["drawing"])
+    own = bundle_of(listed(tmp_path / "own", training=items))
+    with pytest.raises(SystemExit, match=r"lies on another grid.*--resample True"):
+        own.workflow("train.json", **(own.small | own.places(tmp_path))).initialize()
+    drawn = parsed(own, tmp_path, "train#drawings", resample=True)[0]["positive"]
+    assert 0 < (drawn != 255).sum() < np.count_nonzero(strokes.dataobj)
+
+
 def test_properties(bundle, trained, tmp_path):
     built = bundle.workflow("train.json", **bundle.small, **bundle.places(tmp_path))
     built.initialize()
@@ -288,3 +302,48 @@ def test_files_are_read_by_one_thread(bundle):
 def test_class_names_are_those_of_the_drawn_volumes(bundle):
     config = json.loads((bundle.root / "configs" / "train.json").read_text())
     assert [name.split()[0] for name in CLASS_NAMES] == config["class_names"]
+
+
+MASKS_OF_STROKES = {"supervision": "strokes", "drawn_key": "label"}
+"""For overlays of methods that make masks of strokes: the drawings are verified, and no mask has to be there."""
+
+
+@pytest.mark.parametrize("method", ["gated_crf", "random_walker", "lazy_snapping", "scribblesup"])
+def test_other_methods_learn_from_strokes_on_volumes(bundle, tmp_path, method):
+    """Configurations written for pictures, over volumes of three classes for which nobody made masks."""
+    folder = listed(tmp_path / "data", training=without(bundle.items("training"), bundle.data, "label"))
+    drawn = bundle_of(folder, **UNEQUAL)
+    own = {"loss#radius": 1} if method == "gated_crf" else MASKS_OF_STROKES
+    configs = ("train.json", f"../../mnist/configs/{method}.json")
+    options = drawn.small | {"warmup_epochs": "@max_epochs"} | own
+    options |= {"cut_epochs": [2]} if method == "scribblesup" else {}
+    built = drawn.run(*configs, **options, **drawn.places(tmp_path / "run"))
+    assert [row["epoch"] for row in drawn.metrics(tmp_path / "run")["validation"]] == [1, 2], "no epochs of annotators"
+    loss, data = (built.parser.get_parsed_content(key) for key in ("loss", "train#dataset"))
+    if method == "gated_crf":
+        assert loss.parts["crf"] > 0
+        return
+    assert drawn.metrics(tmp_path / "run")["facts"]["method"] == method
+    assert set(loss.parts) == {"dense", "dense_dice"}, "as from masks"
+    drawings = built.parser.get_parsed_content("train#drawings")
+    masks = built.parser.get_parsed_content("masks").maps if method == "scribblesup" else {}
+    for number, item in enumerate(drawings):
+        made = masks[number] if masks else built.parser.get_parsed_content("expansion")(item)["label"]
+        known = torch.as_tensor(item["positive"]) != 255
+        assert torch.equal(torch.as_tensor(made)[known], torch.as_tensor(item["positive"])[known])
+        assert (torch.as_tensor(made) != 255).float().mean() > 0.9 > known.float().mean(), "of a few strokes a mask"
+    (seen,) = data[0]  # patches of one volume
+    assert set(seen) == {"image", "label"}
+    assert (torch.as_tensor(seen["label"]) < 3).any()
+
+
+def test_resumed_scribblesup_on_volumes_keeps_its_masks(bundle, tmp_path):
+    configs = ("train.json", "../../mnist/configs/scribblesup.json")
+    options = bundle.small | MASKS_OF_STROKES | {"warmup_epochs": "@max_epochs", "cut_epochs": [1]}
+    states = []
+    for epochs in (1, 2):
+        bundle.run(*configs, **options | {"max_epochs": epochs}, **bundle.places(tmp_path), resume=epochs > 1)
+        state = torch.load(tmp_path / "models" / "full.pt", weights_only=True)
+        states.append(state["scribblesup"]["masks"])
+    assert len(states[0]) == len(bundle.items("training"))
+    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])

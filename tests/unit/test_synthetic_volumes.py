@@ -14,6 +14,7 @@ from medcoarse.synthetic.brain import FLUID, OUTSIDE, brain_tissue, ms_lesions, 
 from medcoarse.synthetic.lung import nodule_crop, read_nodule
 from medcoarse.synthetic.pelvis import draw_strokes, pelvis_scan
 from medcoarse.synthetic.volumes import write_brats_dataset, write_lidc_dataset, write_ms_dataset, write_pelvis_dataset
+from medcoarse.transforms.drawn import fill_beyond_loops
 
 FEW = {"num_training": 2, "num_validation": 1, "num_test": 1, "shape": (24, 24, 10)}
 MS_RULES = {"label_keys": ("label", "positive"), "label_values": (0, 1, 255), "mask_keys": ()}
@@ -250,6 +251,27 @@ def test_strokes_are_few_and_mostly_right():
 
 def test_nothing_is_drawn_where_there_is_no_organ():
     assert (draw_strokes(np.random.default_rng(0), np.zeros((16, 16, 4), np.uint8), (1, 1, 3)) == 255).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_loop_closes_around_the_organ(seed):
+    scan = pelvis_scan(seed, loop_mm=6.0)
+    filled = fill_beyond_loops(scan.strokes)
+    organ = scan.label > 0
+    drawn_on = [k for k in range(organ.shape[2]) if organ[:, :, k].any() and (scan.strokes[:, :, k] == 0).any()]
+    assert len(drawn_on) > 3
+    for k in drawn_on:
+        background = filled[:, :, k] == 0
+        assert not (background & organ[:, :, k]).any()
+        away = ndimage.distance_transform_edt(~organ[:, :, k], sampling=(1.25, 1.25))
+        assert background[away > 6.0 * 4 / 3 + 2].all(), "all beyond the loop"
+        assert not background[away < 6.0 * 2 / 3 - 2].any(), "and nothing within"
+    assert (filled == 0).sum() > 10 * (scan.strokes == 0).sum()
+
+
+def test_a_loop_is_some_way_off():
+    with pytest.raises(ValueError, match="loop_mm must be a positive distance"):
+        pelvis_scan(0, (24, 24, 12), (4, 4, 5), loop_mm=0)
 
 
 def test_the_organ_cannot_be_told_by_its_brightness_alone():
