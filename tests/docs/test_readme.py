@@ -14,6 +14,7 @@ PAGES = [
         "README.md",
         "examples/annotations.md",
         "examples/drawings.md",
+        "examples/methods.md",
         "examples/deploy/README.md",
         "examples/monailabel.md",
         "benchmarks/README.md",
