@@ -47,6 +47,7 @@ class BundleApplication(Application):
 
     def __init__(self, context: AppContext, *args: Any, **kwargs: Any) -> None:
         self.context = context
+        self.refused: list[str] = []
         super().__init__(*args, **kwargs)
 
     def compose(self) -> None:
@@ -90,6 +91,7 @@ class BundleApplication(Application):
 
         series = find_series(source)
         read = SeriesOperator(self, CountCondition(self, len(series)), items=series.items(), name="read")
+        self.refused = read.refused
         write = SeriesSegmentationOperator(self, series=series, name="write", **written)
         self.add_flow(read, infer, {("image", "image")})
         self.add_flow(infer, write, {("pred", "pred")})
@@ -147,10 +149,13 @@ def main(argv: list[str]) -> None:
     context = Application.init_app_context([argv[0], "--log-level", "WARN", *argv[1:]])
     if context.models is None:
         raise SystemExit(f"error: no TorchScript model at {context.model_path}; pass one that was exported as --model")
+    application = BundleApplication(context)
     try:
-        BundleApplication(context).run()
+        application.run()
     except ValueError as error:  # what is wrong with the input, in one sentence
         raise SystemExit(f"error: {error}") from None
+    if application.refused:
+        raise SystemExit("\n".join(f"error: {sentence}" for sentence in application.refused))
 
 
 if __name__ == "__main__":

@@ -112,10 +112,16 @@ def compare_series(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def acceptance(folder: Path) -> list[str]:
-    """The series with a gap, which should have been refused."""
+    """The series with a gap, which should have been refused, and what was beside it: a localizer, and a good one."""
     log = folder / "app_broken.log"
     if not log.is_file():  # somebody's own series were compared
         return []
+    good = sources_of(folder / "broken" / "mr")[0].SeriesInstanceUID
     left = [path.name for path in (folder / "app_broken").glob("*")]
-    told = "series 1.2.3 cannot be segmented: the slices of its source form no regular volume" in log.read_text()
-    return [] if told and not left else [f"a series with a gap: told why: {told}, files: {left}"]
+    wanted = (
+        "series 1.2.3 cannot be segmented: the slices of its source form no regular volume",
+        "series 1.2.4 was left out: it is a localizer",
+    )
+    told = [sentence in log.read_text() for sentence in wanted]
+    fine = all(told) and left == [f"{good}_seg.dcm"]
+    return [] if fine else [f"a series with a gap and a localizer beside a good one: told why: {told}, files: {left}"]

@@ -5,6 +5,7 @@ Reading is that of `medcoarse predict`, so that this needs the package, without 
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class SeriesError(ValueError):
 
 
 def find_series(folder: Path) -> dict[str, list[Path]]:
-    """The CT and MR series below a folder: their UIDs, sorted, and their files.
+    """The CT and MR series below a folder: their UIDs, sorted, and their files. Localizers are left out, and logged.
 
     (The SDK's DICOMDataLoaderOperator keeps one of several slices at the same place, so that a series of several
     volumes looks like one.)
@@ -34,9 +35,10 @@ def find_series(folder: Path) -> dict[str, list[Path]]:
         SeriesError: there is none, or a file of one is damaged.
     """
     found: dict[str, list[Path]] = {}
+    localizers = set()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
-            header = dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+            header = dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "ImageType"])
         except InvalidDicomError:
             continue  # no DICOM
         except Exception as error:  # pydicom promises no types, and its text may quote the header
@@ -46,6 +48,11 @@ def find_series(folder: Path) -> dict[str, list[Path]]:
             if not UID.fullmatch(uid):
                 raise SeriesError("a slice in the input folder has no valid Series Instance UID; is it damaged?")
             found.setdefault(uid, []).append(path)
+            if "LOCALIZER" in (header.get("ImageType") or ()):
+                localizers.add(uid)
+    for uid in sorted(localizers):  # three planes that cross, in most studies: no volume
+        logging.getLogger(__name__).warning("series %s was left out: it is a localizer", uid)
+        del found[uid]
     if not found:
         raise SeriesError(f"no series in the input folder; this model takes {', '.join(SERIES_CLASSES.values())}")
     return dict(sorted(found.items()))

@@ -67,7 +67,9 @@ def write(folder: Path, series: list[Dataset], names: list[int]) -> None:
 
 
 def main(volumes: Path, out: Path) -> None:
-    """A CT whose slices are numbered in the order of space, an MR whose are not, and a CT with a gap."""
+    """A CT whose slices are numbered in the order of space, an MR whose are not; a CT with a gap beside a localizer and
+    that MR.
+    """
     kinds: list[tuple[Any, ...]] = [
         ("ct", CTImageStorage, "CT", AXIAL, -1024, sorted),
         ("mr", MRImageStorage, "MR", OBLIQUE, 0, np.random.default_rng(0).permutation),
@@ -81,10 +83,16 @@ def main(volumes: Path, out: Path) -> None:
         numbers = [int(value) for value in order(range(1, number + 1))]
         series = slices(np.asarray(image.dataobj), spacing, sop_class, modality, axes, intercept, numbers)
         write(out / "dicom" / name, series, [(7 * k) % number if number % 7 else k for k in range(number)])
+        if name == "mr":
+            write(out / "broken" / name, series, list(range(number)))
         if name == "ct":
             for one in series:
                 one.SeriesInstanceUID = "1.2.3"
             write(out / "broken" / name, series[:3] + series[4:], list(range(number - 1)))
+            for one, directions in zip(series, (AXIAL, OBLIQUE), strict=False):
+                one.SeriesInstanceUID, one.SOPInstanceUID = "1.2.4", generate_uid()
+                one.ImageType, one.ImageOrientationPatient = ["ORIGINAL", "PRIMARY", "LOCALIZER"], list(directions)
+            write(out / "broken" / "localizer", series[:2], [0, 1])
     (out / "dicom" / "others").mkdir()
     save(photograph(np.zeros((8, 8, 3), np.uint8), "RGB", SECONDARY_CAPTURE), out / "dicom" / "others" / "report.dcm")
     (out / "dicom" / "others" / "Nobody_Nora.txt").write_text("no DICOM at all: left out")

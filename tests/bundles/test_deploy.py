@@ -276,6 +276,22 @@ def test_damaged_pixels_are_refused_and_name_nobody(series):
     assert not [secret for secret in SECRETS if secret in str(caught.value)]
 
 
+def test_a_localizer_is_left_out_and_said_so(series, caplog):
+    """Three planes that cross, which most studies have: no volume, and no reason to stop."""
+    ((uid, files),) = find_series(series).items()
+    for number in range(3):
+        one = dcmread(files[number])
+        one.ImageType, one.SeriesInstanceUID = ["ORIGINAL", "PRIMARY", "LOCALIZER"], "1.2.4"
+        one.SOPInstanceUID = generate_uid()
+        save(one, series / f"Nobody_Nora_plane_{number}.dcm")
+    assert list(find_series(series)) == [uid]
+    assert [record.getMessage() for record in caplog.records] == ["series 1.2.4 was left out: it is a localizer"]
+    for file in files:
+        file.unlink()
+    with pytest.raises(SeriesError, match="no series in the input folder"):
+        find_series(series)
+
+
 def test_a_folder_without_series(tmp_path):
     with pytest.raises(SeriesError, match="no series in the input folder; this model takes CT Image, MR Image"):
         find_series(tmp_path)
