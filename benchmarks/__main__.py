@@ -29,7 +29,7 @@ def _commit() -> str:
         found = subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=False)
         return found.stdout.strip()
 
-    changed = git("status", "--porcelain", "--", ":/", f":!{RESULTS}")
+    changed = git("status", "--porcelain", "--", ":/", ":(exclude,top)benchmarks/results")
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
