@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medcoarse.experiments.bundles import open_bundle
-from medcoarse.experiments.pages import rewrite_results, write_results
+from medcoarse.experiments.pages import restore_results, rewrite_results, write_results
 from medcoarse.experiments.plans import Run, plan
 from medcoarse.experiments.processes import Stopped
 from medcoarse.experiments.results import look_up, reported_runs, with_recorded_data
@@ -41,6 +41,8 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
         rewrite_results(table, options.rewrite)
         print(options.rewrite.with_suffix(".md").read_text(encoding="utf-8"))
         return 0
+    for kept in options.restore:
+        print(f"{restore_results(table, kept, options.output_dir.resolve())} runs restored from {kept.name}")
     bundle = open_bundle(table, options.bundle_root)
     runs = plan(table, bundle, options.output_dir, options.dataset_dir, options.rows, options.seeds)
     if options.report_only and options.dataset_dir is None:
@@ -93,6 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--dry_run", action="store_true", help="check the table, show what would be run, and stop")
     add("--report_only", action="store_true", help="run nothing, write the results of what is there")
     add("--rewrite", type=Path, metavar="JSON", help="write the pages beside a kept results.json again from it alone")
+    add(
+        "--restore",
+        type=Path,
+        metavar="JSON",
+        action="append",
+        default=[],
+        help="take what is done in a kept results.json as done here, and run the rest",
+    )
     add("--list", action="store_true", help="show the tables that come with the package")
     return parser
 

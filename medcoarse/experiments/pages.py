@@ -48,6 +48,36 @@ def rewrite_results(table: Table, path: Path) -> None:
     Raises:
         TableError: no such file, not one of results, or a row that the table does not have.
     """
+    shown, results, written = _kept(table, path)
+    _write(shown, results, written, path.parent / path.stem)
+
+
+def restore_results(table: Table, path: Path, output_dir: Path) -> int:
+    """Put what is done in a ``results.json`` back where a command looks for it, so that only the rest is run.
+
+    A run that has a result already keeps it. One whose definition has changed since will be run again, as ever.
+
+    Args:
+        table: that of the results.
+        path: the file.
+        output_dir: where runs are kept.
+
+    Returns:
+        How many there are now that were not.
+
+    Raises:
+        TableError: as of :func:`rewrite_results`.
+    """
+    _, results, _ = _kept(table, path, output_dir)
+    missing = [r for r in results if r.status == "done" and not (r.run.folder / "result.json").exists()]
+    for result in missing:
+        result.run.folder.mkdir(parents=True, exist_ok=True)
+        write_json(result.run.folder / "result.json", dict(result.content))
+    return len(missing)
+
+
+def _kept(table: Table, path: Path, output_dir: Path = Path()) -> tuple[Table, list[Result], dict[str, Any]]:
+    """The part of a table that a ``results.json`` holds, its results, and when it was written."""
     content = read_json(path)
     if content is None:
         raise TableError(f"no results {path.name!r}: pass the results.json that a table left")
@@ -62,10 +92,10 @@ def rewrite_results(table: Table, path: Path) -> None:
     shown = replace(table, rows=tuple(row for row in table.rows if row.name in names))
     rows, unbundled = {row.name: row for row in shown.rows}, Bundle(Path(), {})
     results = [
-        Result(Run(shown, unbundled, rows[run["row"]], run["seed"], {}, Path()), run["status"], _content(run))
+        Result(Run(shown, unbundled, rows[run["row"]], run["seed"], {}, output_dir), run["status"], _content(run))
         for run in content["runs"]
     ]
-    _write(shown, results, content["written"], path.parent / path.stem)
+    return shown, results, content["written"]
 
 
 def _content(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import csv
 import fcntl
 import json
 import os
+import shutil
 import signal
 import statistics
 import sys
@@ -655,6 +656,29 @@ def test_pages_are_written_again_from_committed_results(place, tmp_path, monkeyp
     assert main([*command, str(place / "toy/configs/train.json")]) == 2
     assert "train.json is no results.json of a table" in capsys.readouterr().err
     assert main([*command, str(place / "none.json")]) == 2
+    assert "no results 'none.json'" in capsys.readouterr().err
+
+
+def test_kept_results_are_gone_on_with(place, monkeypatch, capsys):
+    """On another machine, say: what they hold is not run again, and counts as if it had been."""
+    run(place, seeds=[0, 1])
+    whole = results(place)
+    kept = place / "kept.json"
+    run(place, "--report_only", seeds=[0, 1])
+    shutil.rmtree(place / "out" / "table" / "plain" / "seed-1")
+    run(place, "--report_only", seeds=[0, 1])
+    kept.write_bytes((place / "out" / "table" / "results.json").read_bytes())
+    shutil.rmtree(place / "out")
+    capsys.readouterr()
+    assert run(place, "--restore", str(kept), "--seeds", "0", seeds=[0, 1]) == 0
+    assert "3 runs restored from kept.json" in capsys.readouterr().out
+    assert not list((place / "out" / "table").glob("*/*/*/run.log")), "something was run"
+    assert run(place, "--restore", str(kept), seeds=[0, 1]) == 0
+    assert "0 runs restored from kept.json" in capsys.readouterr().out
+    for row, was in zip(results(place).json["rows"], whole.json["rows"], strict=True):
+        assert (row["name"], row["runs"], row["scores"]) == (was["name"], was["runs"], was["scores"])
+    assert [path.parts[-4:-2] for path in (place / "out" / "table").glob("*/*/*/run.log")] == [("plain", "seed-1")]
+    assert run(place, "--restore", str(place / "none.json"), seeds=[0, 1]) == 2
     assert "no results 'none.json'" in capsys.readouterr().err
 
 
