@@ -110,30 +110,30 @@ def _interpolate(coarse: Array, axes: Axes, first: int, fine: Array) -> None:
 
 @compiled
 def _spread(fine: Array, axes: Axes, first: int, coarse: Array) -> None:
-    """``(C, rows * width)``, added to ``(C, depth, height, width)``."""
+    """``(C, rows * width)``, added to ``(C, depth, height, width)``: whole lines first, along them at the end."""
     deep, high, wide = axes
-    width, line = len(wide.left), np.empty(coarse.shape[3], coarse.dtype)
-    zero, one = coarse.dtype.type(0), coarse.dtype.type(1)
-    for row in range(fine.shape[1] // width):
-        z, y = (first + row) // len(high.left), (first + row) % len(high.left)
-        back, down = deep.share[z], high.share[y]
-        for c in range(len(coarse)):
-            slope = fine[c, row * width : (row + 1) * width]
-            for i in range(len(line)):
-                line[i] = zero
-            p = 0
-            while p < width:  # fine voxels between the same two neighbours
-                i, j, before, after = wide.left[p], wide.right[p], zero, zero
-                while p < width and wide.left[p] == i:
-                    before += (one - wide.share[p]) * slope[p]
-                    after += wide.share[p] * slope[p]
-                    p += 1
-                line[i] += before
-                line[j] += after
+    height, width, one = len(high.left), len(wide.left), coarse.dtype.type(1)
+    last = first + fine.shape[1] // width - 1
+    z0, z1, y0, y1 = deep.left[first // height], deep.right[last // height], 0, coarse.shape[2] - 1
+    if first // height == last // height:
+        y0, y1 = high.left[first % height], high.right[last % height]
+    lines = np.empty((z1 - z0 + 1, y1 - y0 + 1, width), coarse.dtype)
+    for c in range(len(coarse)):
+        lines[:] = 0
+        for row in range(first, last + 1):
+            z, y = row // height, row % height
+            slope = fine[c, (row - first) * width : (row - first + 1) * width]
             for k in range(4):
                 far, low = k // 2, k % 2
-                weight = (back if far else one - back) * (down if low else one - down)
+                weight = deep.share[z] if far else one - deep.share[z]
+                weight *= high.share[y] if low else one - high.share[y]
                 if weight != 0:
-                    target = coarse[c, deep.right[z] if far else deep.left[z], high.right[y] if low else high.left[y]]
-                    for i in range(len(line)):
-                        target[i] += weight * line[i]
+                    line = lines[(deep.right if far else deep.left)[z] - z0, (high.right if low else high.left)[y] - y0]
+                    for p in range(width):
+                        line[p] += weight * slope[p]
+        for z in range(lines.shape[0]):
+            for y in range(lines.shape[1]):
+                line, target = lines[z, y], coarse[c, z0 + z, y0 + y]
+                for p in range(width):
+                    target[wide.left[p]] += (one - wide.share[p]) * line[p]
+                    target[wide.right[p]] += wide.share[p] * line[p]
