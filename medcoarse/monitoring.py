@@ -20,6 +20,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.handlers import IgniteMetricHandler, from_engine
 from monai.networks.utils import eval_mode
+from monai.utils.misc import ensure_tuple_rep
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -378,7 +379,8 @@ class ValidationFigure:
         class_names: of the L classes.
         case: index of the item to show.
         size: side of the square in pixels; smaller images are shown as far as ``divisor`` allows.
-        divisor: the sides are multiples of it, because most networks halve the image several times.
+        divisor: the sides are multiples of it, because most networks halve the image several times; one number, or one
+            for each axis. Of a shorter side all is shown, and filled up.
         loss: holds the fixed transition matrix.
         writer: a TensorBoard ``SummaryWriter`` that also gets the picture.
         shown_key: the image to show where it is not the one that the networks get.
@@ -394,7 +396,7 @@ class ValidationFigure:
         loss: CoupledLoss,
         case: int = 0,
         size: int = 384,
-        divisor: int = 32,
+        divisor: int | Sequence[int] = 32,
         writer: Any = None,
         shown_key: str = "image",
     ) -> None:
@@ -412,7 +414,8 @@ class ValidationFigure:
         shown = self.dataset[self.case]
         keys = {"image", "label", "positive", "negative", self.shown_key}
         present = [key for key in keys if key in shown]
-        item = {key: middle(torch.as_tensor(shown[key]), self.size, self.divisor) for key in present}
+        fill = {key: UNLABELED if key in ("label", "positive", "negative") else 0 for key in present}
+        item = {key: middle(torch.as_tensor(shown[key]), self.size, self.divisor, fill[key]) for key in present}
         figure = self._figure(item, f"epoch {engine.state.epoch}")
         report.save_figure(figure, self.directory / f"epoch_{engine.state.epoch:04d}.png")
         if self.writer is not None:
@@ -455,17 +458,29 @@ def transition_of(model: CoupledModel, loss: CoupledLoss) -> Tensor:
     return log_transition.exp().cpu()
 
 
-def middle(values: Tensor, size: int, divisor: int) -> Tensor:
-    """The middle of ``(channels, *S)``: sides of ``size``, or the largest multiple of ``divisor`` that there is.
+def middle(values: Tensor, size: int, divisor: int | Sequence[int], fill: float = 0) -> Tensor:
+    """The middle of ``(channels, *S)``: sides of at most ``size`` that are multiples of ``divisor``.
+
+    Args:
+        values: of a class or an image.
+        size: longest side, unless the divisor is longer.
+        divisor: one number, or one for each axis.
+        fill: what a side that is shorter than its divisor is filled up with, at its end.
 
     Example:
         >>> middle(torch.zeros(1, 100, 40), size=64, divisor=16).shape
         torch.Size([1, 64, 32])
+        >>> middle(torch.zeros(1, 1, 3), size=64, divisor=[1, 4], fill=255)
+        tensor([[[  0.,   0.,   0., 255.]]])
     """
-    for axis in range(1, values.ndim):
+    for axis, factor in enumerate(ensure_tuple_rep(divisor, values.ndim - 1), 1):
         available = values.shape[axis]
-        length = min(size, available - available % divisor) or available
-        values = values.narrow(axis, (available - length) // 2, length)
+        length = max(min(size, available) // factor, 1) * factor
+        if length > available:
+            ends = [0, 0] * (values.ndim - 1 - axis) + [0, length - available]
+            values = torch.nn.functional.pad(values, ends, value=fill)
+        else:
+            values = values.narrow(axis, (available - length) // 2, length)
     return values
 
 

@@ -329,6 +329,17 @@ def test_images_of_several_spacings_and_classes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(soft.argmax(-1), np.asarray(found.dataobj))
 
 
+def test_volumes_of_fewer_slices_than_the_network_halves_the_other_axes(tmp_path: Path) -> None:
+    """An odd number of them: pictures of the validation are made of whole volumes."""
+    for index in range(3):
+        for name, values in zip(("images", "masks", "drawings"), volume(index, (64, 64, 9)), strict=True):
+            (tmp_path / name).mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(values, np.diag([1, 1, 3.5, 1])), tmp_path / name / f"a{index}.nii.gz")
+    words = text("train", tmp_path / "images", tmp_path / "drawings", "--output_dir", tmp_path / "run", "--epochs", 1)
+    assert main([*words, "--background", str(BACKGROUND), "--labels", str(tmp_path / "masks")]) == 0
+    assert len(list((tmp_path / "run" / "output" / "figures").glob("*.png"))) == 1
+
+
 def test_single_slices_are_pictures_with_a_place(tmp_path: Path) -> None:
     for index in range(3):
         image, mask, drawing = volume(index, (40, 33))
