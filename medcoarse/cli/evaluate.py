@@ -6,7 +6,7 @@ The same goes for the segmentations.
 
 Scores go to the screen, and to scores.json and scores.csv: Dice, IoU, sensitivity, specificity and precision of every
 class and image; their mean over images, which leaves out images where a score is undefined; and of the voxels of all
-images together.
+images together. Means over classes leave the background out, which is easily right.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("masks", metavar="MASKS", help="folder of masks, one for each segmentation")
     add("--output_dir", help="where scores.json and scores.csv go; by default PREDICTIONS")
     add("--class_names", nargs="+", metavar="NAME", help="background first; segments are recognized by them")
+    add("--include_background", action="store_true", help="count class 0 in the means over classes")
     add(
         "--partial",
         action="store_true",
@@ -61,16 +62,18 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"{'; '.join(alone)}; pass --partial to leave them out")
     binary = are_binary(list(pairs)), are_binary(list(pairs.values()))
     maps = {prediction: _both(prediction, mask, options.class_names, binary) for prediction, mask in pairs.items()}
-    table = scores(maps, options.class_names)
+    table = scores(maps, options.class_names, options.include_background)
     output = Path(options.output_dir or options.predictions)
     write_json(output / "scores.json", table)
     write_atomically(output / "scores.csv", lambda file: file.write(_csv(table).encode()))
-    print("\n".join([*(f"left out: {line}" for line in alone), _page(table)]))
+    print("\n".join([*(f"left out: {line}" for line in alone), _page(table, options.include_background)]))
     print(f"written to {output / 'scores.json'} and scores.csv")
     return 0
 
 
-def scores(maps: Mapping[Path, tuple[Any, Any]], class_names: Sequence[str] | None) -> dict[str, Any]:
+def scores(
+    maps: Mapping[Path, tuple[Any, Any]], class_names: Sequence[str] | None, include_background: bool = False
+) -> dict[str, Any]:
     """The table of `medcoarse.scores.score_table`, of segmentation and mask by file."""
     import torch
 
@@ -90,7 +93,7 @@ def scores(maps: Mapping[Path, tuple[Any, Any]], class_names: Sequence[str] | No
         said = np.where(true == 255, 0, said)
         tensors = [torch.from_numpy(values)[None, None] for values in (said, true)]
         counts.append(confusion_counts(tensors[0], tensors[1], len(names))[0])
-    return score_table(torch.stack(counts), names, [stem_of(path) for path in maps])
+    return score_table(torch.stack(counts), names, [stem_of(path) for path in maps], include_background)
 
 
 def _both(
@@ -114,7 +117,7 @@ def _csv(table: Mapping[str, Any]) -> str:
     return buffer.getvalue()
 
 
-def _page(table: Mapping[str, Any]) -> str:
+def _page(table: Mapping[str, Any], include_background: bool) -> str:
     """Class by score, means over the images."""
     row = table["image"]
     names = [key.removeprefix("dice_") for key in row if key.startswith("dice_")]
@@ -122,7 +125,9 @@ def _page(table: Mapping[str, Any]) -> str:
     lines = [f"{table['num_images']} images, means over them", " ".join([" " * wide, *(f"{s:>11}" for s in _SHOWN)])]
     for name in names:
         lines.append(" ".join([f"{name:<{wide}}", *(_number(row.get(f"{score}_{name}")) for score in _SHOWN)]))
-    lines.append(f"mean Dice {_number(row['mean_dice']).strip()}, mean IoU {_number(row['mean_iou']).strip()}")
+    over = "all classes" if include_background else f"the classes but {names[0]}"
+    dice, iou = (_number(row[key]).strip() for key in ("mean_dice", "mean_iou"))
+    lines.append(f"mean over {over}: Dice {dice}, IoU {iou}")
     return "\n".join(lines)
 
 

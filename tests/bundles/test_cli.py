@@ -216,7 +216,12 @@ def test_evaluation(volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert table["image"]["dice_box"] == pytest.approx((3 + 2 / 3) / 4)
     csv = (tmp_path / "scores" / "scores.csv").read_text().splitlines()
     assert len(csv) == 1 + 4 + 2
-    assert f"{(3 + 2 / 3) / 4:.4f}" in capsys.readouterr().out
+    assert f"mean over the classes but background: Dice {(3 + 2 / 3) / 4:.4f}," in capsys.readouterr().out
+    assert table["image"]["mean_dice"] == table["image"]["dice_box"]
+    assert main([*words, "--class_names", "background", "box", "--include_background"]) == 0
+    row = json.loads((tmp_path / "scores" / "scores.json").read_text())["image"]
+    assert row["mean_dice"] == pytest.approx((row["dice_box"] + row["dice_background"]) / 2)
+    assert f"mean over all classes: Dice {row['mean_dice']:.4f}," in capsys.readouterr().out
     assert main(text("evaluate", segmented, volumes / "masks")) == 0  # scores.json beside them is no segmentation
     assert main(text("evaluate", segmented, volumes / "masks")) == 0
 
