@@ -369,7 +369,8 @@ def drawing_metrics(
 class ValidationFigure:
     """Save a picture at every validation: image, drawings, truth, prediction's errors, estimated and true matrices.
 
-    A square in the middle of one validation image is shown, so that strokes can be seen.
+    A square in the middle of one validation image is shown, so that strokes can be seen. Where the truth is not known,
+    it is left out with all that needs it, and the matrices are averaged where the prediction has their classes.
 
     Args:
         model: the coupled model.
@@ -423,17 +424,18 @@ class ValidationFigure:
 
     def _figure(self, item: Mapping[str, Tensor], title: str) -> Any:
         device = next(self.model.parameters()).device
-        label = item["label"][None].long()
         image = item["image"][None].float().to(device)
         with torch.no_grad(), eval_mode(self.model):
             output = self.model.couple(image)
         prediction = output.logits.argmax(1).cpu()  # (1, *S): of a volume one plane is shown
-        matrices = [self._pooled(confusion, label) for confusion in (output.positive, output.negative)]
+        label = item["label"].long() if (item["label"] != UNLABELED).any() else None
+        classes = (prediction if label is None else label)[None]
+        matrices = [self._pooled(confusion, classes) for confusion in (output.positive, output.negative)]
         return report.validation_figure(
             image=item[self.shown_key],
             positive=item.get("positive"),
             negative=item.get("negative"),
-            label=item["label"],
+            label=label,
             prediction=prediction,
             confusion_positive=matrices[0],
             confusion_negative=matrices[1],

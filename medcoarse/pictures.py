@@ -149,7 +149,8 @@ def annotation_overlay(
     """What was drawn, over the photograph in grey: positive in cyan, negative in magenta.
 
     With more than two classes the outlines have those colours, and the areas those of their classes, negative ones
-    striped. Undrawn pixels and those of the background class are see-through.
+    striped. Undrawn pixels and those of the background class are see-through; where background was drawn beside what
+    nobody drew, its border is black.
 
     Args:
         image: (H, W), (C, H, W) or (H, W, 3).
@@ -174,6 +175,8 @@ def annotation_overlay(
         if drawing is not None:
             x = label_map(drawing, name, annotator, like=base[..., 0], num_classes=num_classes)
             drawn = _foreground(x, background)
+            if background is not None:
+                _blend(out, (x == background) & ndimage.binary_dilation(x == UNLABELED), np.asarray(REST), 0.8)
             _paint(out, x, drawn, colour, colours if num_classes > 2 else None, striped=name == "negative")
     painted: Picture = np.round(out).astype(np.uint8)
     return painted

@@ -154,3 +154,17 @@ class TestColours:
     def test_a_class_without_a_colour_is_named(self) -> None:
         with pytest.raises(ValueError, match=r"label must hold classes 0 .. 1 or 255, got values from 0 to 7; check"):
             pictures.label_picture(np.array([[0, 7]]))
+
+
+def test_background_is_seen_where_it_ends_in_what_nobody_drew() -> None:
+    """A closed line, or all beyond one; dense drawings of background are see-through."""
+    ring = np.full((7, 7), 255)
+    ring[1:6, 1:6] = 0
+    ring[2:5, 2:5] = 255
+    white = np.ones((7, 7))
+    line = pictures.annotation_overlay(white, ring, None)[..., 0] < 100
+    assert np.array_equal(line, ring == 0)
+    beyond = np.where(np.abs(np.mgrid[-3:4, -3:4]).max(0) > 1, 0, 255)
+    line = pictures.annotation_overlay(white, beyond, None)[..., 0] < 100
+    assert line.sum() == 12, "one pixel wide, and no corner"
+    assert (pictures.annotation_overlay(white, np.zeros((7, 7), int), None) == 255).all()
