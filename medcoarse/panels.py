@@ -170,7 +170,8 @@ def picture_panels(image: ArrayOrTensor, maps: dict[str, ArrayOrTensor], style: 
         ['Image', 'Truth', 'Prediction', 'Errors: b   IoU 1.000   Dice 1.000']
     """
     names, background = style.class_names, style.background
-    plane = fullest_plane(list(maps.values()), background)
+    telling = [maps[name] for name in ("label", "positive", "negative", "prediction") if name in maps]
+    plane = fullest_plane(telling, background)
     photograph = style.upright(picture(image, plane), 0)
     flat = {name: style.upright(plane_of(as_array(x), plane), -2) for name, x in maps.items()}
     panels = [Panel("Image", photograph)]

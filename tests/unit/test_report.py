@@ -167,6 +167,15 @@ class TestValidationFigure:
         assert np.array_equal(np.asarray(truth_ax.images[0].get_array())[..., 0] > 0, label[0, ..., 4] == 1)
         assert titles(figure)[3].startswith(f"Errors: foreground   IoU {192 / 208:.3f}")
 
+    def test_of_a_volume_without_truth_the_plane_that_was_drawn_on_is_shown(self) -> None:
+        prediction, drawn = np.zeros((1, 8, 8, 5), np.int64), np.full((1, 8, 8, 5), 255)
+        prediction[0, 2:7, 2:7, 3] = 1
+        drawn[0, 4, 4, 1] = 1
+        image = np.zeros((1, 8, 8, 5))
+        image[..., 1] = 1
+        figure = report.validation_figure(image, positive=drawn, prediction=prediction, indexing="ij")
+        assert np.asarray(figure.axes[0].images[0].get_array()).min() == 255
+
     def test_xy_turns_all_pictures_alike(self) -> None:
         label = np.zeros((10, 16), np.int64)
         label[2, 12] = 1
