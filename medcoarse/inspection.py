@@ -19,8 +19,8 @@ from PIL import Image
 
 Sections: TypeAlias = Mapping[str, Sequence[dict[str, Any]]]
 
-PIL_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
-"""Decoded by Pillow, as MONAI does; every other suffix is left to `monai.transforms.LoadImage`."""
+PIL_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
+"""Decoded by Pillow, as training does; every other suffix is left to `monai.transforms.LoadImage`."""
 
 
 @dataclass(frozen=True)

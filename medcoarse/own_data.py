@@ -24,7 +24,7 @@ from medcoarse.inspection import files_of
 from medcoarse.readers.dicom import require_one_series
 from medcoarse.transforms.dictionary import MergeStrokesd
 from medcoarse.transforms.drawn import LoadCoarseAnnotationd
-from medcoarse.transforms.series import LoadImageOrSeriesd
+from medcoarse.transforms.series import LoadImageOrSeriesd, require_intensities
 
 logger = logging.getLogger(__name__)
 
@@ -324,6 +324,7 @@ def verify_drawings(
 
 
 def _check_image(image: Any, name: str, spatial_dims: int, in_channels: int) -> None:
+    require_intensities(image, name)
     axes = list(image.shape[1:])
     flat = axes[:-1] if len(axes) == 3 and axes[-1] == 1 else axes
     if len(flat if spatial_dims == 2 else axes) != spatial_dims:

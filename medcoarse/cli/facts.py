@@ -26,7 +26,7 @@ from medcoarse.readers.drawing import Grid, as_affine
 from medcoarse.readers.formats import is_series, read_drawing
 from medcoarse.transforms.dictionary import MergeStrokesd
 from medcoarse.transforms.drawn import LoadCoarseAnnotationd, count_loops
-from medcoarse.transforms.series import LoadImageOrSeriesd, join
+from medcoarse.transforms.series import LoadImageOrSeriesd, join, require_intensities
 
 PRESETS = ("itksnap", "unlabeled_255", "dense", "monailabel_scribbles", "slicer")
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -75,6 +75,7 @@ def _load(path: Path) -> MetaTensor:
         require_one_series(path)
         loaded = EnsureChannelFirstd("image")(LoadImageOrSeriesd("image")({"image": str(path)}))
         image = cast(MetaTensor, loaded["image"])
+        require_intensities(image, path)
     except DataError as error:
         raise CommandError(str(error)) from None
     except Exception as error:  # the readers' libraries promise no types, and may quote a header

@@ -75,16 +75,13 @@ def run(options: argparse.Namespace) -> int:
     }
     _require_different({image: savers[suffix].path_of(str(image)) for image, suffix in jobs})
     new_folder(options.output_dir, options.overwrite)
-    segmenters: dict[bool, Callable[[list[Path]], Any]] = {}
+    segment = make_segmenter(bundle, content, options.probabilities, options.device)
     failed = 0
     for number, (image, suffix) in enumerate(jobs, 1):
         files = files_of(image, channels)
         series = any(is_series(file) for file in files)
-        each = series or len(files) > 1
-        if each not in segmenters:
-            segmenters[each] = make_segmenter(bundle, content, each, options.probabilities, options.device)
         try:
-            item: dict[Hashable, Any] = {"pred": segmenters[each](files), "source": str(files[0]), "image": str(image)}
+            item: dict[Hashable, Any] = {"pred": segment(files), "source": str(files[0]), "image": str(image)}
             written = savers[suffix](item)["pred_path"]
             print(f"[{number}/{len(jobs)}] {image} -> {written}", flush=True)
         except Exception as error:
@@ -124,16 +121,14 @@ def _without_header(error: Exception, series: bool) -> str:
 
 
 def make_segmenter(
-    bundle: Path, content: dict[str, Any], each: bool, probabilities: bool, device: str | None = None
+    bundle: Path, content: dict[str, Any], probabilities: bool, device: str | None = None
 ) -> Callable[[list[Path]], Any]:
     """Pre-processing, network and post-processing of a bundle, without what it saves: file of an image, or files of its
-    channels -> labels (1, *S) or probabilities (L, *S), where the image lies.
+    channels -> labels (1, *S) or probabilities (L, *S), where the image lies. Images are read as for training.
 
     Args:
         bundle: its folder.
         content: its inference.json.
-        each: whether images are DICOM series, which `medcoarse.transforms.series` reads in the order of space, or
-            have several files, which it reads one by one.
         probabilities: whether to stop before the class is chosen.
         device: by default the bundle's.
     """
@@ -142,12 +137,15 @@ def make_segmenter(
     from monai.data.meta_tensor import MetaTensor
     from monai.transforms import Compose
 
+    from medcoarse.transforms.series import require_intensities
+
     folder = str(bundle.absolute())
     require_text("a path", folder)
     content = copy.deepcopy(content) | {"bundle_root": folder, "datalist": [], "output_dir": folder}
     content |= {"device": f"$torch.device({device!r})"} if device else {}
-    if each:
-        content["preprocessing"]["transforms"][0]["_target_"] = "medcoarse.transforms.series.LoadImageOrSeriesd"
+    loading = content["preprocessing"]["transforms"][0]
+    if loading.get("image_only", True):
+        loading["_target_"] = "medcoarse.transforms.series.LoadImageOrSeriesd"
     steps = [step for step in content["postprocessing"]["transforms"] if step.get("_target_") != "SaveImaged"]
     chosen = next((i for i, step in enumerate(steps) if step.get("_target_") == "AsDiscreted"), len(steps))
     content["postprocessing"]["transforms"] = steps[:chosen] if probabilities else steps
@@ -165,6 +163,7 @@ def make_segmenter(
             require_one_series(file)
         item = preprocessing({"image": [str(file) for file in files] if len(files) > 1 else str(files[0])})
         loaded = item["image"]
+        require_intensities(loaded, files[0])
         with torch.no_grad():
             logits = inferer(loaded.as_tensor()[None].to(place), network)
         pred = MetaTensor(logits[0].cpu(), affine=loaded.affine, meta=loaded.meta)

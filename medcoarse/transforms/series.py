@@ -1,4 +1,4 @@
-"""A DICOM series as one volume, its slices in the order of space."""
+"""Images that MONAI reads otherwise or not: a DICOM series as one volume, its slices in the order of space; TIFF."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from monai.data.image_reader import ImageReader, PydicomReader
+from monai.data.image_reader import ImageReader, PILReader, PydicomReader, has_itk
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import EnsureChannelFirst, LoadImaged
 from monai.utils.enums import MetaKeys
@@ -23,6 +23,10 @@ from medcoarse.writers.segmentation import WriteError
 
 _TOLERANCE = 1e-3
 """By how much affines of one grid may differ: formats round them."""
+
+_TIFF = (".tif", ".tiff")
+_METAIMAGE = (".mha", ".mhd")
+_PALETTES = ("P", "PA")
 
 
 class SeriesReader(PydicomReader):
@@ -75,6 +79,37 @@ class SeriesReader(PydicomReader):
         return found
 
 
+class TiffReader(PILReader):
+    """MONAI's reader of pictures, which it has for PNG, JPEG and BMP alone, for TIFF.
+
+    Raises:
+        DataError: when it reads: several pictures in one file, of which it would take the first.
+    """
+
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        """The picture of a file, or of each of several."""
+        found = super().read(data, **kwargs)
+        for picture in ensure_tuple(found):
+            if (pages := getattr(picture, "n_frames", 1)) > 1:
+                raise DataError(f"{picture.filename}: holds {pages} pictures; save each by itself, or all as NIfTI")
+        return found
+
+
+def require_intensities(image: MetaTensor, file: str | os.PathLike[str]) -> None:
+    """Refuse a picture whose numbers stand for colours.
+
+    Raises:
+        DataError: it has a palette.
+
+    Example:
+        >>> require_intensities(MetaTensor(torch.zeros(1, 2, 2), meta={"mode": "P"}), "a.png")
+        Traceback (most recent call last):
+        medcoarse.datalist.DataError: a.png: its numbers stand for the colours of a palette; save it in grey or colour
+    """
+    if image.meta.get("mode") in _PALETTES:
+        raise DataError(f"{file}: its numbers stand for the colours of a palette; save it in grey or colour")
+
+
 def join(images: Mapping[Path, MetaTensor]) -> MetaTensor:
     """Files of one image (C, *S) as its channels, with the metadata of the first.
 
@@ -95,12 +130,12 @@ def join(images: Mapping[Path, MetaTensor]) -> MetaTensor:
 
 
 class LoadImageOrSeriesd(LoadImaged):
-    """`LoadImaged`, which reads DICOM with `SeriesReader`, and the files of an image of several one by one: they become
-    channels, may be of several formats, and their affines may differ by rounding.
+    """`LoadImaged`, which reads DICOM with `SeriesReader`, TIFF without ITK, and the files of an image of several one
+    by one: they become channels, may be of several formats, and their affines may differ by rounding.
 
     Raises:
-        DataError: when called: channels on several grids, DICOM that is damaged or no single volume. The text quotes no
-            header.
+        DataError: when called: channels on several grids, DICOM that is damaged or no single volume, whose header the
+            text does not quote; MetaImage where ITK is not installed.
 
     Example:
         >>> import tempfile, numpy, nibabel
@@ -133,10 +168,18 @@ class LoadImageOrSeriesd(LoadImaged):
         """A file, the folder of a series, or its files."""
         first = Path(ensure_tuple(source)[0])
         if not is_series(first):
-            return self._loader(source)
+            return self._loader(source, self._reader(first))
         try:
             return self._loader(source, SeriesReader())
         except DataError:
             raise
         except Exception as error:  # MONAI's reader converts values of the header, and what it says may quote them
             raise DataError(f"{first}: damaged, or no DICOM image that can be read ({type(error).__name__})") from None
+
+    def _reader(self, file: Path) -> ImageReader | None:
+        """The reader of a format that MONAI leaves to ITK, unless another was asked for."""
+        if not self._loader.auto_select:
+            return None
+        if file.name.lower().endswith(_METAIMAGE) and not has_itk:
+            raise DataError(f"{file}: MetaImage is read by ITK; pip install itk, or save it as NIfTI")
+        return TiffReader() if file.name.lower().endswith(_TIFF) else None

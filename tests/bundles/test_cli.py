@@ -18,6 +18,7 @@ from monai.bundle import ConfigWorkflow
 from PIL import Image
 
 from medcoarse.bundle_files import serve
+from medcoarse.cli.facts import load_image
 from medcoarse.cli.files import find_images
 from medcoarse.cli.main import CommandError, in_one_line, main
 from medcoarse.cli.predict import _without_header
@@ -305,6 +306,41 @@ def test_pictures(tmp_path: Path) -> None:
         segmented = label_double.segment(served, tmp_path / "images" / "p0.png")
         np.testing.assert_array_equal(segmented, np.asarray(found))
     assert main(text("evaluate", tmp_path / "out", tmp_path / "masks")) == 0
+
+
+def test_pictures_in_tiff(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of 16 bit, with masks in TIFF; neither needs ITK."""
+    write_pictures(tmp_path)
+    for name, scale in (("images", 200), ("masks", 1)):
+        for file in (tmp_path / name).iterdir():
+            values = np.asarray(Image.open(file)).astype(np.uint16) * scale
+            Image.fromarray(values).save(file.with_suffix(".TIF"))
+            file.unlink()
+    words = text("train", tmp_path / "images", tmp_path / "drawings", "--output_dir", tmp_path / "run", "--epochs", 1)
+    assert main([*words, "--labels", str(tmp_path / "masks")]) == 0
+    words = text("predict", tmp_path / "run", tmp_path / "images", "--output_dir", tmp_path / "segmented")
+    assert main(words) == 0
+    assert len(list((tmp_path / "segmented").glob("*.png"))) == 3
+    stack = [Image.new("L", (40, 33))] * 2
+    stack[0].save(tmp_path / "images" / "p0.TIF", format="TIFF", save_all=True, append_images=stack[1:])
+    capfd.readouterr()
+    assert main([*words, "--overwrite"]) == 1
+    assert "p0.TIF: holds 2 pictures; save each by itself" in capfd.readouterr().err
+
+
+def test_colours_of_a_palette_are_no_intensities(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_pictures(tmp_path)
+    with Image.open(tmp_path / "images" / "p1.png") as picture:
+        picture.convert("RGB").quantize(16).save(tmp_path / "images" / "p1.png")
+    words = text("train", tmp_path / "images", tmp_path / "drawings", "--output_dir", tmp_path / "run", "--plan_only")
+    said = refused(capfd, *words)
+    assert "p1.png: its numbers stand for the colours of a palette; save it in grey or colour" in said
+
+
+def test_metaimage_names_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medcoarse.transforms.series.has_itk", False)
+    with pytest.raises(CommandError, match=r"a\.mha: MetaImage is read by ITK; pip install itk, or save it as NIfTI"):
+        load_image(tmp_path / "a.mha")
 
 
 def test_images_of_several_spacings_and_classes(tmp_path: Path) -> None:
