@@ -48,10 +48,23 @@ def read_nifti(path: str | os.PathLike[str], reference: Grid | None = None) -> D
         shape = checked_shape(path, image.shape[:3] if set(image.shape[3:]) <= {1} else image.shape)
         size = int(np.prod(shape)) * image.get_data_dtype().itemsize  # type: ignore[no-untyped-call]
         require_bytes(path, size, path.suffix == ".gz")
-        affine = checked_affine(path, np.asarray(image.affine, dtype=np.float64))
+        affine = checked_affine(path, np.asarray(_with_one_place(image).affine, dtype=np.float64))
         values = label_values(path, np.asanyarray(image.dataobj).reshape(shape))
     except DataError:
         raise
     except (Exception, zlib.error) as error:  # nibabel promises no types
         raise damaged(path, "NIfTI file", error) from None
     return Drawing(Grid(shape, affine), (Layer(values),), segments=False)
+
+
+def _with_one_place(image: nib.Nifti1Pair) -> nib.Nifti1Pair:
+    """Where a header contradicts itself about the size of voxels, MONAI says which of its two places counts; a drawing
+    has to lie where MONAI puts its image, whose header it was given.
+    """
+    zooms = image.header.get_zooms()[:3]  # type: ignore[no-untyped-call]
+    if np.allclose(np.linalg.norm(image.affine[:3, :3], axis=0)[: len(zooms)], zooms):
+        return image
+    from monai.data.utils import correct_nifti_header_if_necessary  # takes seconds, and few need it
+
+    found: nib.Nifti1Pair = correct_nifti_header_if_necessary(image)  # type: ignore[no-untyped-call]
+    return found

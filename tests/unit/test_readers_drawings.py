@@ -151,6 +151,21 @@ def test_itk_files_of_any_type_turned_in_space(kind: str, compress: bool, dtype:
     assert np.array_equal(drawing.layers[0].values, made.label_map())
 
 
+@pytest.mark.parametrize("codes", [(1, 1), (0, 1), (1, 0)])
+def test_nifti_headers_that_contradict_themselves(codes: tuple[int, int], tmp_path: Path):
+    """Two places, or sizes of voxels that are not those of the place: a drawing with its image's header lies on it."""
+    for name in ("image", "drawing"):
+        saved = nib.Nifti1Image(np.ones((4, 3, 2), np.uint8), None)
+        saved.set_sform(np.diag([2, 2, 3, 1]), codes[0])
+        saved.set_qform(np.diag([-1, 1, 5, 1]), codes[1])
+        nib.save(saved, tmp_path / f"{name}.nii.gz")
+    item = {key: str(tmp_path / f"{key}.nii.gz") for key in ("image", "drawing")}
+    load = Compose([LoadImaged("image"), EnsureChannelFirstd("image"), LoadCoarseAnnotationd("drawing", "dense", 2)])
+    found = load(item)
+    assert (found["positive"] == 1).all()
+    np.testing.assert_array_equal(read_drawing(item["drawing"]).grid.affine, found["image"].affine)
+
+
 @pytest.mark.parametrize("reader", [None, "PydicomReader"])  # ITK sorts slices by place, pydicom's by instance
 def test_slices_in_reverse_order_of_instances(reader: str | None, tmp_path: Path):
     slices = made.write_series(tmp_path / "series", reverse=True)
