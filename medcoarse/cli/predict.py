@@ -164,6 +164,7 @@ def make_segmenter(
         item = preprocessing({"image": [str(file) for file in files] if len(files) > 1 else str(files[0])})
         loaded = item["image"]
         require_intensities(loaded, files[0])
+        _require_alike(loaded, content)
         with torch.no_grad():
             logits = inferer(loaded.as_tensor()[None].to(place), network)
         pred = MetaTensor(logits[0].cpu(), affine=loaded.affine, meta=loaded.meta)
@@ -172,6 +173,14 @@ def make_segmenter(
         return _with_slice(found, loaded.meta)
 
     return segment
+
+
+def _require_alike(image: Any, content: dict[str, Any]) -> None:
+    """Refuse an image of other axes or channels than the bundle takes; the network would not say it in plain words."""
+    for key, what, found in (("spatial_dims", "axes", image.ndim - 1), ("in_channels", "channels", len(image))):
+        expected = content.get(key)
+        if isinstance(expected, int) and found != expected:
+            raise CommandError(f"has {found} {what}; the bundle was trained on images of {expected}")
 
 
 def _with_slice(found: Any, meta: Any) -> Any:

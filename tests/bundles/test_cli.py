@@ -152,6 +152,18 @@ def test_one_bad_image_does_not_stop_the_others(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.nii.gz"]
 
 
+def test_images_of_another_kind_are_said_to_be(
+    trained: Path, volumes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (20, 20), 7).save(tmp_path / "a.png")
+    image = nib.load(volumes / "images" / "case0.nii.gz")
+    nib.save(nib.Nifti1Image(np.stack([image.get_fdata()] * 2, -1), image.affine), tmp_path / "b.nii.gz")
+    assert main(text("predict", trained, tmp_path, "--output_dir", tmp_path / "out")) == 1
+    said = capfd.readouterr().err
+    assert "a.png: has 2 axes; the bundle was trained on images of 3\n" in said
+    assert "b.nii.gz: has 2 channels; the bundle was trained on images of 1\n" in said
+
+
 def test_images_of_one_name_do_not_replace_each_other(
     trained: Path, volumes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
