@@ -164,7 +164,9 @@ def make_segmenter(
         item = preprocessing({"image": [str(file) for file in files] if len(files) > 1 else str(files[0])})
         loaded = item["image"]
         require_intensities(loaded, files[0])
-        _require_alike(loaded, content)
+        require_alike(loaded, content)
+        if not bool(loaded.isfinite().all()):  # the network would call all of it background
+            raise CommandError("has values that are not numbers (NaN or infinity); repair it")
         with torch.no_grad():
             logits = inferer(loaded.as_tensor()[None].to(place), network)
         pred = MetaTensor(logits[0].cpu(), affine=loaded.affine, meta=loaded.meta)
@@ -175,9 +177,15 @@ def make_segmenter(
     return segment
 
 
-def _require_alike(image: Any, content: dict[str, Any]) -> None:
-    """Refuse an image of other axes or channels than the bundle takes; the network would not say it in plain words."""
-    for key, what, found in (("spatial_dims", "axes", image.ndim - 1), ("in_channels", "channels", len(image))):
+def require_alike(image: Any, content: dict[str, Any]) -> None:
+    """Refuse an image of other axes or channels than a bundle takes; the network would not say it in plain words.
+
+    Raises:
+        CommandError: they are others.
+    """
+    axes = image.ndim - 1
+    flat = content.get("spatial_dims") == 2 and axes == 3 and image.shape[-1] == 1
+    for key, what, found in (("spatial_dims", "axes", axes - flat), ("in_channels", "channels", len(image))):
         expected = content.get(key)
         if isinstance(expected, int) and found != expected:
             raise CommandError(f"has {found} {what}; the bundle was trained on images of {expected}")

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from medcoarse.cli.bundle import config_of, run_bundle, shipped_bundle
-from medcoarse.cli.channels import files_of
+from medcoarse.cli.channels import Channels, files_of
 from medcoarse.cli.files import find_images
 from medcoarse.cli.main import CommandError
-from medcoarse.cli.predict import channels_of
+from medcoarse.cli.predict import channels_of, require_alike
 from medcoarse.files import write_json
 
 EXAMPLES = """examples:
@@ -86,8 +86,22 @@ def _cases(bundle: Path, places: list[str]) -> list[str | list[str]]:
     """Files of images, or of the channels of each."""
     images = find_images(places)
     channels = channels_of(bundle, images)
+    _require_usable(bundle, list(channels) or images, channels)
     files = [[str(file.absolute()) for file in files_of(image, channels)] for image in list(channels) or images]
     return [several if len(several) > 1 else several[0] for several in files]
+
+
+def _require_usable(bundle: Path, images: list[Path], channels: Channels) -> None:
+    """Refuse images before any is reported on."""
+    from medcoarse.cli.facts import load_image  # it imports torch, which takes seconds
+
+    content = config_of(bundle, "train.json")
+    for image in images:
+        loaded = load_image(image, channels)
+        try:
+            require_alike(loaded, content)
+        except CommandError as error:
+            raise CommandError(f"{image}: {error}") from None
 
 
 def _report(bundle: Path, cases: list[str | list[str]], output: Path, show_names: bool) -> None:

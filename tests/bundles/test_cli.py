@@ -162,6 +162,22 @@ def test_images_of_another_kind_are_said_to_be(
     said = capfd.readouterr().err
     assert "a.png: has 2 axes; the bundle was trained on images of 3\n" in said
     assert "b.nii.gz: has 2 channels; the bundle was trained on images of 1\n" in said
+    words = text("report", trained, "--output_dir", tmp_path / "out", "--cases", volumes / "images", tmp_path)
+    assert "a.png: has 2 axes; the bundle was trained on images of 3" in refused(capfd, *words)
+
+
+def test_an_image_of_what_is_no_number_is_not_called_background(
+    trained: Path, volumes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    image = nib.load(volumes / "images" / "case0.nii.gz")
+    values = image.get_fdata()
+    values[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(values, image.affine), tmp_path / "a.nii.gz")
+    assert main(text("predict", trained, tmp_path, "--output_dir", tmp_path / "out")) == 1
+    assert "a.nii.gz: has values that are not numbers (NaN or infinity)" in capfd.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+    words = text("report", trained, "--output_dir", tmp_path / "out", "--cases", tmp_path)
+    assert "a.nii.gz: has values that are not numbers (NaN or infinity)" in refused(capfd, *words)
 
 
 def test_images_of_one_name_do_not_replace_each_other(
