@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -45,6 +45,7 @@ class Classes:
         said: how the mapping was found, in words.
         silent: drawings in which nothing is drawn, by name.
         loops: slices with strokes of a class, and how many of them have a closed line of background round them.
+        drawn: classes that are drawn on each image, by number.
     """
 
     names: list[str]
@@ -52,6 +53,7 @@ class Classes:
     said: str
     silent: tuple[str, ...] = ()
     loops: tuple[int, int] = (0, 0)
+    drawn: Mapping[Path, frozenset[int]] = field(default_factory=dict)
 
 
 def load_image(path: Path, channels: Channels = MappingProxyType({})) -> MetaTensor:
@@ -130,7 +132,7 @@ def inspect(
             named.add(segments)
     _require_alike(list(pairs), rows)
     classes = find_classes(found, True in named, mapping, background, class_names)
-    ranges, silent, loops = _check_drawings(pairs, classes, resample, channels)
+    ranges, checked = _check_drawings(pairs, classes, resample, channels)
     dims = {len(row["shape"]) for row in rows}
     modalities = {row["modality"] for row in rows}
     pictures = "picture" in modalities
@@ -142,7 +144,7 @@ def inspect(
         **{key: float(np.median([row[key] for row in rows])) for key in ("low", "high", "usual")},
         drawn_range=ranges,
     )
-    return facts, replace(classes, silent=silent, loops=loops)
+    return facts, checked
 
 
 def _row(files: Sequence[Path], image: MetaTensor) -> dict[str, Any]:
@@ -300,9 +302,9 @@ def _some(found: set[str]) -> str:
 
 def _check_drawings(
     pairs: Mapping[Path, Sequence[Path]], classes: Classes, resample: bool, channels: Channels
-) -> tuple[tuple[float, float] | None, tuple[str, ...], tuple[int, int]]:
-    """Read every drawing onto its image, as training will; the range of intensities of what is drawn as foreground,
-    which drawings are empty, and `Classes.loops`.
+) -> tuple[tuple[float, float] | None, Classes]:
+    """Read every drawing onto its image, as training will; the range of intensities of what is drawn as foreground, and
+    the classes with what the drawings showed.
     """
     try:
         read = LoadCoarseAnnotationd(
@@ -312,6 +314,7 @@ def _check_drawings(
         raise CommandError(f"--mapping: {error}") from None
     merge = MergeStrokesd(num_classes=len(classes.names), allow_missing_keys=True)
     drawn, silent, problems, loops = [], [], [], (0, 0)
+    seen: dict[Path, frozenset[int]] = dict.fromkeys(pairs, frozenset())
     both = [(path, drawing) for path, drawings in pairs.items() for drawing in drawings]
     for path, drawing in tqdm(both, "reading drawings", leave=False, disable=None):
         image = load_image(path, channels)
@@ -325,10 +328,12 @@ def _check_drawings(
         positive = np.asarray(maps["positive"])[0] if "positive" in maps else np.zeros(image.shape[1:])
         values = np.asarray(image)[0][(positive > 0) & (positive != UNLABELED)]
         drawn.append(values[:: max(1, values.size // _MOST_SAMPLES)])
-        slices, closed = count_loops(np.asarray(merge(maps)["strokes"])[0])
+        strokes = np.asarray(merge(maps)["strokes"])[0]
+        seen[path] |= set(np.unique(strokes).tolist()) - {UNLABELED}
+        slices, closed = count_loops(strokes)
         loops = (loops[0] + slices, loops[1] + closed)
     if problems:
         raise CommandError(f"{len(problems)} of {len(both)} drawings cannot be used: {'; '.join(problems[:3])}")
     every = np.concatenate(drawn)
     ranges = (float(np.percentile(every, 0.5)), float(np.percentile(every, 99.5))) if every.size else None
-    return ranges, tuple(silent), loops
+    return ranges, replace(classes, silent=tuple(silent), loops=loops, drawn=seen)

@@ -166,6 +166,7 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         gpu = torch.cuda.is_available()
         memory = options.device_memory or (torch.cuda.get_device_properties(0).total_memory / 1e9 if gpu else 4.0)
         sections = split(list(pairs), options.validation, options.seed)
+        _require_drawn(classes, sections["training"])
         plan = make_plan(facts, gpu, memory, len(sections["training"]))
         binary = are_binary(list(labels.values()))
         if binary and len(classes.names) > 2:
@@ -225,6 +226,18 @@ def _annotators(drawn: Mapping[Path, Mapping[str, Path]], training: Sequence[Pat
             f"{', '.join(idle)}: drew only images to validate on; pass another --seed, or --validation 0"
         )
     return names
+
+
+def _require_drawn(classes: Classes, training: Sequence[Path]) -> None:
+    """Every class that somebody drew, background too, has to be on an image to train on."""
+    learned = frozenset[int]().union(*(classes.drawn[image] for image in training))
+    for number, name in enumerate(classes.names):
+        images = [image for image, shown in classes.drawn.items() if number in shown]
+        if number not in learned and images:
+            raise CommandError(
+                f"{name}: is drawn only on images to validate on ({listed(images)}); pass another --seed, or "
+                "--validation 0"
+            )
 
 
 def _draft(out: Path) -> Path:

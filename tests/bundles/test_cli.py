@@ -564,6 +564,24 @@ def test_names_that_a_configuration_would_evaluate_are_refused(
     assert "holds a #" in refused(capfd, *words)
 
 
+def test_a_class_that_is_drawn_on_one_image(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    words = train_words(tmp_path, "--mapping", "itksnap")
+    assert main(words) == 0
+    item = json.loads((tmp_path / "run" / "datalist.json").read_text())["validation"][0]
+    shutil.rmtree(tmp_path / "run")
+    drawing = tmp_path / "run" / item["drawing"]
+    (tmp_path / "run").mkdir()
+    drawn = nib.load(drawing)
+    values = np.asarray(drawn.dataobj).copy()
+    values[15:17] = 2
+    nib.save(nib.Nifti1Image(values, drawn.affine), drawing)
+    said = refused(capfd, *words)
+    assert f"class 2: is drawn only on images to validate on ({Path(item['image']).name})" in said
+    assert "pass another --seed, or --validation 0" in said
+    assert main([*words, "--validation", "0"]) == 0
+
+
 def test_closed_lines_of_background_are_pointed_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_volumes(tmp_path, 3)
     assert main([*train_words(tmp_path), "--loops", "--output_dir", str(tmp_path / "asked")]) == 0
