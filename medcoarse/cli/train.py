@@ -60,7 +60,7 @@ _MASKS = (".nii", ".nii.gz", ".nrrd", ".mha", ".png", ".tif", ".tiff", ".bmp")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     add = parser.add_argument
-    add("images", metavar="IMAGES", help="folder of images: NIfTI, NRRD, MetaImage, pictures, DICOM series")
+    add("images", metavar="IMAGES", help="folder of images: NIfTI, NRRD, MetaImage (with ITK), pictures, DICOM series")
     add("drawings", metavar="DRAWINGS", help="folder of drawings, one for each image")
     add("--output_dir", required=True, metavar="OUT", help="the bundle that is made")
     add("--mapping", help="what values mean: itksnap, unlabeled_255, dense, monailabel_scribbles, slicer, or JSON")

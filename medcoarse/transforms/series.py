@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from monai.data.image_reader import ImageReader, PILReader, PydicomReader, has_itk
+from monai.data.image_reader import ImageReader, PILReader, PydicomReader, has_itk, has_nrrd
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import EnsureChannelFirst, LoadImaged
 from monai.utils.enums import MetaKeys
@@ -135,7 +135,7 @@ class LoadImageOrSeriesd(LoadImaged):
 
     Raises:
         DataError: when called: channels on several grids, DICOM that is damaged or no single volume, whose header the
-            text does not quote; MetaImage where ITK is not installed.
+            text does not quote; NRRD and MetaImage where pynrrd or ITK is not installed.
 
     Example:
         >>> import tempfile, numpy, nibabel
@@ -177,9 +177,13 @@ class LoadImageOrSeriesd(LoadImaged):
             raise DataError(f"{first}: damaged, or no DICOM image that can be read ({type(error).__name__})") from None
 
     def _reader(self, file: Path) -> ImageReader | None:
-        """The reader of a format that MONAI leaves to ITK, unless another was asked for."""
+        """The reader of a format that MONAI leaves to ITK, unless another was asked for. Where nothing that reads a
+        format is installed, MONAI would take the file for DICOM, and find it damaged.
+        """
         if not self._loader.auto_select:
             return None
+        if file.name.lower().endswith(".nrrd") and not (has_nrrd or has_itk):
+            raise DataError(f"{file}: NRRD is read by pynrrd; pip install 'medcoarse[drawings]', or save it as NIfTI")
         if file.name.lower().endswith(_METAIMAGE) and not has_itk:
             raise DataError(f"{file}: MetaImage is read by ITK; pip install itk, or save it as NIfTI")
         return TiffReader() if file.name.lower().endswith(_TIFF) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -365,10 +366,20 @@ def test_colours_of_a_palette_are_no_intensities(tmp_path: Path, capfd: pytest.C
     assert "p1.png: its numbers stand for the colours of a palette; save it in grey or colour" in said
 
 
-def test_metaimage_names_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medcoarse.transforms.series.has_itk", False)
-    with pytest.raises(CommandError, match=r"a\.mha: MetaImage is read by ITK; pip install itk, or save it as NIfTI"):
-        load_image(tmp_path / "a.mha")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.mha", "a.mha: MetaImage is read by ITK; pip install itk, or save it as NIfTI"),
+        ("a.nrrd", "a.nrrd: NRRD is read by pynrrd; pip install 'medcoarse[drawings]', or save it as NIfTI"),
+    ],
+)
+def test_what_reads_a_format_is_named_where_it_is_missing(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("itk", "nrrd"):
+        monkeypatch.setattr(f"medcoarse.transforms.series.has_{package}", False)
+    with pytest.raises(CommandError, match=re.escape(message)):
+        load_image(tmp_path / name)
 
 
 def test_images_of_several_spacings_and_classes(tmp_path: Path) -> None:
