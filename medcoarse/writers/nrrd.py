@@ -105,5 +105,9 @@ def _write(path: Path, values: NDArray[Any], header: dict[str, Any]) -> None:
     except ImportError:
         raise WriteError(f"{path}: NRRD is written with pynrrd, which is not installed; {_INSTALL}") from None
     buffer = io.BytesIO()
-    nrrd.write(buffer, values, header, compression_level=6)
-    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+    named = {key: text for key, text in header.items() if isinstance(text, str) and not text.isascii()}
+    nrrd.write(buffer, values, header | dict.fromkeys(named, "?"), compression_level=6)
+    head, data = buffer.getvalue().split(b"\n\n", maxsplit=1)
+    for key, text in named.items():  # as Slicer does; pynrrd writes ASCII only
+        head = (head + b"\n").replace(f"\n{key}:=?\n".encode(), f"\n{key}:={text}\n".encode())[:-1]
+    write_atomically(path, lambda file: file.write(head + b"\n\n" + data))

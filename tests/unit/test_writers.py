@@ -127,6 +127,19 @@ def test_slicer_gets_names_colours_and_terms(tmp_path: Path) -> None:
     np.testing.assert_allclose(header["space directions"].T, lps(OBLIQUE)[:3, :3])
 
 
+def test_names_in_any_language(tmp_path: Path) -> None:
+    names = ["background", "Gefäß", "縁"]
+    path = write_segmentation(tmp_path / "a.seg.nrrd", make_segmentation(label_map(), AFFINE, names))
+    (layer,) = read_drawing(path).layers
+    assert layer.names == {1: "Gefäß", 2: "縁"}
+    np.testing.assert_array_equal(layer.values, label_map())
+    assert sitk.ReadImage(str(path)).GetMetaData("Segment0_Name") == "Gefäß"
+    path = write_segmentation(
+        tmp_path / "a.nrrd", make_segmentation(probabilities(), AFFINE, names, probabilities=True)
+    )
+    assert sitk.ReadImage(str(path)).GetMetaData("class_names") == "background|Gefäß|縁"
+
+
 def test_an_absent_class_keeps_its_place_in_slicer(tmp_path: Path) -> None:
     path = write_segmentation(tmp_path / "a.seg.nrrd", make_segmentation(np.zeros(SHAPE, int), AFFINE, NAMES))
     assert nrrd.read_header(str(path))["Segment1_Extent"] == "0 -1 0 -1 0 -1"
