@@ -112,6 +112,7 @@ def write_dicom_seg(
                 content_label="SEGMENTATION",
                 omit_empty_frames=bool(pixels.any()),
             )
+            found.ContentCreatorName = ""  # nobody drew it, but the standard asks for the field
             buffer = io.BytesIO()
             found.save_as(buffer)
     except Exception as error:  # highdicom promises no types, and what it says may quote the header

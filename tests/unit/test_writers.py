@@ -14,7 +14,6 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
-import slicerio
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
@@ -126,40 +125,6 @@ def test_slicer_gets_names_colours_and_terms(tmp_path: Path) -> None:
     assert "SCT^1^Ed ge" in header["Segment1_Tags"]
     assert header["Segmentation_MasterRepresentation"] == "Binary labelmap"
     np.testing.assert_allclose(header["space directions"].T, lps(OBLIQUE)[:3, :3])
-
-
-@pytest.mark.parametrize("place", AFFINES)
-def test_slicers_own_library_reads_what_is_written(tmp_path: Path, place: str) -> None:
-    """slicerio, by the makers of 3D Slicer: names, masks, and where they lie."""
-    path = write_segmentation(tmp_path / "a.seg.nrrd", make_segmentation(label_map(), AFFINES[place], NAMES))
-    found = slicerio.read_segmentation(str(path))
-    assert list(slicerio.segment_names(found)) == NAMES[1:]
-    for number, name in enumerate(NAMES[1:], 1):
-        np.testing.assert_array_equal(slicerio.segment_mask(found, name), label_map() == number)
-    np.testing.assert_allclose(found["ijkToLPS"], lps(AFFINES[place]), atol=1e-9)
-
-
-@pytest.mark.parametrize("place", AFFINES)
-@pytest.mark.parametrize("overlapping", [False, True])
-def test_what_slicers_own_library_writes_is_read(tmp_path: Path, place: str, overlapping: bool) -> None:
-    """And written again: segments that overlap are layers."""
-    masks = {"liver": label_map() == 1, "tumour": label_map() == 2}
-    if overlapping:
-        masks["all of it"] = label_map() > 0
-    drawn = slicerio.create_segmentation(SHAPE, lps(AFFINES[place]))
-    for name, mask in masks.items():
-        slicerio.add_segment(drawn, mask, {"id": name, "name": name})
-    path = tmp_path / "a.seg.nrrd"
-    slicerio.write_segmentation(str(path), drawn)
-    found = read_drawing(path)
-    assert found.segments
-    assert found.grid.shape == SHAPE
-    np.testing.assert_allclose(found.grid.affine, AFFINES[place], atol=1e-9)
-    assert len(found.layers) == 1 + overlapping
-    both = [(name, layer.values == value) for layer in found.layers for value, name in layer.names.items()]
-    assert [name for name, _ in both] == list(masks)
-    for name, mask in both:
-        np.testing.assert_array_equal(mask, masks[name])
 
 
 def test_names_in_any_language(tmp_path: Path) -> None:
