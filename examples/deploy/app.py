@@ -76,14 +76,16 @@ class BundleApplication(Application):
         self.add_flow(infer, write, {("pred", "pred")})
         pictures = find_pictures(source)
         if pictures:
-            read = PictureOperator(self, CountCondition(self, len(pictures)), items=pictures, name="read")
-            self.add_flow(read, infer, {("image", "image")})
+            read: PictureOperator | PhotographOperator = PictureOperator(
+                self, CountCondition(self, len(pictures)), items=pictures, name="read"
+            )
         else:
             segmentation = SegmentationOperator(self, name="segmentation", **written)
             self.add_flow(write, segmentation, {("mask", "mask")})
             read = self._read_dicom(source)
-            self.add_flow(read, infer, {("image", "image")})
             self.add_flow(read, segmentation, {("header", "header")})
+        self.add_flow(read, infer, {("image", "image")})
+        self.refused = read.refused
 
     def _compose_series(self, source: Path, infer: MonaiBundleInferenceOperator, written: dict[str, Any]) -> None:
         from series import find_series  # these need the package

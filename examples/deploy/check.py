@@ -87,7 +87,8 @@ def check_photographs(python: Path, folder: Path, pictures: Path | None, ckpt_fi
         infer(folder, kind)
     for kind in ("pictures", "dicom"):
         deploy(python, folder, kind)
-    deploy(python, folder, "broken", expected=1)
+    for kind in ("broken", "damaged"):
+        deploy(python, folder, kind, expected=1)
 
 
 def check_series(python: Path, folder: Path, bundle: Path | None, series: Path | None) -> None:

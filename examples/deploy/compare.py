@@ -145,10 +145,18 @@ def leaks(folder: Path) -> list[str]:
 
 
 def acceptance(folder: Path) -> list[str]:
-    """The photograph that should have been refused."""
-    left = [path.name for path in (folder / "app_broken").glob("*")]
-    told = "PatientBirthDate being invalid" in (folder / "app_broken.log").read_text()
-    return [] if told and not left else [f"a photograph to be refused: told why: {told}, files: {left}"]
+    """The photograph and the picture that should have been refused, and the good ones beside them."""
+    wanted = {
+        "broken": ("PatientBirthDate being invalid", {"1.2.5_vessel.png", "1.2.5_vessel.dcm"}),
+        "damaged": ("picture 1, in the order of names, is damaged or no picture", {"good_vessel.png"}),
+    }
+    faults = []
+    for kind, (sentence, files) in wanted.items():
+        told = sentence in (folder / f"app_{kind}.log").read_text()
+        left = {path.name for path in (folder / f"app_{kind}").glob("*")}
+        if not told or left != files:
+            faults.append(f"one of {kind} beside a good one: told why: {told}, files: {sorted(left)}")
+    return faults
 
 
 def compare_photographs(folder: Path) -> tuple[dict[str, Any], list[str]]:

@@ -10,7 +10,7 @@ import highdicom as hd
 import numpy as np
 from monai.deploy.core import ConditionType, Fragment, Image, Operator, OperatorSpec
 from numpy.typing import NDArray
-from photographs import PHOTOGRAPH_CLASSES, PhotographError, rgb_pixels, source_header
+from photographs import PHOTOGRAPH_CLASSES, InputError, PhotographError, rgb_pixels, source_header
 from PIL import Image as Picture
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
@@ -33,10 +33,14 @@ class EachOperator(Operator):
 
     Args:
         items: what `read` makes images of; the operator is to run once for each of them.
+
+    Attributes:
+        refused: one sentence for each that cannot be segmented; the others are.
     """
 
     def __init__(self, fragment: Fragment, *args: Any, items: Iterable[Any], **kwargs: Any) -> None:
         self._items = iter(enumerate(items, 1))
+        self.refused: list[str] = []
         super().__init__(fragment, *args, **kwargs)
 
     def setup(self, spec: OperatorSpec) -> None:
@@ -44,8 +48,11 @@ class EachOperator(Operator):
         spec.output("image")
 
     def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
-        """Read the next one."""
-        op_output.emit(self.read(*next(self._items)), "image")
+        """Read the next one; emit nothing where that fails."""
+        try:
+            op_output.emit(self.read(*next(self._items)), "image")
+        except InputError as error:
+            self.refused.append(str(error))
 
     def read(self, number: int, item: Any) -> Image:
         """The image of an item, which is the `number`th of the list."""
@@ -72,10 +79,14 @@ class PhotographOperator(Operator):
 
     It runs until its condition `photographs_left` is disabled, because the number of photographs is known only when the
     series have been read.
+
+    Attributes:
+        refused: one sentence for each that cannot be segmented; the others are.
     """
 
     def __init__(self, fragment: Fragment, *args: Any, **kwargs: Any) -> None:
         self._left: list[Dataset] = []
+        self.refused: list[str] = []
         super().__init__(fragment, *args, **kwargs)
 
     def setup(self, spec: OperatorSpec) -> None:
@@ -100,8 +111,13 @@ class PhotographOperator(Operator):
         if not self._left:
             return  # the series are still being read
         dataset = self._left.pop(0)
-        op_output.emit(as_image(rgb_pixels(dataset), str(dataset.SOPInstanceUID)), "image")
-        op_output.emit(source_header(dataset), "header")
+        try:
+            image = as_image(rgb_pixels(dataset), str(dataset.SOPInstanceUID))
+        except PhotographError as error:
+            self.refused.append(str(error))
+        else:
+            op_output.emit(image, "image")
+            op_output.emit(source_header(dataset), "header")
         if not self._left:
             self.conditions["photographs_left"].disable_tick()
 

@@ -29,8 +29,12 @@ MAY_BE_EMPTY = ("PatientID", "PatientName", "PatientSex", "AccessionNumber", "St
 UID = re.compile(r"[0-9.]{1,64}")
 
 
-class PhotographError(ValueError):
-    """An instance is no colour photograph that can be read; the text names its SOP instance, never a person."""
+class InputError(ValueError):
+    """Something in the input folder cannot be segmented; the text says which and why, and never names a person."""
+
+
+class PhotographError(InputError):
+    """An instance is no colour photograph that can be read; the text names its SOP instance."""
 
 
 def rgb_pixels(dataset: Dataset) -> NDArray[np.uint8]:

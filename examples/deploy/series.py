@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from photographs import UID
+from photographs import UID, InputError
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
@@ -21,8 +21,8 @@ SERIES_CLASSES = {"1.2.840.10008.5.1.4.1.1.2": "CT Image", "1.2.840.10008.5.1.4.
 """SOP classes of what is segmented: one slice a file."""
 
 
-class SeriesError(ValueError):
-    """A series cannot be segmented; the text names its Series Instance UID, never a person or a file."""
+class SeriesError(InputError):
+    """A series cannot be segmented; the text names its Series Instance UID."""
 
 
 def find_series(folder: Path) -> dict[str, list[Path]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from monai.deploy.core import Fragment, Image, Operator, OperatorSpec
 from operators import EachOperator
-from series import SeriesError, read_series
+from series import read_series
 
 from medcoarse.writers.dicom_seg import algorithm_of, write_dicom_seg
 from medcoarse.writers.segmentation import make_segmentation
@@ -22,21 +22,7 @@ class SeriesOperator(EachOperator):
     to be shown, while the network was trained on what is stored.)
 
     The items are pairs of a UID and files.
-
-    Attributes:
-        refused: one sentence for each series that cannot be segmented; the others are.
     """
-
-    def __init__(self, fragment: Fragment, *args: Any, **kwargs: Any) -> None:
-        self.refused: list[str] = []
-        super().__init__(fragment, *args, **kwargs)
-
-    def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
-        """Read the next one; emit nothing where that fails."""
-        try:
-            super().compute(op_input, op_output, context)
-        except SeriesError as error:
-            self.refused.append(str(error))
 
     def read(self, number: int, item: tuple[str, list[Path]]) -> Image:
         """Read a series."""

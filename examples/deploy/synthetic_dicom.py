@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom import Dataset, FileMetaDataset
 from pydicom.config import disable_value_validation
 from pydicom.encaps import encapsulate
-from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
 
 OPHTHALMIC, PHOTOGRAPHIC = "1.2.840.10008.5.1.4.1.1.77.1.5.1", "1.2.840.10008.5.1.4.1.1.77.1.4"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -114,7 +114,7 @@ def save(dataset: Dataset, path: Path, birth_date: bytes = b"19700101") -> None:
 def main(pictures: Path, dicom: Path, references: Path) -> None:
     """Turn pictures into instances of all kinds, two of them in one series; write what they should be read as.
 
-    Beside them goes a folder with a photograph that is to be refused.
+    Beside them go folders with a photograph and a picture that are to be refused, and a good one each.
     """
     dicom.mkdir(parents=True)
     references.mkdir(parents=True)
@@ -141,6 +141,12 @@ def main(pictures: Path, dicom: Path, references: Path) -> None:
     (dicom / "Nobody_Nora.txt").write_text("no DICOM at all: left out")
     (dicom.parent / "broken").mkdir()
     save(photograph(rgb), dicom.parent / "broken" / "Nobody_Nora.dcm", birth_date=b"19701332")
+    good = photograph(rgb)
+    good.SOPInstanceUID = good.file_meta.MediaStorageSOPInstanceUID = UID("1.2.5")
+    save(good, dicom.parent / "broken" / "Nobody_Norma.dcm")
+    (dicom.parent / "damaged").mkdir()
+    (dicom.parent / "damaged" / "Nobody_Nora.png").write_bytes(paths[0].read_bytes()[:3000])
+    Image.fromarray(rgb).save(dicom.parent / "damaged" / "good.png")
     (references.parent / "instances.json").write_text(json.dumps(facts, indent=1))
 
 

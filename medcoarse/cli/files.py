@@ -18,8 +18,12 @@ _SEPARATORS = ("_", "-", ".", " ")
 _OTHER_DRAWINGS = (".json", ".geojson")
 
 
-def find_images(places: Iterable[str | os.PathLike[str]]) -> list[Path]:
+def find_images(places: Iterable[str | os.PathLike[str]], besides: str | os.PathLike[str] | None = None) -> list[Path]:
     """Image files, and folders that hold a DICOM series, below folders; sorted by name, hidden ones left out.
+
+    Args:
+        places: files and folders.
+        besides: a folder that may lie among them and is none of them: where segmentations go. Bundles are left out too.
 
     Raises:
         CommandError: a place that is not there, or holds no image; a DICOM series beside other images.
@@ -30,10 +34,11 @@ def find_images(places: Iterable[str | os.PathLike[str]]) -> list[Path]:
         medcoarse.cli.main.CommandError: /nowhere: no such file or folder
     """
     found: list[Path] = []
+    made = None if besides is None else Path(besides).resolve()
     for place in map(Path, places):
         if not place.exists():
             raise CommandError(f"{place}: no such file or folder")
-        images = _images_below(place) if place.is_dir() else [place]
+        images = _images_below(place, made) if place.is_dir() else [place]
         if not images:
             raise CommandError(f"{place}: holds no image; expected DICOM series or {', '.join(IMAGE_SUFFIXES)}")
         found += images
@@ -213,24 +218,29 @@ def new_folder(folder: str | os.PathLike[str], overwrite: bool) -> Path:
     """A folder to write to.
 
     Raises:
-        CommandError: there is something in it already, and nobody said that it may be overwritten.
+        CommandError: there is something in it already, and nobody said that it may be overwritten, or it cannot be
+            made.
     """
     place = Path(folder)
     if place.exists() and not place.is_dir():
         raise CommandError(f"{place}: is a file, expected a folder")
     if place.is_dir() and any(place.iterdir()) and not overwrite:
         raise CommandError(f"{place}: exists and is not empty; choose another folder, or pass --overwrite")
-    place.mkdir(parents=True, exist_ok=True)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"{place}: cannot be written to ({error.strerror}); choose another folder") from None
     return place
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _images_below(folder: Path, besides: Path | None) -> list[Path]:
     found: list[Path] = []
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            found += _images_below(entry)
+            made = entry.resolve() == besides or (entry / "configs" / "metadata.json").is_file()
+            found += [] if made else _images_below(entry, besides)
         elif _is_image_name(entry) and not entry.name.lower().endswith(".dcm"):
             found.append(entry)
     if not is_series(folder):

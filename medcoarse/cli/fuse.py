@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Fuse image after image."""
+    _require_different(options.folders)
     drawn = by_annotator({folder: find_drawings(folder) for folder in options.folders})
     annotators = list(drawn.values())
     names = sorted(set().union(*annotators))
@@ -69,6 +70,13 @@ def run(options: argparse.Namespace) -> int:
         print(f"[{number}/{len(names)}] {name}", flush=True)
     write_json(output / "fusion.json", record)
     return 0
+
+
+def _require_different(folders: Sequence[str]) -> None:
+    """Refuse a folder that is named twice: it would count as two people who agree."""
+    times = Counter(Path(folder).resolve() for folder in folders)
+    if twice := [folder for folder in folders if times[Path(folder).resolve()] > 1]:
+        raise CommandError(f"{twice[0]}: is named {len(twice)} times; name the folder of each annotator once")
 
 
 def by_annotator(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, Path]]:

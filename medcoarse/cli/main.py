@@ -68,9 +68,13 @@ def in_one_line(error: BaseException) -> str:
         'a: wrong - this'
         >>> in_one_line(KeyError("x"))
         "KeyError: 'x'"
+        >>> in_one_line(FileNotFoundError(2, "No such file or directory", "a.png"))
+        'a.png: No such file or directory'
     """
     while error.__cause__ is not None and type(error) is RuntimeError:
         error = error.__cause__
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
     plain = isinstance(error, CommandError | ValueError | OSError | SystemExit) and text
     return text if plain else f"{type(error).__name__}: {text}" if text else type(error).__name__

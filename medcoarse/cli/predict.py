@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Segment one image after the other; go on after one that fails."""
     bundle = Path(options.bundle)
-    images = find_images(options.images)
+    images = find_images(options.images, besides=options.output_dir)
     names = class_names_of(bundle)
     content = config_of(bundle, "inference.json")
     weights = bundle / "models" / "model.pt"

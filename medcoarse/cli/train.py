@@ -155,7 +155,6 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
     import torch
 
     from medcoarse.cli.facts import inspect
-    from medcoarse.cli.label_maps import are_binary
     from medcoarse.planning import make_plan
 
     draft = _draft(out)
@@ -168,12 +167,7 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         sections = split(list(pairs), options.validation, options.seed)
         _require_drawn(classes, sections["training"])
         plan = make_plan(facts, gpu, memory, len(sections["training"]))
-        binary = are_binary(list(labels.values()))
-        if binary and len(classes.names) > 2:
-            raise CommandError(
-                f"the masks tell 2 classes apart (0 and 255), the drawings {len(classes.names)}: "
-                f"{', '.join(classes.names)}; number the classes in the masks"
-            )
+        binary = _are_binary(list(labels.values()), classes)
         annotators = _annotators(drawn, sections["training"])
         settings = {**plan.settings, **_settings(options, classes), "binary_labels": binary, "annotators": annotators}
         texts = ("class_names", "annotators", "mapping", "dataset_dir")
@@ -206,6 +200,27 @@ def _masks(folder: str) -> list[Path]:
     if other := next((mask for mask in masks if not mask.name.lower().endswith(_MASKS)), None):
         raise CommandError(f"{other}: masks for scores are read as {', '.join(_MASKS)}; save it as one of these")
     return masks
+
+
+def _are_binary(masks: Sequence[Path], classes: Classes) -> bool:
+    """Whether the masks to score by have the structure as 255; their classes have to be those of the drawings."""
+    from medcoarse.cli.label_maps import are_binary, read_labels
+    from medcoarse.confusion import UNLABELED
+
+    named = f"{len(classes.names)}: {', '.join(classes.names)}"
+    binary = are_binary(masks)
+    if binary and len(classes.names) > 2:
+        raise CommandError(
+            f"the masks tell 2 classes apart (0 and 255), the drawings {named}; number the classes in the masks"
+        )
+    known = {*range(len(classes.names)), UNLABELED}
+    for mask in masks:
+        if other := sorted(set(np.unique(read_labels(mask)[0]).tolist()) - known):
+            raise CommandError(
+                f"{mask}: has the values {other}, and the classes of the drawings are {named}; number them from 0, "
+                f"{UNLABELED} where nobody knows"
+            )
+    return binary
 
 
 def _drawn(

@@ -1,4 +1,4 @@
-"""Images that MONAI reads otherwise or not: a DICOM series as one volume, its slices in the order of space; TIFF."""
+"""Images that MONAI reads otherwise or not: a DICOM series as one volume, slices in the order of space; TIFF; NIfTI."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from monai.data.image_reader import ImageReader, PILReader, PydicomReader, has_itk, has_nrrd
+from monai.data.image_reader import ImageReader, NibabelReader, PILReader, PydicomReader, has_itk, has_nrrd
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import EnsureChannelFirst, LoadImaged
 from monai.utils.enums import MetaKeys
@@ -25,6 +25,7 @@ _TOLERANCE = 1e-3
 """By how much affines of one grid may differ: formats round them."""
 
 _TIFF = (".tif", ".tiff")
+_NIFTI = (".nii", ".nii.gz")
 _METAIMAGE = (".mha", ".mhd")
 _PALETTES = ("P", "PA")
 
@@ -95,6 +96,25 @@ class TiffReader(PILReader):
         return found
 
 
+class NiftiReader(NibabelReader):
+    """MONAI's reader of NIfTI, for values that are numbers: of complex ones it would drop the imaginary part.
+
+    Raises:
+        DataError: when it reads: complex values, or colours.
+    """
+
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        """The image of a file, or of each of several."""
+        found = super().read(data, **kwargs)
+        for image in ensure_tuple(found):
+            kind = image.get_data_dtype().kind
+            if kind == "c":
+                raise DataError(f"{image.get_filename()}: holds complex numbers; save their magnitude")
+            if kind == "V":
+                raise DataError(f"{image.get_filename()}: holds colours; save it in grey, or a file for each channel")
+        return found
+
+
 def require_intensities(image: MetaTensor, file: str | os.PathLike[str]) -> None:
     """Refuse a picture whose numbers stand for colours.
 
@@ -130,8 +150,9 @@ def join(images: Mapping[Path, MetaTensor]) -> MetaTensor:
 
 
 class LoadImageOrSeriesd(LoadImaged):
-    """`LoadImaged`, which reads DICOM with `SeriesReader`, TIFF without ITK, and the files of an image of several one
-    by one: they become channels, may be of several formats, and their affines may differ by rounding.
+    """`LoadImaged`, which reads DICOM with `SeriesReader`, TIFF without ITK, NIfTI if its values are numbers, and the
+    files of an image of several one by one: they become channels, may be of several formats, and their affines may
+    differ by rounding.
 
     Raises:
         DataError: when called: channels on several grids, DICOM that is damaged or no single volume, whose header the
@@ -186,4 +207,6 @@ class LoadImageOrSeriesd(LoadImaged):
             raise DataError(f"{file}: NRRD is read by pynrrd; pip install 'medcoarse[drawings]', or save it as NIfTI")
         if file.name.lower().endswith(_METAIMAGE) and not has_itk:
             raise DataError(f"{file}: MetaImage is read by ITK; pip install itk, or save it as NIfTI")
+        if file.name.lower().endswith(_NIFTI):
+            return NiftiReader()
         return TiffReader() if file.name.lower().endswith(_TIFF) else None

@@ -227,6 +227,18 @@ def test_a_stray_dicom_file_hides_no_images(tmp_path: Path) -> None:
     assert find_images([tmp_path / "series"]) == [tmp_path / "series"]
 
 
+def test_what_was_made_beside_the_images_is_no_image(trained: Path, volumes: Path, tmp_path: Path) -> None:
+    shutil.copytree(volumes / "images", tmp_path / "images")
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "output" / "figures").mkdir(parents=True, exist_ok=True)
+    Image.new("L", (8, 8)).save(tmp_path / "run" / "output" / "figures" / "overview.png")
+    words = text("predict", trained, tmp_path, "--output_dir", tmp_path / "out")
+    for more in ([], ["--overwrite"]):
+        assert main(words + more) == 0
+        assert all(path.parent.name == "images" for path in (tmp_path / "out").rglob("*.*"))
+    assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == len(list((volumes / "images").iterdir()))
+
+
 # --- the other commands ------------------------------------------------------------------------------------------
 
 
@@ -364,6 +376,19 @@ def test_colours_of_a_palette_are_no_intensities(tmp_path: Path, capfd: pytest.C
     words = text("train", tmp_path / "images", tmp_path / "drawings", "--output_dir", tmp_path / "run", "--plan_only")
     said = refused(capfd, *words)
     assert "p1.png: its numbers stand for the colours of a palette; save it in grey or colour" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("<c8", "holds complex numbers; save their magnitude"),
+        ([("R", "u1"), ("G", "u1"), ("B", "u1")], "holds colours; save it in grey, or a file for each channel"),
+    ],
+)
+def test_what_is_no_intensity_in_nifti(tmp_path: Path, kind: Any, message: str) -> None:
+    nib.save(nib.Nifti1Image(np.zeros((4, 3, 2), kind), OBLIQUE), tmp_path / "a.nii.gz")
+    with pytest.raises(CommandError, match=f"a.nii.gz: {message}"):
+        load_image(tmp_path / "a.nii.gz")
 
 
 @pytest.mark.parametrize(
@@ -622,6 +647,8 @@ def test_an_output_folder_that_is_something_else(tmp_path: Path, capfd: pytest.C
     assert "not empty" in refused(capfd, *words)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
     assert main([*words, "--overwrite"]) == 0
+    words[-1] = str(tmp_path / "run" / "thesis.txt" / "out")
+    assert "thesis.txt/out: cannot be written to (Not a directory); choose another folder" in refused(capfd, *words)
 
 
 def test_no_bundle_or_no_weights(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -186,6 +186,21 @@ def test_binary_labels_of_several_classes_are_refused(tmp_path: Path, capfd: pyt
     assert "the masks tell 2 classes apart (0 and 255), the drawings 3" in said
 
 
+def test_labels_of_other_classes_than_the_drawings_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_volumes(tmp_path, 3)
+    path = tmp_path / "masks" / "case1.nii.gz"
+    mask = nib.load(path)
+    values = np.asarray(mask.dataobj).copy()
+    values[0, 0, 0], values[1, 0, 0] = 7, 255
+    nib.save(nib.Nifti1Image(values, mask.affine), path)
+    words = text("train", tmp_path / "images", tmp_path / "drawings", "--labels", tmp_path / "masks", "--plan_only")
+    said = refusal(capfd, *words, "--background", 3, "--output_dir", tmp_path / "run")
+    assert "case1.nii.gz: has the values [7], and the classes of the drawings are 2: background, class 1" in said
+    assert not (tmp_path / "run").exists()
+
+
 # --- which files belong together ---------------------------------------------------------------------------------
 
 
@@ -260,4 +275,6 @@ def test_what_fusion_cannot_pair(tmp_path: Path, capfd: pytest.CaptureFixture[st
     save(tmp_path / "ben" / "a.png", LEFT)
     said = refusal(capfd, "fuse", tmp_path / "ada", tmp_path / "ben", "--output_dir", tmp_path / "out")
     assert "are both of 'a' by one annotator" in said
+    said = refusal(capfd, "fuse", tmp_path / "ben", tmp_path / "ada" / ".." / "ben", "--output_dir", tmp_path / "out")
+    assert "ben: is named 2 times; name the folder of each annotator once" in said
     assert not (tmp_path / "out").exists()
