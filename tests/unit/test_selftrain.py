@@ -140,6 +140,13 @@ def test_views_are_turned_back_and_the_network_sees_them_mirrored_and_scaled():
     assert torch.equal(mirrored, left.flip(2)), "what a network says of a place goes back to that place"
 
 
+def test_pixels_stay_where_they_are_at_other_scales():
+    """Twice as many pixels on the same line have their centres a quarter to the left and right of the old ones."""
+    seen = []
+    list(scaled_views(torch.tensor([[[0.0, 4.0, 8.0]]]), lambda x: seen.append(x) or x, [2], []))
+    assert seen[0].flatten().tolist() == [0, 1, 3, 5, 7, 8]
+
+
 def test_what_views_do_not_take():
     with pytest.raises(ValueError, match="scales must be above 0"):
         list(scaled_views(torch.zeros(1, 1, 4, 4), lambda x: x, [1, 0]))

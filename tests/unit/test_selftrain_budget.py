@@ -29,6 +29,7 @@ def test_forecasts_by_hand():
     first, last = what_to_draw(measured, 1)
     assert (first.kind, first.score, last.kind) == ("coarse", 0.3, "fine")
     assert math.isnan(last.score)
+    assert [one.kind for one in what_to_draw(dict(reversed(measured.items())), 1)] == ["coarse", "fine"]
     assert (first.known, last.known) == (True, False), "of what was not measured nothing is known"
 
 

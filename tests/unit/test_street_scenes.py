@@ -213,6 +213,19 @@ def test_views_are_put_back_where_they_belong():
     assert torch.allclose(mean, torch.stack([view.softmax(1) for view in views]).mean(0), atol=1e-6)
 
 
+def test_what_is_too_fine_for_a_scale_is_smoothed_away():
+    """One column in four is bright: at a quarter of the size all have a quarter of the light, on average and each."""
+    seen = []
+
+    def network(window):
+        seen.append(window.clone())  # the inferer weighs what it gets back in place
+        return window
+
+    stripes = (torch.arange(64) % 4 == 0).float().expand(1, 3, 64, 64)
+    MultiScaleInferer([16, 16], scales=[0.25])(stripes, network)
+    assert (seen[0][..., 2:-2] - 0.25).abs().max() < 0.1
+
+
 def test_the_mean_over_mirrored_views_is_mirrored_with_the_picture():
     torch.manual_seed(0)
     network, picture = torch.nn.Conv2d(3, 4, 3, padding=1), torch.rand(2, 3, 16, 12)
