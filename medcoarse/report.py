@@ -10,7 +10,7 @@ Figures are made without pyplot and its global state, so that threads and machin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,23 +89,6 @@ class ConfusionCase:
     image: ArrayOrTensor
     label: ArrayOrTensor
     annotators: Sequence[AnnotatorMaps]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A score against a setting.
-
-    Args:
-        name: entry in the legend; empty for none.
-        x: settings in rising order.
-        mean: scores there; NaN leaves a gap.
-        std: half the height of the band; None where there is a single value.
-    """
-
-    name: str
-    x: Sequence[float]
-    mean: Sequence[float]
-    std: Sequence[float | None]
 
 
 # matrices
@@ -350,46 +333,6 @@ def confusion_sheet(
     return figure
 
 
-def curves_figure(panels: Mapping[str, Sequence[Curve]], x_label: str, log_x: bool = False, title: str = "") -> Figure:
-    """Scores against a setting, one panel a score: means as lines, bands of one standard deviation to either side.
-
-    Args:
-        panels: name of the score -> curves; equal names have equal colours in all panels.
-        x_label: what the setting is, with its unit.
-        log_x: logarithmic axis, for settings above 0.
-        title: heading of the page.
-
-    Returns:
-        Figure with at most three panels in a row.
-
-    Raises:
-        ValueError: no panel.
-
-    Example:
-        >>> figure = curves_figure({"IoU": [Curve("ours", [1, 2], [0.6, 0.8], [0.1, None])]}, "annotators")
-        >>> figure.axes[0].get_ylabel(), figure.axes[0].get_xlabel()
-        ('IoU', 'annotators')
-    """
-    if not panels:
-        raise ValueError("curves_figure needs at least one panel, got none")
-    names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
-    colours = dict(zip(names, (class_colours(len(names), background=None) / 255).tolist(), strict=True))
-    columns = min(3, len(panels))
-    width, height, heading = 5.0, 3.9, 0.6 if title else 0.1
-    rows = math.ceil(len(panels) / columns)
-    figure = new_figure(columns * width, heading + rows * height)
-    if title:
-        _text(figure, MARGIN, 0.35, title, fontsize=14, weight="bold")
-    for i, (score, curves) in enumerate(panels.items()):
-        left, top = (i % columns) * width, heading + (i // columns) * height
-        ax = _axes(figure, left + 0.8, top + 0.15, width - 1.05, height - 0.85)
-        _curves_panel(ax, curves, colours)
-        ax.set_xlabel(x_label, fontsize=10, color=FAINT)
-        ax.set_ylabel(score, fontsize=10, color=FAINT)
-        ax.set_xscale("log" if log_x else "linear")
-    return figure
-
-
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG, whole or not at all.
 
@@ -417,20 +360,6 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
 
 # the pieces of a page
-
-
-def _curves_panel(ax: Axes, curves: Sequence[Curve], colours: Mapping[str, Any]) -> None:
-    for curve in curves:
-        mean = np.asarray(curve.mean, np.float64)
-        std = np.array([math.nan if value is None else value for value in curve.std])  # no band where there is none
-        ax.fill_between(curve.x, mean - std, mean + std, color=colours[curve.name], alpha=0.2, linewidth=0)
-        ax.plot(curve.x, mean, "o-", color=colours[curve.name], label=curve.name or None, markersize=4)
-    ax.grid(color=EDGE, linewidth=0.5, alpha=0.6)
-    ax.tick_params(colors=INK, labelsize=9)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(EDGE)
-    if any(curve.name for curve in curves):
-        ax.legend(loc="best", **{**LEGEND, "frameon": True, "handlelength": 2})
 
 
 def _page(

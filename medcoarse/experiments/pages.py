@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medcoarse.curves import Curve, curves_figure
 from medcoarse.experiments.bundles import Bundle
 from medcoarse.experiments.plans import Run
 from medcoarse.experiments.provenance import as_text, command_text, source_version
@@ -17,7 +19,7 @@ from medcoarse.experiments.results import Cell, Result, Summary, look_up, read_j
 from medcoarse.experiments.tables import Table, TableError
 from medcoarse.files import write_atomically, write_json
 from medcoarse.monitoring import machine
-from medcoarse.report import Curve, curves_figure, save_figure
+from medcoarse.report import save_figure
 
 NOTHING = "–"
 
@@ -197,18 +199,28 @@ def cell_text(cell: Cell, num_runs: int) -> str:
 
 
 def as_figure(table: Table, summaries: Sequence[Summary]) -> Any:
-    """One panel a column, one curve a series, mean and band of ± one deviation over ``x``."""
-    assert table.figure is not None
-    placed = [(summary.row.x, summary) for summary in summaries if summary.row.x is not None]
-    placed.sort(key=lambda pair: pair[0])
-    series = dict.fromkeys(summary.row.series for summary in summaries if summary.row.x is not None)
-    panels: dict[str, list[Curve]] = {column: [] for column in table.metrics}
-    for column, name in ((column, name) for column in panels for name in series):
-        cells = [(x, summary.cells[column]) for x, summary in placed if summary.row.series == name]
-        known = [(x, cell.mean, cell.std) for x, cell in cells if cell.mean is not None]
-        if known:
-            panels[column].append(Curve(name, *map(tuple, zip(*known, strict=True))))
-    return curves_figure(panels, table.figure.x_label, log_x=table.figure.log_x, title=table.title)
+    """One panel a column, one curve a series, mean and band of ± one deviation over ``x``; a level is a line."""
+    figure = table.figure
+    assert figure is not None
+    series: dict[str, list[Summary]] = {}
+    for summary in summaries:
+        row = summary.row
+        if row.x is not None or row.name == figure.level:
+            series.setdefault(row.name if row.x is None else row.series, []).append(summary)
+    panels = {column: [_curve(name, rows, column) for name, rows in series.items()] for column in table.metrics}
+    shown = {column: [curve for curve in curves if curve.x] for column, curves in panels.items()}
+    return curves_figure(shown, figure.x_label, log_x=figure.log_x, title=table.title)
+
+
+def _curve(name: str, summaries: Sequence[Summary], column: str) -> Curve:
+    cells = [(math.nan if s.row.x is None else s.row.x, s.cells[column]) for s in summaries]
+    known = sorted(((x, cell) for x, cell in cells if cell.mean is not None), key=lambda pair: pair[0])
+    return Curve(
+        name,
+        [x for x, _ in known],
+        [cell.mean for _, cell in known if cell.mean is not None],
+        [cell.std for _, cell in known],
+    )
 
 
 def _scored(table: Table) -> str:

@@ -17,7 +17,7 @@ Convention: overrides are MONAI's, ``{"a#b#c": any JSON value or expression}``. 
             {"name": "another network", "config": ["configs/another.json"]}
         ],
         "evaluate": {"config": ["configs/evaluate.json"], "overrides": {"section": "test"}},
-        "figure": {"x_label": "rate", "log_x": true}
+        "figure": {"x_label": "rate", "log_x": true, "level": "dense masks"}
     }
 
 Rows that are every case with every method are written once, as a grid among the other rows. These make "clean: A",
@@ -103,10 +103,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Curves:
-    """The figure: every metric against the rows' ``x``."""
+    """The figure: every metric against the rows' ``x``; the row ``level``, which has none, is a line all along."""
 
     x_label: str
     log_x: bool = False
+    level: str = ""
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ GRID_KEYS = {"vary": LIST, "methods": LIST}
 CASE_KEYS = {"name": TEXT, "overrides": OBJECT, "x": NUMBER}
 METHOD_KEYS = {"name": TEXT, "overrides": OBJECT, "config": LIST, "source": TEXT, "series": TEXT}
 EVALUATION_KEYS = {"config": LIST, "overrides": OBJECT, "run_id": TEXT, "file": TEXT}
-FIGURE_KEYS = {"x_label": TEXT, "log_x": (bool,)}
+FIGURE_KEYS = {"x_label": TEXT, "log_x": (bool,), "level": TEXT}
 JSON_NAMES = {str: "text", int: "a number", dict: "an object", list: "a list", bool: "true or false"}
 
 
@@ -283,6 +284,8 @@ def _figure(content: Any, rows: Sequence[Row]) -> Curves:
     if not placed:
         raise TableError("a figure needs rows with an 'x', got none")
     _distinct("positions in a series of the figure", [(row.series, row.x) for row in placed])
+    if figure.level and figure.level not in [row.name for row in rows if row.x is None]:
+        raise TableError(f"the level of the figure must be a row without an 'x', got {figure.level!r}")
     low = [row.name for row in placed if figure.log_x and row.x is not None and row.x <= 0]
     if low:
         raise TableError(f"with log_x every 'x' must be above 0, row {low[0]!r} is not")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
+import math
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from medcoarse import report
+from medcoarse.curves import Curve, curves_figure
 from medcoarse.experiments import processes, runner
 from medcoarse.experiments.__main__ import main
 from medcoarse.experiments.bundles import digest, open_bundle
@@ -150,6 +151,10 @@ def calls(place: Path) -> dict[str, list[str]]:
         ({"config": "train.json"}, "'config' of the table must be a list, got 'train.json'"),
         ({"evaluate": {}}, "evaluate lacks 'config'"),
         ({"figure": {"x_label": "rate"}}, "a figure needs rows with an 'x', got none"),
+        (
+            {"figure": {"x_label": "rate", "level": "a"}, "rows": [{"name": "a", "x": 1}]},
+            "the level of the figure must be a row without an 'x', got 'a'",
+        ),
         ({"figure": {"x_label": "rate", "log_x": True}, "rows": [{"name": "a", "x": 0}]}, "with log_x every 'x' must"),
     ],
 )
@@ -707,20 +712,21 @@ def test_curves_are_drawn_of_the_rows_that_have_a_place(place):
         {"name": f"{series} {x}", "x": x, "series": series, "overrides": {"base": base}}
         for series, x, base in (("ours", 0.1, 0.2), ("theirs", 0.01, 0.1), ("ours", 0.01, 0.3))
     ]
-    changes = {"rows": [*rows, {"name": "no x"}], "figure": {"x_label": "rate", "log_x": True}}
+    changes = {"rows": [*rows, {"name": "no x"}], "figure": {"x_label": "rate", "log_x": True, "level": "no x"}}
     assert run(place, "--seeds", "0,1", **changes) == 0
     assert (place / "out" / "table" / "results.png").read_bytes().startswith(b"\x89PNG")
     runs = planned(place, TABLE | changes, seeds=[0, 1])
     figure = as_figure(runs[0].table, summarize(runs[0].table, list(map(look_up, runs))))
-    ours, theirs = figure.axes[0].lines
+    ours, theirs, level = figure.axes[0].lines
+    assert (level.get_label(), level.get_linestyle(), len(set(level.get_ydata()))) == ("no x", "--", 1)
     assert (ours.get_label(), ours.get_xdata().tolist()) == ("ours", [0.01, 0.1])
     assert ours.get_ydata().tolist() == pytest.approx([0.35, 0.25])  # base and base + 0.1
     assert theirs.get_ydata().tolist() == pytest.approx([0.15])
 
 
 def test_a_curve_is_the_means_with_a_band_of_one_deviation():
-    curve = report.Curve("ours", [1, 10], [0.5, 0.7], [0.1, None])
-    figure = report.curves_figure({"IoU": [curve], "Dice": [curve]}, "rate", log_x=True)
+    curve = Curve("ours", [1, 10], [0.5, 0.7], [0.1, None])
+    figure = curves_figure({"IoU": [curve], "Dice": [curve]}, "rate", log_x=True)
     assert [ax.get_ylabel() for ax in figure.axes] == ["IoU", "Dice"]
     ax = figure.axes[0]
     assert ax.get_xscale() == "log"
@@ -729,7 +735,24 @@ def test_a_curve_is_the_means_with_a_band_of_one_deviation():
     assert set(band[:, 0]) == {1.0}, "one value has no deviation"
     assert (min(band[:, 1]), max(band[:, 1])) == pytest.approx((0.4, 0.6))
     with pytest.raises(ValueError, match="at least one panel"):
-        report.curves_figure({}, "rate")
+        curves_figure({}, "rate")
+
+
+def test_points_far_below_the_others_do_not_press_them_into_a_line():
+    curves = [Curve(name, [0.02, 0.1, 0.8], [0.86, 0.88, 0.9], [None] * 3) for name in "abcdefg"]
+    odd = Curve("odd", [0.02, 0.1, 0.8], [0.3, 0.5, 0.9], [None] * 3)
+    level = Curve("masks", [math.nan], [0.92], [None])
+    ax = curves_figure({"IoU": [level, *curves, odd]}, "ratio", log_x=True).axes[0]
+    low, high = ax.get_ylim()
+    assert 0.84 < low < 0.86
+    assert 0.92 < high < 0.93
+    assert [text.get_text() for text in ax.texts] == ["2 lower, down to 0.30"]
+    assert ax.lines[0].get_ydata() == [0.92, 0.92]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0.02", "0.1", "0.8"]
+    assert ax.get_legend().get_bbox_to_anchor().x0 > ax.bbox.x1, "many names stand beside the panel"
+    spread = curves_figure({"IoU": [Curve("a", [1, 2, 3, 4], [0.1, 0.3, 0.7, 0.9], [None] * 4)]}, "ratio").axes[0]
+    assert not spread.texts
+    assert spread.get_ylim()[0] < 0.1
 
 
 # processes
