@@ -25,6 +25,7 @@ from medcoarse.cli.bundle import change_settings, config_of, make_bundle, requir
 from medcoarse.cli.channels import Channels, are_channels, files_of, join_channels
 from medcoarse.cli.files import find_annotators, find_drawings, find_images, listed, pair, pair_each
 from medcoarse.cli.main import CommandError
+from medcoarse.cli.patients import patients_of, split
 from medcoarse.files import write_json
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
@@ -88,6 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="dense masks of some images, for scores: 0, 1, ..., 255 for unknown; or 0 and 255 alone: 255 is class 1",
     )
     add("--validation", type=float, default=0.2, metavar="SHARE", help="of the images, to validate on (default 0.2)")
+    add(
+        "--patient",
+        metavar="REGEX",
+        help="whose an image is, in its name: '^[^_]+' for p1_left.png and p1_right.png; images of one are trained or "
+        "validated on together (DICOM says so itself)",
+    )
     add("--seed", type=int, default=0, help="of the split and of training (default 0)")
     add("--epochs", type=int, help="in place of the planned number")
     add("--device_memory", type=float, metavar="GB", help="memory to plan for; by default that of the GPU, or 4")
@@ -130,8 +137,9 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         key: os.path.abspath(getattr(options, key)) if getattr(options, key) else None  # noqa: PTH100
         for key in ("images", "drawings", "labels")
     }
-    later = ("loops", "resample", "annotators")  # plans of before these options say nothing of them
-    return places | {key: getattr(options, key) for key in keys} | {key: True for key in later if getattr(options, key)}
+    later = ("loops", "resample", "annotators", "patient")  # plans of before these options say nothing of them
+    given = {key: getattr(options, key) for key in later if getattr(options, key)}
+    return places | {key: getattr(options, key) for key in keys} | given
 
 
 def _require_same(out: Path, asked: Mapping[str, Any]) -> None:
@@ -151,6 +159,7 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
     drawn = _drawn(images, drawings, options)
     pairs = {image: list(by.values()) for image, by in drawn.items()}
     labels = pair(images, _masks(options.labels), "mask", need_all=False) if options.labels else {}
+    patients = patients_of(list(pairs), options.patient, channels)
 
     import torch
 
@@ -164,7 +173,7 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         )
         gpu = torch.cuda.is_available()
         memory = options.device_memory or (torch.cuda.get_device_properties(0).total_memory / 1e9 if gpu else 4.0)
-        sections = split(list(pairs), options.validation, options.seed)
+        sections = split(patients, options.validation, options.seed)
         _require_drawn(classes, sections["training"])
         plan = make_plan(facts, gpu, memory, len(sections["training"]))
         binary = _are_binary(list(labels.values()), classes)
@@ -173,7 +182,7 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         texts = ("class_names", "annotators", "mapping", "dataset_dir")
         require_text("names of classes, segments, annotators and folders", [settings[key] for key in texts])
         reasons = {**plan.reasons, **({"max_epochs": "as asked for"} if options.epochs else {})}
-        for line in _said(classes, pairs, sections, settings, reasons):
+        for line in _said(classes, patients, sections, settings, reasons):
             print(line)
         record = {"asked": dict(asked), "images": len(pairs), "classes": classes.said} | (
             {"channels": numbers} if numbers else {}
@@ -282,22 +291,6 @@ def _settings(options: argparse.Namespace, classes: Classes) -> dict[str, Any]:
     return settings | ({"max_epochs": options.epochs} if options.epochs else {})
 
 
-def split(images: Sequence[Path], share: float, seed: int) -> dict[str, list[Path]]:
-    """Training and validation images, the same for the same seed; with two images or fewer all are for training.
-
-    Example:
-        >>> parts = split([Path(str(number)) for number in range(10)], 0.2, 0)
-        >>> len(parts["training"]), len(parts["validation"])
-        (8, 2)
-    """
-    number = min(max(round(share * len(images)), 1), len(images) - 1) if share > 0 and len(images) > 2 else 0
-    chosen = set(np.random.default_rng(seed).permutation(len(images))[:number].tolist())
-    parts: dict[str, list[Path]] = {"training": [], "validation": []}
-    for index, image in enumerate(images):
-        parts["validation" if index in chosen else "training"].append(image)
-    return parts
-
-
 def _item(
     image: Path, drawn: Mapping[str, Path], label: Path | None, out: Path, channels: Channels
 ) -> dict[str, str | list[str]]:
@@ -335,13 +328,16 @@ def _metadata(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, An
 
 def _said(
     classes: Classes,
-    pairs: Mapping[Path, Sequence[Path]],
+    patients: Mapping[Path, str],
     sections: Mapping[str, Sequence[Path]],
     settings: Mapping[str, Any],
     reasons: Mapping[str, str],
 ) -> list[str]:
     parts = ", ".join(f"{len(part)} for {name}" for name, part in sections.items())
-    lines = [f"{len(pairs)} images with drawings: {parts}", f"classes ({classes.said}): {', '.join(classes.names)}"]
+    people = len(set(patients.values()))
+    of_people = f" of {people} patient{'s' * (people > 1)}" if people < len(patients) else ""
+    lines = [f"{len(patients)} images{of_people} with drawings: {parts}"]
+    lines += [f"classes ({classes.said}): {', '.join(classes.names)}"]
     if settings["annotators"]:
         lines += [f"annotators, kept apart: {', '.join(settings['annotators'])}"]
     lines += [f"  NOTHING IS DRAWN in {listed([Path(name) for name in classes.silent])}"] if classes.silent else []

@@ -567,6 +567,19 @@ def test_empty_missing_and_damaged(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert "case2_drawn.nii.gz: damaged" in refused(capfd, *train_words(tmp_path))
 
 
+def test_images_of_one_patient_stay_together(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 6)
+    words = train_words(tmp_path, "--patient", "case[0-2]|case", "--validation", 0.5)
+    assert main(words) == 0
+    assert "6 images of 4 patients with drawings: 3 for training, 3 for validation" in capfd.readouterr().out
+    sections = json.loads((tmp_path / "run" / "datalist.json").read_text())
+    assert {len([item for item in items if item["image"][-8] in "345"]) for items in sections.values()} == {0, 3}
+    assert main(words) == 0
+    assert "holds a training with patient 'case[0-2]|case', not None" in refused(capfd, *words[:-4], *words[-2:])
+    shutil.rmtree(tmp_path / "run")
+    assert "finds nothing in case0.nii.gz" in refused(capfd, *train_words(tmp_path, "--patient", "case[1-9]"))
+
+
 def test_what_is_refused_before_and_said_after_inspecting(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_volumes(tmp_path, 3)
     words = [*train_words(tmp_path), "--plan_only"]
