@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -304,7 +304,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     plain = json.loads(json.dumps(record))
     if {key: value for key, value in found.items() if key not in ("created", "tool")} == plain:
         return
-    stamp = {"created": datetime.now(timezone.utc).isoformat(timespec="seconds"), "tool": f"medcoarse {__version__}"}
+    stamp = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "tool": f"medcoarse {__version__}"}
     write_json(folder / "provenance.json", {**plain, **stamp})
 
 

@@ -10,7 +10,7 @@ import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from json import loads
 from pathlib import Path
@@ -272,7 +272,7 @@ class CaseReport:
             "bundle": bundle.get("name"),
             "version": bundle.get("version"),
             "weights_sha256": sha256_of(Path(self.weights)) if self.weights else None,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": shown_command(sys.argv, self.show_names),
             "software": {name: version(name) for name in ("medcoarse", "monai", "torch")},
         }

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -294,7 +294,7 @@ def provenance(source: PathLike | Sequence[PathLike], base_dir: PathLike | None 
         raise DataError(f"{source}: no files to record; pass a folder that holds the data set")
     files = {p.relative_to(base).as_posix(): {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in paths}
     return {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "tool": f"medcoarse {__version__}",
         "total_bytes": sum(p.stat().st_size for p in paths),
         "files": files,

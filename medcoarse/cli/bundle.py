@@ -19,6 +19,25 @@ _PLACE = "bundles/drawings/configs/train.json"
 _UNPLANNED = frozenset(OVERLAYS.values())
 """What is merged over a plan by MONAI Label, and must not be overwritten by it."""
 
+_PAGE = """# Segmentation learned from rough drawings
+
+Made by `medcoarse train`. Research software, not a medical device.
+
+Classes:
+
+{classes}
+
+- `configs/plan.json` says what was chosen, and why; `configs/metadata.json` what goes in and comes out.
+- `models/model.pt` are the weights of the last epoch; `output/` has scores, pictures and curves.
+
+```bash
+medcoarse predict . IMAGES --output_dir PREDICTIONS   # typed in this folder; DICOM series too
+medcoarse report .                                    # the drawings, and who drew them
+medcoarse report . --cases IMAGES                     # outlines, uncertainty, sizes
+python -m monai.bundle run inferring --config_file configs/inference.json --dataset_dir IMAGES --output_dir PREDICTIONS
+```
+"""
+
 
 def shipped_bundle() -> Path:
     """The bundle `drawings`: beside the package in a clone, else where pip put it.
@@ -55,12 +74,14 @@ def make_bundle(folder: Path, settings: Mapping[str, Any], metadata: Mapping[str
         if file.name == "inference.json":  # there `datalist` is a list of images
             changes = {key: value for key, value in settings.items() if key != "datalist"}
         write_json(target, _changed(content, changes, add=file.name == "metadata.json"))
-    for name in ("LICENSE", "docs"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-        elif (source / name).is_dir():
-            shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
+    shutil.copyfile(source / "LICENSE", folder / "LICENSE")
+    (folder / "docs").mkdir(exist_ok=True)
+    (folder / "docs" / "README.md").write_text(_PAGE.format(classes=_listed_classes(settings)), encoding="utf-8")
     sync(folder)
+
+
+def _listed_classes(settings: Mapping[str, Any]) -> str:
+    return "\n".join(f"{number}. {name}" for number, name in enumerate(settings["class_names"]))
 
 
 def require_text(what: str, value: Any) -> None:

@@ -151,7 +151,7 @@ class SelfTraining:
     def _made(self) -> Iterator[Made]:
         """Name and pseudo label of every image, 255 where somebody drew and outside the region."""
         device = next(self.network.parameters()).device
-        known, drawn = 0, 0
+        known = drawn = total = 0
         for number, entry in enumerate(self.dataset.data):
             item = self.dataset[number]
             image = torch.as_tensor(item["image"]).as_subclass(Tensor)[None].float().to(device)
@@ -161,8 +161,14 @@ class SelfTraining:
             if self.mask_key in item:
                 label = label.masked_fill(torch.as_tensor(item[self.mask_key]).as_subclass(Tensor) == 0, UNLABELED)
             known, drawn = known + int((label != UNLABELED).sum()), drawn + int(taken.sum())
+            total += label.numel()
             yield Made(source_of(entry), label, getattr(item["image"], "affine", None))
         logger.info("Pseudo labels of %d images: %d pixels beside %d that were drawn", number + 1, known, drawn)
+        if drawn == total:
+            logger.warning(
+                "Every pixel is drawn, so rounds of pseudo labels change nothing; they are for strokes (profiles with "
+                "'dense': False), or for drawings with 255 where nobody drew"
+            )
 
     def _said(self, item: Mapping[Hashable, Any], label: Tensor) -> tuple[Tensor, Tensor]:
         """Where the drawings agree on a class, and where a negative one rules out that of a label ``(1, *S)``."""

@@ -58,6 +58,9 @@ def test_training_leaves_a_bundle_and_a_plan(trained: Path, volumes: Path) -> No
     assert plan["settings"]["class_names"] == ["background", "box"]
     assert plan["settings"]["mapping"] == {"0": None, "1": [1, "positive"], "3": [0, "positive"]}
     assert plan["settings"]["network_def#strides"] == [[2, 2, 1], [2, 2, 2]]
+    page = (trained / "docs" / "README.md").read_text()
+    assert "0. background\n1. box\n" in page
+    assert [path.name for path in (trained / "docs").iterdir()] == ["README.md"], "nothing of the model it comes from"
     assert plan["reasons"]["spacing"].startswith("all images have the same spacing")
     content = json.loads((trained / "configs" / "train.json").read_text())
     assert content["network_def"]["strides"] == [[2, 2, 1], [2, 2, 2]]

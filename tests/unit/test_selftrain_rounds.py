@@ -160,6 +160,16 @@ def test_what_is_written_is_what_the_network_agrees_on_beside_the_drawing(tmp_pa
             assert sum(item["pixels_per_class"]) == (wanted != 255).sum()
 
 
+def test_drawings_of_every_pixel_are_said_to_leave_nothing(tmp_path, caplog):
+    _, rounds, _ = build(tmp_path)
+    rounds.begin(1)
+    assert "change nothing" not in caplog.text
+    drawn = {"positive": torch.zeros(1, *load("0.png").shape[1:], dtype=torch.uint8)}
+    rounds.dataset = Dataset(rounds.dataset.data, lambda item: {**item, "image": load(item["image"]), **drawn})
+    rounds.begin(2)
+    assert "Every pixel is drawn, so rounds of pseudo labels change nothing" in caplog.text
+
+
 def test_a_round_starts_from_the_first_weights_or_goes_on(tmp_path):
     for restart in (True, False):
         trainer, _, model = build(tmp_path, restart=restart, num_rounds=1)
