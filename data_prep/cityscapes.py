@@ -210,7 +210,11 @@ def _ratio(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Verify and list street scenes in the layout of Cityscapes.")
+    parser = argparse.ArgumentParser(
+        description="Verify and list street scenes in the layout of Cityscapes.",
+        epilog=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--folder", type=Path, required=True, help="where leftImg8bit and gtFine lie")
     add("--output_dir", type=Path, help="where the datalist goes (default: --folder)")

@@ -273,7 +273,11 @@ def _require_writable(root: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Fetch, verify and list the LES-AV data set.")
+    parser = argparse.ArgumentParser(
+        description="Fetch, verify and list the LES-AV data set.",
+        epilog=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--output_dir", type=Path, help="where the data set shall be (default: --folder, else data/LES-AV)")
     source = parser.add_mutually_exclusive_group()

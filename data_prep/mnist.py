@@ -231,7 +231,11 @@ def _require_official(sha256: str, folder: Path | None, allow_modified: bool) ->
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Fetch and verify MNIST and make the noisy digits of bundles/mnist.")
+    parser = argparse.ArgumentParser(
+        description="Fetch and verify MNIST and make the noisy digits of bundles/mnist.",
+        epilog=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--output_dir", type=Path, default=Path("data/MNIST"), help="where the data set shall be (default: data/MNIST)")
     source = parser.add_mutually_exclusive_group()

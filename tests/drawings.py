@@ -1,4 +1,4 @@
-"""Small drawings in every format, written by the tools' own libraries, all of the same voxels at the same place."""
+"""Small drawings in every format, by its own library where it has one, all of the same voxels at the same place."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def collect(run: Run) -> dict[str, Any]:
         ``scores`` under flat names, and what ``metrics.json`` says of the training.
 
     Raises:
-        ValueError: no scores, scores of another epoch than the last, or a metric of the table is not among them.
+        ValueError: no scores, scores of an epoch before the last, or a metric of the table is not among them.
     """
     metrics = read_json(run.work / "output" / "metrics.json") or {}
     validation = (metrics.get("validation") or [{}])[-1]
@@ -146,7 +146,7 @@ def collect(run: Run) -> dict[str, Any]:
         name, scores = evaluation.file, flat(read_json(run.work / "output" / evaluation.file) or {})
     else:
         name, scores = "the last validation in metrics.json", flat(validation)
-        if None not in (last, epoch) and last != epoch:
+        if None not in (last, epoch) and epoch < last:  # after the last, the annotators alone are fitted
             raise ValueError(f"{name} is of epoch {epoch}, training ends at {last}; validate the last epoch too")
     missing = [metric for metric in run.table.metrics.values() if metric not in scores]
     if missing:

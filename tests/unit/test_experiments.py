@@ -544,6 +544,10 @@ def test_scores_of_an_epoch_before_the_last_are_refused(place, capsys):
     assert "is of epoch 2, training ends at 3; validate the last epoch too" in capsys.readouterr().out
 
 
+def test_scores_after_the_annotators_were_fitted_are_those_of_the_last_epoch(place):
+    assert run(place, seeds=[0], common={"last_validated": 4}) == 0
+
+
 def alive(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status")
     return status.exists() and "State:\tZ" not in status.read_text()
