@@ -6,12 +6,15 @@ import contextlib
 import json
 import math
 import os
+import pickle
 import shutil
 import uuid
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -30,6 +33,34 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def load_weights(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
+    """What `torch.save` wrote, if it is tensors and plain data; nothing in the file is run.
+
+    Args:
+        path: of the file.
+        map_location: where tensors go.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: something else than tensors and plain data, or a damaged file; torch's own text would advise to
+            run it.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "model.pt"
+        >>> torch.save({"weight": torch.ones(2)}, file)
+        >>> load_weights(file)
+        {'weight': tensor([1., 1.])}
+    """
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        raise ValueError(
+            f"{path}: holds something else than weights, or is damaged ({type(error).__name__}), and nothing in it was "
+            "run; take the file from where it was trained"
+        ) from None
 
 
 def write_json(path: Path, content: Any) -> None:

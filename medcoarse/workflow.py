@@ -25,7 +25,7 @@ from medcoarse import synthetic
 from medcoarse.cityscapes import KNOWN_IDS
 from medcoarse.confusion import UNLABELED, Annotations
 from medcoarse.datalist import DataError, verify_les_av, verify_prepared
-from medcoarse.files import write_atomically
+from medcoarse.files import load_weights, write_atomically
 from medcoarse.networks import CoupledModel
 from medcoarse.synthetic import digits, street, volumes
 
@@ -346,7 +346,7 @@ class Resume:
         if not self.path.exists():
             logger.warning("Nothing to resume from: %s does not exist. Training starts at epoch 1.", self.path)
             return
-        states = torch.load(self.path, map_location="cpu", weights_only=True)
+        states = load_weights(self.path)
         max_epochs = engine.state.max_epochs
         length = states.get("trainer", {}).get("epoch_length", engine.state.epoch_length)
         if length != engine.state.epoch_length:
@@ -530,9 +530,15 @@ def _prepare(dataset_dir: str | Path | None, draw: Callable[[], Path], verify: C
 
 
 def require_weights(path: str | Path) -> None:
-    """Leave with one line (``SystemExit``, see :func:`prepare_fundus`) where there are no weights to evaluate."""
+    """Leave with one line (``SystemExit``, see :func:`prepare_fundus`) where there are no weights to evaluate, or
+    something else poses as some.
+    """
     if not Path(path).is_file():
         raise SystemExit(f"no weights at {path}: train first, or pass their folder as --ckpt_dir")
+    try:
+        load_weights(path)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
 
 
 def _synthetic_fundus(folder: Path, options: Mapping[str, Any]) -> Path:

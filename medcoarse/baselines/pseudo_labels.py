@@ -16,7 +16,7 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from medcoarse.confusion import Annotations
-from medcoarse.files import write_atomically
+from medcoarse.files import load_weights, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def prepare_pseudo_labels(dataset: Any, stage: Stage, directory: str | Path) -> 
         logger.info("%s makes label maps of %d images: %s", type(stage).__name__, len(images), path)
         maps = [label.to(torch.uint8) for label in stage(images, known)]
         write_atomically(path, lambda file: torch.save(dict(zip(names, maps, strict=True)), file))
-    labels: dict[str, Tensor] = torch.load(path, weights_only=True)
+    labels: dict[str, Tensor] = load_weights(path)
     return labels
 
 

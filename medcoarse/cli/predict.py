@@ -137,6 +137,7 @@ def make_segmenter(
     from monai.data.meta_tensor import MetaTensor
     from monai.transforms import Compose
 
+    from medcoarse.files import load_weights
     from medcoarse.transforms.series import require_intensities
 
     folder = str(bundle.absolute())
@@ -154,8 +155,7 @@ def make_segmenter(
     network, inferer, place = (parser.get_parsed_content(key) for key in ("network", "inferer", "device"))
     preprocessing = parser.get_parsed_content("preprocessing")
     postprocessing: Compose = parser.get_parsed_content("postprocessing")
-    states = torch.load(bundle / "models" / "model.pt", map_location=place, weights_only=True)
-    network.load_state_dict(states)
+    network.load_state_dict(load_weights(bundle / "models" / "model.pt", place))
     network.to(place).eval()
 
     def segment(files: list[Path]) -> Any:

@@ -28,6 +28,7 @@ _TIFF = (".tif", ".tiff")
 _NIFTI = (".nii", ".nii.gz")
 _METAIMAGE = (".mha", ".mhd")
 _PALETTES = ("P", "PA")
+_OF_A_PALETTE = "its numbers stand for the colours of a palette; save it in grey or colour"
 
 
 class SeriesReader(PydicomReader):
@@ -36,10 +37,11 @@ class SeriesReader(PydicomReader):
     MONAI's own goes by instance numbers. They may descend, so that a volume of the same patient stands upside down for
     the network, and they may be interleaved, and then every slice lies in a wrong place. Pixels, affine and metadata
     are MONAI's; images without a position stay in its order. Segmentations and outlines beside the images are left out.
+    The colours of a photograph are channels; MONAI takes them for three slices.
 
     Raises:
-        DataError: when it reads: no image, several series, slices that form no regular volume, damaged files. The text
-            quotes no header.
+        DataError: when it reads: no image, several series, slices that form no regular volume, several frames in a
+            file, colours of a palette or of more than one photograph, damaged files. The text quotes no header.
     """
 
     def read(self, data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -67,7 +69,16 @@ class SeriesReader(PydicomReader):
                 source_grid(headers, places[0].parent if len(places) > 1 else places[0])
         except WriteError as error:
             raise DataError(str(error)) from None
+        for header in headers:
+            _require_plain(header, len(headers))
         return [str(header.filename) for header in headers]
+
+    def get_data(self, data: Any) -> tuple[Any, dict[str, Any]]:
+        """Values and metadata of what `read` gives."""
+        values, meta = super().get_data(data)
+        if getattr(data[0] if isinstance(data, list) else data, "SamplesPerPixel", 1) > 1:
+            meta |= {MetaKeys.ORIGINAL_CHANNEL_DIM: -1, MetaKeys.SPATIAL_SHAPE: values.shape[:2]}
+        return values, meta
 
     def _numbered(self, file: str, number: int) -> Any:
         """A slice that says its place where MONAI looks for it."""
@@ -78,6 +89,18 @@ class SeriesReader(PydicomReader):
             raise DataError(f"{file}: damaged DICOM file ({type(error).__name__}); export it again") from None
         found.InstanceNumber = number
         return found
+
+
+def _require_plain(header: Any, number: int) -> None:
+    """Refuse a file, one of so many, of which MONAI would make slices what are none."""
+    if str(header.get("NumberOfFrames") or 1) != "1":
+        raise DataError(f"{header.filename}: has several frames; split it into single slices, or save it as NIfTI")
+    if header.get("PhotometricInterpretation") == "PALETTE COLOR":
+        raise DataError(f"{header.filename}: {_OF_A_PALETTE}")
+    if header.get("SamplesPerPixel", 1) > 1 and number > 1:
+        raise DataError(
+            f"{header.filename}: is one of {number} pictures in colour; pass one of them, or save them in grey"
+        )
 
 
 class TiffReader(PILReader):
@@ -127,7 +150,7 @@ def require_intensities(image: MetaTensor, file: str | os.PathLike[str]) -> None
         medcoarse.datalist.DataError: a.png: its numbers stand for the colours of a palette; save it in grey or colour
     """
     if image.meta.get("mode") in _PALETTES:
-        raise DataError(f"{file}: its numbers stand for the colours of a palette; save it in grey or colour")
+        raise DataError(f"{file}: {_OF_A_PALETTE}")
 
 
 def join(images: Mapping[Path, MetaTensor]) -> MetaTensor:

@@ -84,7 +84,7 @@ def write_dicom_seg(
         WriteError: no source, another grid, unlabeled voxels, or a header that highdicom cannot refer to; highdicom is
             not installed. The text quotes no header.
     """
-    hd, _ = _modules()
+    hd, pydicom = _modules()
     headers = source_headers(source)
     grid = source_grid(headers, Path(path))
     values = _on_source(segmentation, grid, path)
@@ -96,7 +96,7 @@ def write_dicom_seg(
     try:
         with quietly():
             found = hd.seg.Segmentation(
-                source_images=headers,
+                source_images=[_with_groups(header) for header in headers],
                 pixel_array=pixels,
                 segmentation_type="FRACTIONAL" if fractions else "BINARY",
                 segment_descriptions=[_description(segment, algorithm) for segment in segmentation.segments],
@@ -113,6 +113,10 @@ def write_dicom_seg(
                 omit_empty_frames=bool(pixels.any()),
             )
             found.ContentCreatorName = ""  # nobody drew it, but the standard asks for the field
+            if found.SharedFunctionalGroupsSequence[0].get("PixelMeasuresSequence") == [pydicom.Dataset()]:
+                del found.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+            if "ImagePositionPatient" not in headers[0]:
+                found.PatientOrientation = None  # unknown, which has to be said of what has no place
             buffer = io.BytesIO()
             found.save_as(buffer)
     except Exception as error:  # highdicom promises no types, and what it says may quote the header
@@ -252,6 +256,18 @@ def _on_source(segmentation: Segmentation, target: Grid, path: str | os.PathLike
     except DataError as error:
         raise WriteError(f"{error} (the image is the DICOM source)") from None
     return values
+
+
+def _with_groups(header: Any) -> Any:
+    """A header in which highdicom finds the functional groups that it looks for in every kind of image that may have
+    several frames. Photographs may, but have none; they get one that says nothing.
+    """
+    if "ImagePositionPatient" not in header and "SharedFunctionalGroupsSequence" not in header:
+        _, pydicom = _modules()
+        groups = pydicom.Dataset()
+        groups.PixelMeasuresSequence = [pydicom.Dataset()]
+        header.SharedFunctionalGroupsSequence = [groups]
+    return header
 
 
 def _pixels(values: NDArray[Any], fractions: bool, num_sources: int) -> NDArray[Any]:

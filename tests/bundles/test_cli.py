@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 import subprocess
@@ -15,8 +16,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+import torch
 from monai.bundle import ConfigWorkflow
 from PIL import Image
+from synthetic_dicom import photograph, save
 
 from medcoarse.bundle_files import serve
 from medcoarse.cli.facts import load_image
@@ -494,6 +497,30 @@ def test_dicom_series_with_drawn_segments(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").glob("s?.dcm"))) == 3
 
 
+def test_photographs_in_dicom_are_segmented_as_the_pictures_that_they_are(tmp_path: Path) -> None:
+    for index in range(3):
+        _, mask, drawing = volume(index, (40, 33))
+        colours = np.stack([150 * mask, 20 + 40 * mask, 90 - 30 * mask + index], -1).swapaxes(0, 1).astype(np.uint8)
+        for name, values in (("images", colours), ("drawings", drawing.T)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(values).save(tmp_path / name / f"p{index}.png")
+        (tmp_path / "dicom" / f"p{index}").mkdir(parents=True)
+        save(photograph(colours), tmp_path / "dicom" / f"p{index}" / "1.dcm")
+    words = text("train", tmp_path / "images", tmp_path / "drawings", "--output_dir", tmp_path / "run", "--epochs", 1)
+    assert main([*words, "--background", str(BACKGROUND)]) == 0
+    for images in ("images", "dicom"):
+        assert (
+            main(text("predict", tmp_path / "run", tmp_path / images, "--output_dir", tmp_path / "out" / images)) == 0
+        )
+    for index in range(3):
+        with Image.open(tmp_path / "out" / "images" / f"p{index}.png") as picture:
+            expected = np.asarray(picture)
+        found = hd.seg.segread(tmp_path / "out" / "dicom" / f"p{index}.dcm")
+        frames = found.pixel_array.reshape(-1, *expected.shape)
+        np.testing.assert_array_equal(frames.any(0), expected == 1)
+        assert "PixelMeasuresSequence" not in found.SharedFunctionalGroupsSequence[0]
+
+
 # --- the ways it goes wrong --------------------------------------------------------------------------------------
 
 
@@ -675,6 +702,40 @@ def test_no_bundle_or_no_weights(tmp_path: Path, capfd: pytest.CaptureFixture[st
     words[1] = str(tmp_path / "run")
     assert "no weights" in refused(capfd, *words)
     assert "not trained yet" in refused(capfd, "report", tmp_path / "run")
+
+
+class Hostile:
+    """What a pickle would run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "pickle in a zip", "cut off", "empty"])
+def test_a_pickle_that_poses_as_weights_is_not_run(
+    kind: str, trained: Path, volumes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = volumes / f"run of a {kind}"  # beside the data, whose places it knows
+    shutil.copytree(trained, run)
+    for name in ("model.pt", "full.pt"):
+        file = run / "models" / name
+        if kind == "pickle":
+            file.write_bytes(pickle.dumps({"state": Hostile(tmp_path / "it ran")}))
+        elif kind == "pickle in a zip":
+            torch.save({"state": Hostile(tmp_path / "it ran")}, file)
+        else:
+            file.write_bytes(file.read_bytes()[: 1000 * (kind == "cut off")])
+    images = volumes / "images"
+    said = refused(capfd, "predict", run, images, "--output_dir", tmp_path / "out")
+    assert "models/model.pt: holds something else than weights, or is damaged" in said
+    words = text("train", images, volumes / "drawings", "--output_dir", run, "--labels", volumes / "masks")
+    words += text("--background", BACKGROUND, "--class_names", "box", "--epochs", 3)
+    assert "models/full.pt: holds something else than weights, or is damaged" in refused(capfd, *words)
+    assert "weights" in refused(capfd, "report", run, "--cases", images)
+    assert not (tmp_path / "it ran").exists()
 
 
 def test_formats_that_do_not_fit(trained: Path, volumes: Path, tmp_path: Path, capfd: Any) -> None:

@@ -8,13 +8,16 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from pydicom.data import get_testdata_file
 from pydicom.datadict import dictionary_VR
+from pydicom.pixels import pixel_array
 
 pytest.importorskip("highdicom", reason="pip install -e .[dev]")
 
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from medcoarse.cli.facts import load_image, modality_of
+from medcoarse.cli.main import CommandError
 from medcoarse.datalist import DataError
 from medcoarse.readers.dicom import read_series, require_one_series, series_files
 from medcoarse.readers.formats import frame_of_reference
@@ -81,6 +84,40 @@ def test_one_slice(tmp_path):
 
 def test_other_images_are_read_as_ever(tmp_path):
     np.testing.assert_array_equal(np.asarray(load(write_nifti(tmp_path / "a.nii.gz"))), label_map())
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "693_J2KI.dcm"])
+def test_pydicoms_own_files_lie_where_their_headers_say(name):
+    path = get_testdata_file(name)
+    header = pydicom.dcmread(path)
+    image = load_image(Path(path))
+    values = header.pixel_array.T * float(header.get("RescaleSlope", 1)) + float(header.get("RescaleIntercept", 0))
+    np.testing.assert_allclose(np.asarray(image)[0], values)
+    across, down = np.reshape(header.ImageOrientationPatient, (2, 3)).astype(float)
+    between_rows, between_columns = map(float, header.PixelSpacing)
+    place = np.asarray(header.ImagePositionPatient, float) + 3 * between_columns * across + 2 * between_rows * down
+    np.testing.assert_allclose((np.asarray(image.affine) @ [3, 2, 0, 1])[:3], place * [-1, -1, 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["SC_rgb_rle.dcm", "SC_rgb_small_odd.dcm", "SC_ybr_full_422_uncompressed.dcm"])
+def test_colours_of_a_photograph_are_channels(name):
+    path = get_testdata_file(name)
+    image = load_image(Path(path))
+    np.testing.assert_array_equal(np.asarray(image), pixel_array(path).transpose(2, 1, 0))
+    assert tuple(image.meta["spatial_shape"]) == image.shape[1:]
+
+
+def test_dicom_whose_numbers_or_frames_are_no_slices(tmp_path):
+    with pytest.raises(CommandError, match=r"examples_palette\.dcm: its numbers stand for the colours of a palette"):
+        load_image(Path(get_testdata_file("examples_palette.dcm")))
+    with pytest.raises(CommandError, match=r"rtdose\.dcm: has several frames; split it into single slices"):
+        load_image(Path(get_testdata_file("rtdose.dcm")))
+    for data in write_series(tmp_path / "series"):
+        data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "RGB", 0
+        data.PixelData = 3 * data.PixelData
+        data.save_as(tmp_path / "series" / f"{data.InstanceNumber - 1}.dcm", enforce_file_format=True)
+    with pytest.raises(CommandError, match="is one of 5 pictures in colour"):
+        load_image(tmp_path / "series")
 
 
 def load(path: Path):

@@ -18,6 +18,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
+from synthetic_dicom import photograph, save
 
 from medcoarse.readers.drawing import Grid
 from medcoarse.readers.formats import read_drawing
@@ -245,6 +246,16 @@ def test_dciodvfy_finds_no_error(tmp_path: Path, kind: str) -> None:
     values = label_map() if kind == "binary" else probabilities()
     found = make_segmentation(values, grid.affine, NAMES, probabilities=kind != "binary")
     path = write_segmentation(tmp_path / "a.dcm", found, tmp_path / "series")
+    said = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False).stderr
+    assert [line for line in said.splitlines() if line.startswith("Error")] == []
+
+
+@pytest.mark.skipif(which("dciodvfy") is None, reason="dciodvfy (dicom3tools) is not installed")
+def test_dciodvfy_finds_no_error_in_that_of_a_photograph(tmp_path: Path) -> None:
+    save(photograph(np.zeros((6, 7, 3), np.uint8)), tmp_path / "p.dcm")
+    found = make_segmentation(label_map()[..., 1], None, NAMES)
+    path = write_segmentation(tmp_path / "a.dcm", found, tmp_path / "p.dcm")
+    np.testing.assert_array_equal(hd.seg.segread(path).pixel_array.reshape(-1, 6, 7)[0], label_map()[..., 1].T == 1)
     said = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False).stderr
     assert [line for line in said.splitlines() if line.startswith("Error")] == []
 
