@@ -76,11 +76,13 @@ def split(patients: Mapping[Path, str], share: float, seed: int) -> dict[str, li
     wanted = max(round(share * len(patients)), 1) if share > 0 and len(names) > 2 else 0
     chosen: set[str] = set()
     taken = 0
-    for index in np.random.default_rng(seed).permutation(len(names))[:-1]:  # somebody is trained on
-        size = sizes[names[index]]
-        if wanted and (not chosen or taken + size / 2 <= wanted):  # no farther from what is wanted than without
-            chosen.add(names[index])
-            taken += size
+    drawn = [names[index] for index in np.random.default_rng(seed).permutation(len(names))[:-1]]  # one is trained on
+    for name in drawn:
+        if wanted and taken + sizes[name] / 2 <= wanted:  # no farther from what is wanted than without
+            chosen.add(name)
+            taken += sizes[name]
+    if wanted and not chosen:
+        chosen.add(min(drawn, key=sizes.__getitem__))
     parts: dict[str, list[Path]] = {"training": [], "validation": []}
     for image, name in patients.items():
         parts["validation" if name in chosen else "training"].append(image)

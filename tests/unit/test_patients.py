@@ -74,6 +74,14 @@ def test_images_of_as_many_patients_are_split_to_the_number() -> None:
         assert split(patients, 0.2, 3)["validation"] == [Path(str(index)) for index in sorted(chosen)]
 
 
+def test_a_patient_with_most_of_the_images_is_trained_on() -> None:
+    patients = {Path(str(index)): "a" if index < 8 else str(index) for index in range(11)}
+    for seed in range(20):
+        assert 1 <= len(split(patients, 0.2, seed)["validation"]) <= 2
+    both = {Path(str(index)): str(index // 4) for index in range(12)}
+    assert {len(split(both, 0.01, seed)["validation"]) for seed in range(5)} == {4}
+
+
 @pytest.mark.parametrize(("names", "share"), [("ab", 0.5), ("aaaa", 0.5), ("aabb", 0.5), ("abc", 0.0), ("", 0.2)])
 def test_too_few_to_validate_on(names: str, share: float) -> None:
     parts = split({Path(str(index)): name for index, name in enumerate(names)}, share, 0)
