@@ -84,7 +84,7 @@ def write_dicom_seg(
         WriteError: no source, another grid, unlabeled voxels, or a header that highdicom cannot refer to; highdicom is
             not installed. The text quotes no header.
     """
-    hd, pydicom = _modules()
+    hd, _ = _modules()
     headers = source_headers(source)
     grid = source_grid(headers, Path(path))
     values = _on_source(segmentation, grid, path)
@@ -113,10 +113,9 @@ def write_dicom_seg(
                 omit_empty_frames=bool(pixels.any()),
             )
             found.ContentCreatorName = ""  # nobody drew it, but the standard asks for the field
-            if found.SharedFunctionalGroupsSequence[0].get("PixelMeasuresSequence") == [pydicom.Dataset()]:
-                del found.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
             if "ImagePositionPatient" not in headers[0]:
                 found.PatientOrientation = None  # unknown, which has to be said of what has no place
+                found.SharedFunctionalGroupsSequence[0].pop("PixelMeasuresSequence", None)  # as `_with_groups` said
             buffer = io.BytesIO()
             found.save_as(buffer)
     except Exception as error:  # highdicom promises no types, and what it says may quote the header
