@@ -218,7 +218,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     torch.save({"model": Evil()}, tmp_path / "full.pt")
     engine, arguments = engine_of(1, 1, lambda item: None)
     Resume({"model": nn.Linear(1, 1)}, tmp_path / "full.pt").attach(engine)
-    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+    with pytest.raises(Exception, match=r"holds something else than weights"):
         engine.run(**arguments)
     assert not (tmp_path / "pwned").exists()
 
