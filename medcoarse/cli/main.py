@@ -9,7 +9,6 @@ import argparse
 import importlib
 import logging
 import os
-import pickle
 import sys
 import warnings
 from collections.abc import Sequence
@@ -74,8 +73,6 @@ def in_one_line(error: BaseException) -> str:
     """
     while error.__cause__ is not None and type(error) is RuntimeError:
         error = error.__cause__
-    if isinstance(error, pickle.UnpicklingError):  # torch's text is long, and advises to run what the file holds
-        return "a file of weights holds something else than weights, or is damaged; nothing in it was run"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())

@@ -53,7 +53,7 @@ def _by_header(image: Path) -> str:
         return ""
     try:
         file = first_image(image) if image.is_dir() else image
-        return "" if file is None else read_tags(file, ["PatientID"])["PatientID"].strip()
+        return "" if file is None else read_tags(file, ["PatientID"])["PatientID"]
     except DataError:  # it is said when the image is read
         return ""
 

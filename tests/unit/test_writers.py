@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -28,7 +29,26 @@ from medcoarse.transforms.saved import SaveSegmentationd
 from medcoarse.writers import dicom_seg
 from medcoarse.writers.formats import write_segmentation
 from medcoarse.writers.segmentation import WriteError, make_segmentation
-from tests.drawings import AFFINE, PATIENT, SHAPE, label_map, picture_map, write_nifti, write_seg_nrrd, write_series
+from tests.drawings import (
+    AFFINE,
+    PATIENT,
+    PICTURE,
+    SHAPE,
+    cityscapes,
+    coco,
+    geojson,
+    label_map,
+    labelme,
+    picture_map,
+    write_dicom_seg,
+    write_itk,
+    write_json,
+    write_nifti,
+    write_picture,
+    write_rtstruct,
+    write_seg_nrrd,
+    write_series,
+)
 
 NAMES = ["background", "vessel", "edge"]
 TURN = np.deg2rad(20.0)
@@ -182,6 +202,42 @@ def test_drawing_reader_writer_reader(tmp_path: Path, suffix: str) -> None:
     again = LoadCoarseAnnotationd("drawing", mapping, num_classes=3)({"image": image, "drawing": path})["positive"]
     np.testing.assert_array_equal(again, first)
     np.testing.assert_allclose(again.affine, image.affine)
+
+
+SOURCES: dict[str, Callable[[Path], Any]] = {
+    "a.nii.gz": write_nifti,
+    "a.nrrd": write_itk,
+    "a.mha": write_itk,
+    "a.seg.nrrd": write_seg_nrrd,
+    "a.png": write_picture,
+    "a.tif": write_picture,
+    "a.bmp": write_picture,
+    "seg.dcm": lambda path: write_dicom_seg(path, write_series(path.parent / "series")),
+    "rt.dcm": lambda path: write_rtstruct(path, write_series(path.parent / "series")[0].FrameOfReferenceUID),
+    "labelme.json": lambda path: write_json(path, labelme()),
+    "coco.json": lambda path: write_json(path, coco()),
+    "cityscapes.json": lambda path: write_json(path, cityscapes()),
+    "a.geojson": lambda path: write_json(path, geojson()),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_format_is_written_as_it_was_read(tmp_path: Path, name: str) -> None:
+    """Labels, place and names: drawing -> reader -> writer -> reader."""
+    SOURCES[name](tmp_path / name)
+    outlines = Grid(SHAPE, AFFINE) if name == "rt.dcm" else Grid(PICTURE, name="image.png")
+    first = read_drawing(tmp_path / name, outlines)
+    (layer,) = first.layers
+    assert len(np.unique(layer.values)) > 1
+    names = [layer.names.get(number, f"class {number}") for number in range(1, int(layer.values.max()) + 1)]
+    given = make_segmentation(layer.values, first.grid.affine, ["background", *names])
+    for suffix in (".seg.nrrd", ".nrrd", ".nii.gz"):
+        again = read_drawing(write_segmentation(tmp_path / f"again{suffix}", given))
+        np.testing.assert_array_equal(again.layers[0].values, layer.values)
+        if first.grid.affine is not None:
+            np.testing.assert_allclose(again.grid.affine, first.grid.affine, atol=1e-5)
+        if suffix == ".seg.nrrd":
+            assert again.layers[0].names == dict(enumerate(names, 1))
 
 
 def test_a_turned_and_mirrored_map_lands_on_the_series(tmp_path: Path) -> None:
