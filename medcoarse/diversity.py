@@ -1,11 +1,11 @@
 """How well the segmentations that a model gives of an image match the annotations that people would give of it.
 
-One definition for all methods: a model has members, each a distribution over label maps that is independent from pixel
-to pixel. Of coupled networks a member is what an annotator would draw, `A_r p`; of one network per annotator, what that
-network says; of a Probabilistic U-Net, one sample of the latent variable. The most likely label maps of the members are
-compared with the annotations by the generalized energy distance. Both sets are taken for the distributions themselves.
-That they are where there is one member for each annotator. Samples stand for a distribution: of n samples the distance
-is, on average, larger than that of the distribution by its spread `E d(S, S')` over n, so take many.
+One definition for all methods: a model has members, each with class probabilities at every pixel. Of coupled networks a
+member is what an annotator would draw, `A_r p`; of one network per annotator, what that network says; of a
+Probabilistic U-Net, one sample of the latent variable. Label maps of the members, the same number of each, are compared
+with the annotations by the generalized energy distance. Both sets are taken for the distributions themselves. Samples
+only stand for a distribution: of n random ones the distance is, on average, larger than that of the distribution by its
+spread `E d(S, S')` over n, so take many.
 """
 
 from __future__ import annotations
@@ -59,33 +59,46 @@ def members(model: CoupledModel, image: Tensor) -> Tensor:
     return output.positive.log_annotate(output.logits.float().log_softmax(1)).exp()
 
 
-def label_maps(probs: Tensor, num_samples: int | None = None, generator: torch.Generator | None = None) -> Tensor:
+def label_maps(probs: Tensor, num_samples: int | None = None, seed: int = 0) -> Tensor:
     """The set of label maps that members stand for.
+
+    One label map of a member is its most likely one. Several are samples in which all pixels share their chance:
+    `argmax_k (log p_k(x) + g_k)` with one vector g of independent standard Gumbel numbers for all x. A pixel has class
+    k in a share `p_k(x)` of them, and what is unsure changes as a whole, as a border that is drawn farther out or in;
+    pixels that are sampled one by one make noise that nobody draws. The chances are the same for every member and come
+    from a scrambled Sobol sequence, which spreads a few samples more evenly than independent numbers.
 
     Args:
         probs: class probabilities of the members (B, N, L, *S).
-        num_samples: `None` takes the most likely label map of each; a number draws so many, pixel by pixel, from the
-            members in turn.
-        generator: source of randomness.
+        num_samples: of all members together, n = num_samples // N of each, at least one; `None` takes one of each.
+        seed: of the chances.
 
     Returns:
-        uint8 (B, N or num_samples, *S).
+        uint8 (B, N n, *S), the n of a member side by side.
 
     Raises:
         ValueError: fewer than one sample.
 
+    Source: Gumbel, Statistical Theory of Extreme Values, 1954; that the pixels share the vector is ours.
+
     Example:
-        >>> probs = torch.tensor([[[[0.9, 0.4], [0.1, 0.6]]]])
-        >>> label_maps(probs).tolist(), label_maps(probs, num_samples=3).shape
-        ([[[0, 1]]], torch.Size([1, 3, 2]))
+        >>> probs = torch.tensor([[[[0.9, 0.7, 0.4], [0.1, 0.3, 0.6]]]])
+        >>> label_maps(probs).tolist()
+        [[[0, 0, 1]]]
+        >>> label_maps(probs, num_samples=1000).float().mean(1).round(decimals=1)  # a pixel keeps its probabilities
+        tensor([[0.1000, 0.3000, 0.6000]])
     """
-    if num_samples is None:
-        return probs.argmax(2).to(torch.uint8)
-    if num_samples < 1:
+    if num_samples is not None and num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    cumulative = probs[:, torch.arange(num_samples) % probs.shape[1]].cumsum(2)[:, :, :-1]  # the last one is 1
-    uniform = torch.rand(cumulative[:, :, :1].shape, generator=generator).to(probs.device)
-    return (uniform >= cumulative).sum(2).to(torch.uint8)
+    each = max(1, (num_samples or 1) // probs.shape[1])
+    if each == 1:
+        return probs.argmax(2).to(torch.uint8)
+    sequence: Any = torch.quasirandom.SobolEngine  # has no types
+    uniform = sequence(probs.shape[2], scramble=True, seed=seed).draw(each)
+    chances = -(-uniform.clamp(1e-6, 1 - 1e-6).log()).log()  # clamped: 0 would be drawn by nobody, 1 by everybody
+    log_probs = probs.log()
+    shaped = chances.to(log_probs).view(each, 1, 1, -1, *(1,) * (probs.ndim - 3))
+    return torch.stack([(log_probs + one).argmax(2).to(torch.uint8) for one in shaped], 2).flatten(1, 2)
 
 
 class DistributionReport:
@@ -102,7 +115,7 @@ class DistributionReport:
         annotations_key: key of the annotations (R, *S) in a batch.
         mask_key: key of the field of view outside of which nothing is compared.
         num_samples: see :func:`label_maps`.
-        seed: of samples.
+        seed: of the samples.
 
     Source: Kohl et al., A Probabilistic U-Net, NeurIPS 2018; DHE, experiments.
     """
@@ -121,7 +134,6 @@ class DistributionReport:
         self.model, self.inferer, self.num_classes, self.json_path = model, inferer, num_classes, Path(json_path)
         self.annotations_key, self.mask_key, self.num_samples, self.seed = annotations_key, mask_key, num_samples, seed
         self.images: list[dict[str, Any]] = []
-        self.generator = torch.Generator()
 
     def attach(self, engine: Engine) -> None:
         """Follow the evaluation; list it behind the handler that writes the JSON."""
@@ -131,7 +143,6 @@ class DistributionReport:
 
     def _start(self, engine: Engine) -> None:
         self.images = []
-        self.generator = torch.Generator().manual_seed(self.seed)
 
     def _collect(self, engine: Engine) -> None:
         for item in engine.state.batch:
@@ -165,7 +176,7 @@ class DistributionReport:
 
         with torch.no_grad(), eval_mode(self.model):
             found = torch.as_tensor(self.inferer(image, flat)).as_subclass(Tensor)
-        return label_maps(torch.unflatten(found, 1, (-1, self.num_classes)), self.num_samples, self.generator)
+        return label_maps(torch.unflatten(found, 1, (-1, self.num_classes)), self.num_samples, self.seed)
 
     def _write(self, engine: Engine) -> None:
         numbers = torch.tensor([[one["ged_dice"], one["ged_iou"]] for one in self.images], dtype=torch.float64)

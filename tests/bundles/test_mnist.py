@@ -117,12 +117,12 @@ def test_other_networks_for_five_annotators(bundle, tmp_path, method, per_image)
     assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
     assert state.keys() == network.state_dict().keys()
 
-    few = {"network_def#num_samples": 6} if method == "probabilistic_unet" else {}
+    few = {"network_def#num_samples": 60} if method == "probabilistic_unet" else {}
     bundle.run(*configs, "evaluate.json", "evaluate_distribution.json", **options, **few)
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["num_images"] == found["distribution"]["num_images"] == 2
     sizes = [(one["num_segmentations"], one["num_annotations"]) for one in found["distribution"]["images"]]
-    assert sizes == [(5 if method == "per_annotator" else 6, 5)] * 2
+    assert sizes == [(100 if method == "per_annotator" else 60, 5)] * 2, "twenty of each network, one of each sample"
     assert 0 <= found["distribution"]["image"]["ged_iou"] <= 2
 
 
@@ -155,7 +155,11 @@ def test_the_coupled_networks_are_compared_with_five_annotators(bundle, tmp_path
     options = bundle.small | bundle.places(tmp_path) | {"warmup_epochs": 0, "annotator_learning_rate": 0.1}
     configs = ("train.json", "annotators.json")
     bundle.run(*configs, **options)
-    bundle.run(*configs, "evaluate.json", "evaluate_distribution.json", **options)
+    judged = (*configs, "evaluate.json", "evaluate_distribution.json")
+    bundle.run(*judged, **options)
+    found = json.loads((tmp_path / "evaluation.json").read_text())["distribution"]
+    assert [one["num_segmentations"] for one in found["images"]] == [100] * 2, "twenty of each annotator"
+    bundle.run(*judged, **options, **{"distribution#num_samples": None})
     found = json.loads((tmp_path / "evaluation.json").read_text())["distribution"]
     built = bundle.workflow(*configs, **options)
     built.initialize()
