@@ -21,6 +21,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import IgniteMetricHandler, from_engine
 from monai.networks.utils import eval_mode
 from monai.utils.misc import ensure_tuple_rep
+from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -418,9 +419,10 @@ class ValidationFigure:
         fill = {key: UNLABELED if key in ("label", "positive", "negative") else 0 for key in present}
         item = {key: middle(torch.as_tensor(shown[key]), self.size, self.divisor, fill[key]) for key in present}
         figure = self._figure(item, f"epoch {engine.state.epoch}")
-        report.save_figure(figure, self.directory / f"epoch_{engine.state.epoch:04d}.png")
-        if self.writer is not None:
-            self.writer.add_figure("validation", figure, engine.state.epoch)
+        path = report.save_figure(figure, self.directory / f"epoch_{engine.state.epoch:04d}.png")
+        if self.writer is not None:  # add_figure would draw it a second time
+            with Image.open(path) as picture:
+                self.writer.add_image("validation", np.asarray(picture), engine.state.epoch, dataformats="HWC")
 
     def _figure(self, item: Mapping[str, Tensor], title: str) -> Any:
         device = next(self.model.parameters()).device
