@@ -191,6 +191,9 @@ class Confusion(Protocol):
     def log_likelihood(self, log_probs: Tensor, observed: Tensor) -> Tensor:
         """``log sum_j A[observed, j] p_j``: ``(B, L, *S), (B, R, *S) -> (B, R, *S)``, ``observed`` in 0..L-1."""
 
+    def log_rows(self, observed: Tensor) -> Tensor:
+        """``log A[observed, j]`` for every j: ``(B, R, *S) -> (B, R, L, *S)``, ``observed`` in 0..L-1."""
+
     def diagonal(self) -> Tensor:
         """Probability that each class is drawn as itself, ``(B, R, L, *S)``."""
 
@@ -226,6 +229,10 @@ class IdentityConfusion(NamedTuple):
     def log_likelihood(self, log_probs: Tensor, observed: Tensor) -> Tensor:
         """See :meth:`Confusion.log_likelihood`."""
         return log_probs.gather(1, observed)
+
+    def log_rows(self, observed: Tensor) -> Tensor:
+        """Not defined: the number of classes is not stored."""
+        raise ValueError("IdentityConfusion has no rows; use medcoarse.confusion.identity(num_classes)")
 
     def diagonal(self) -> Tensor:
         """See :meth:`Confusion.diagonal`; one value stands for all pixels and classes."""
@@ -282,10 +289,12 @@ class FullConfusion(NamedTuple):
 
     def log_likelihood(self, log_probs: Tensor, observed: Tensor) -> Tensor:
         """See :meth:`Confusion.log_likelihood`. Only the observed row is gathered."""
-        index = observed[:, :, None, None].expand(-1, -1, 1, self.logits.shape[TRUE], *observed.shape[2:])
-        row = (self.logits.gather(OBSERVED, index) - self._column_sums()).squeeze(OBSERVED)
-        free = torch.logsumexp(row + log_probs[:, None], 2)
+        free = torch.logsumexp(self._free_rows(observed) + log_probs[:, None], 2)
         return _mix_floor(free, log_probs.gather(1, observed), self.floor)
+
+    def log_rows(self, observed: Tensor) -> Tensor:
+        """See :meth:`Confusion.log_rows`."""
+        return _mix_floor(self._free_rows(observed), _log_drawn(observed, self.logits.shape[TRUE]), self.floor)
 
     def diagonal(self) -> Tensor:
         """See :meth:`Confusion.diagonal`."""
@@ -297,6 +306,10 @@ class FullConfusion(NamedTuple):
         free = (1 - self.floor) * (self.logits - self._column_sums()).exp()
         eye = torch.eye(self.logits.shape[TRUE], device=free.device, dtype=free.dtype)
         return free + self.floor * eye.view(*eye.shape, *(1,) * (free.ndim - 4))
+
+    def _free_rows(self, observed: Tensor) -> Tensor:
+        index = observed[:, :, None, None].expand(-1, -1, 1, self.logits.shape[TRUE], *observed.shape[2:])
+        return (self.logits.gather(OBSERVED, index) - self._column_sums()).squeeze(OBSERVED)
 
     def _column_sums(self) -> Tensor:
         return torch.logsumexp(self.logits, OBSERVED, keepdim=True)
@@ -343,11 +356,17 @@ class LowRankConfusion(NamedTuple):
 
     def log_likelihood(self, log_probs: Tensor, observed: Tensor) -> Tensor:
         """See :meth:`Confusion.log_likelihood`."""
-        index = observed[:, :, None, None].expand(-1, -1, self.habits.shape[2], 1, *observed.shape[2:])
-        habits = self._log_habits().gather(3, index).squeeze(3)
-        habit = torch.logsumexp(habits + self._log_habit_mass(log_probs), 2)
+        habit = torch.logsumexp(self._habits_of(observed) + self._log_habit_mass(log_probs), 2)
         copied = gather_class(self._log_copy(), observed) + log_probs.gather(1, observed)
         return torch.logaddexp(copied, habit)
+
+    def log_rows(self, observed: Tensor) -> Tensor:
+        """See :meth:`Confusion.log_rows`."""
+        habits = self._habits_of(observed)[:, :, :, None]  # (B, R, K, 1, *S)
+        if self.weights is not None:
+            habits = habits + self.weights - torch.logsumexp(self.weights, 2, keepdim=True)
+        habit = torch.logsumexp(habits, 2) + F.logsigmoid(-self.copy) + math.log1p(-self.floor)
+        return torch.logaddexp(self._log_copy() + _log_drawn(observed, self.copy.shape[2]), habit)
 
     def diagonal(self) -> Tensor:
         """See :meth:`Confusion.diagonal`."""
@@ -361,6 +380,11 @@ class LowRankConfusion(NamedTuple):
         eye = torch.eye(self.copy.shape[2], device=copied.device, dtype=copied.dtype)
         eye = eye.view(*eye.shape, *(1,) * (copied.ndim - 3))
         return eye * copied[:, :, None] + habit * (1 - copied)[:, :, None]
+
+    def _habits_of(self, observed: Tensor) -> Tensor:
+        """``log W[observed, k]``, ``(B, R, K, *S)``."""
+        index = observed[:, :, None, None].expand(-1, -1, self.habits.shape[2], 1, *observed.shape[2:])
+        return self._log_habits().gather(3, index).squeeze(3)
 
     def _log_copy(self) -> Tensor:
         free = F.logsigmoid(self.copy)
@@ -421,6 +445,10 @@ class UpsampledConfusion(NamedTuple):
         """See :meth:`Confusion.log_likelihood`."""
         return self.full().log_likelihood(log_probs, observed)
 
+    def log_rows(self, observed: Tensor) -> Tensor:
+        """See :meth:`Confusion.log_rows`."""
+        return self.full().log_rows(observed)
+
     def diagonal(self) -> Tensor:
         """See :meth:`Confusion.diagonal`."""
         return self.full().diagonal()
@@ -468,10 +496,12 @@ class GlobalConfusion(NamedTuple):
 
     def log_likelihood(self, log_probs: Tensor, observed: Tensor) -> Tensor:
         """See :meth:`Confusion.log_likelihood`."""
-        annotator = torch.arange(len(self.logits), device=observed.device).view(1, -1, *(1,) * (observed.ndim - 2))
-        row = self._log_free()[annotator, observed].movedim(-1, 2)  # (B, R, L, *S)
-        free = torch.logsumexp(row + log_probs[:, None], 2)
+        free = torch.logsumexp(self._free_rows(observed) + log_probs[:, None], 2)
         return _mix_floor(free, log_probs.gather(1, observed), self.floor)
+
+    def log_rows(self, observed: Tensor) -> Tensor:
+        """See :meth:`Confusion.log_rows`."""
+        return _mix_floor(self._free_rows(observed), _log_drawn(observed, self.logits.shape[-1]), self.floor)
 
     def diagonal(self) -> Tensor:
         """See :meth:`Confusion.diagonal`; ``(1, R, L, 1)``, the same for all pixels."""
@@ -483,8 +513,18 @@ class GlobalConfusion(NamedTuple):
         eye = torch.eye(self.logits.shape[-1], device=self.logits.device)
         return (self.floor * eye + (1 - self.floor) * self._log_free().exp())[None]
 
+    def _free_rows(self, observed: Tensor) -> Tensor:
+        annotator = torch.arange(len(self.logits), device=observed.device).view(1, -1, *(1,) * (observed.ndim - 2))
+        return self._log_free()[annotator, observed].movedim(-1, 2)
+
     def _log_free(self) -> Tensor:
         return self.logits - torch.logsumexp(self.logits, 1, keepdim=True)
+
+
+def _log_drawn(observed: Tensor, num_classes: int) -> Tensor:
+    """Rows of an annotator who never errs: 0 for the class that was drawn, ``-inf`` for the others."""
+    classes = torch.arange(num_classes, device=observed.device).view(1, 1, -1, *(1,) * (observed.ndim - 2))
+    return torch.where(classes == observed[:, :, None], 0.0, -torch.inf)
 
 
 def _mix_floor(log_free: Tensor, log_own: Tensor, floor: float) -> Tensor:

@@ -7,6 +7,7 @@ drew nothing contributes exactly 0. All sums are float32 in log space, whatever 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -89,6 +90,82 @@ def _complementary_log_likelihood(
     # A class that is never ruled out has a row of -inf, and 0 stands for undrawn: no NaN may flow back from there.
     rows = log_transition[observed].movedim(-1, 2).where(drawn[:, :, None], 0.0)  # (B, C, L, *S)
     return torch.logsumexp(rows + confusion.log_annotate(log_probs), 2)
+
+
+def log_evidence(confusion: Confusion, annotation: Tensor) -> Tensor:
+    """What all positive drawings together say of each class, ``log prod_r A_r[y_r, j]``.
+
+    Args:
+        confusion: of R annotators.
+        annotation: ``(B, R, *S)``, class drawn or 255; who drew nothing at a pixel says nothing there.
+
+    Returns:
+        ``(B, L, *S)``, at most 0; 0 where nobody drew.
+
+    Example:
+        >>> from medcoarse.confusion import FullConfusion
+        >>> two = FullConfusion(torch.tensor([[0.8, 0.3], [0.2, 0.7]]).log().view(1, 1, 2, 2, 1).expand(1, 2, 2, 2, 1))
+        >>> log_evidence(two, torch.tensor([[[1], [1]]])).exp().flatten()  # 0.2², 0.7²
+        tensor([0.0400, 0.4900])
+    """
+    drawn = annotation != UNLABELED
+    rows = confusion.log_rows(annotation.masked_fill(~drawn, 0).long())
+    return torch.where(drawn[:, :, None], rows, 0.0).sum(1)
+
+
+def log_complementary_evidence(confusion: Confusion, log_transition: Tensor, annotation: Tensor) -> Tensor:
+    """The same of negative drawings, ``log prod_r (M A_r)[c_r, j]``.
+
+    Args:
+        confusion: of C negative annotators.
+        log_transition: ``log M``, ``(L, L)``, ``-inf`` on the diagonal.
+        annotation: ``(B, C, *S)``, class that the pixel is *not*, or 255.
+
+    Returns:
+        ``(B, L, *S)``.
+
+    Example:
+        >>> from medcoarse.confusion import FullConfusion
+        >>> one = FullConfusion(torch.tensor([[0.8, 0.3], [0.2, 0.7]]).log().view(1, 1, 2, 2, 1))
+        >>> log_complementary_evidence(one, swap_transition(2).log(), torch.tensor([[[1]]])).exp().flatten()  # "not 1"
+        tensor([0.8000, 0.3000])
+    """
+    drawn = annotation != UNLABELED
+    observed = annotation.masked_fill(~drawn, 0).long()
+    # What never happens gets a probability that float32 can still tell from 0: the sum of two zeros has no gradient.
+    possible = log_transition.clamp_min(math.log(torch.finfo(torch.float32).tiny))
+    parts = [
+        possible[:, i][observed][:, :, None] + confusion.log_rows(torch.full_like(observed, i))
+        for i in range(len(log_transition))
+    ]
+    rows = torch.logsumexp(torch.stack(parts), 0)
+    return torch.where(drawn[:, :, None], rows, 0.0).sum(1)
+
+
+def joint_nll(log_probs: Tensor, evidence: Tensor, drawn: Tensor) -> Tensor:
+    """Negative log-likelihood of all drawings of an image together, ``-log sum_j p_j prod_r A_r[y_r, j]``.
+
+    Given the true class, people err independently of each other. So where several drew a pixel, what one says of it
+    tells how much the others can be trusted; :func:`coarse_nll` explains each drawing by itself. For one drawing they
+    are the same.
+
+    Args:
+        log_probs: ``(B, L, *S)``.
+        evidence: ``(B, L, *S)``, sum of :func:`log_evidence` and :func:`log_complementary_evidence`.
+        drawn: bool ``(B, 1, *S)``, where anybody drew.
+
+    Returns:
+        Scalar: the mean over the pixels where anybody drew, in nats.
+
+    Source: Dawid and Skene 1979; Raykar et al., "Learning from crowds" (JMLR 2010), Eq. 6, with a matrix at each pixel.
+
+    Example:
+        >>> log_probs = torch.tensor([0.5, 0.5]).log().view(1, 2, 1)
+        >>> evidence = torch.tensor([0.04, 0.49]).log().view(1, 2, 1)
+        >>> joint_nll(log_probs, evidence, torch.tensor([[[True]]])).neg().exp()  # 0.5 * 0.04 + 0.5 * 0.49
+        tensor(0.2650)
+    """
+    return _mean_drawn(-torch.logsumexp(log_probs + evidence, 1, keepdim=True), drawn).sum()
 
 
 def ruled_out_nll(log_probs: Tensor, confusion: Confusion, annotation: Tensor) -> Tensor:
@@ -386,6 +463,10 @@ class CoupledLoss(nn.Module):
         coupled_dice_weight: its weight on the consensus once the annotators are there; ``None`` is ``dice_weight``. 0
             suits images that one of several people drew each: that drawing is then the whole consensus, and its errors
             are what the annotators should explain.
+        joint: once the annotators are there, explain all drawings of an image together (:func:`joint_nll`), and let
+            Dice hold on to the class that is likeliest given all of them, the matrices and the segmentation, in place
+            of the consensus, which counts every voice alike. For several people who drew the same images: who is wrong
+            shows by what the others drew. Every matrix is then written out at every pixel, ``R L^2`` numbers.
         negative_sets: the negative maps of an image are one annotator's and rule out a set of classes at each pixel,
             see :func:`ruled_out_nll`; the model then has one negative annotator and ``transition`` is not used.
         appearance_weight: weight of :func:`appearance_nll`, beside drawings, where no mask is known; 0 leaves it out.
@@ -393,7 +474,8 @@ class CoupledLoss(nn.Module):
         appearance_smoothing: standard deviation in pixels of the Gaussian that smooths the image for it; 0 does not.
 
     Raises:
-        ValueError: a weight that is negative, an unknown warm-up, a matrix that is no transition.
+        ValueError: a weight that is negative, an unknown warm-up, a matrix that is no transition; ``joint`` together
+            with ``negative_sets``.
 
     Source: CL Eq. 6, DHE Eq. 4, with the warm-up that keeps classes from being permuted, Dice and the appearance prior.
 
@@ -421,6 +503,7 @@ class CoupledLoss(nn.Module):
         appearance_smoothing: float = 0.0,
         dice_weight: float = 0.0,
         coupled_dice_weight: float | None = None,
+        joint: bool = False,
     ) -> None:
         super().__init__()
         coupled_dice_weight = dice_weight if coupled_dice_weight is None else coupled_dice_weight
@@ -437,6 +520,8 @@ class CoupledLoss(nn.Module):
             raise ValueError(f"appearance_smoothing must not be negative, got {appearance_smoothing}")
         if warmup not in ("consensus", "identity"):
             raise ValueError(f'warmup must be "consensus" or "identity", got {warmup!r}')
+        if joint and negative_sets:
+            raise ValueError("joint explains drawings one by one, negative_sets rule out a set of classes; choose one")
         matrix = swap_transition(num_classes) if transition is None else check_transition(torch.as_tensor(transition))
         if len(matrix) != num_classes:
             raise ValueError(f"the transition matrix is for {len(matrix)} classes, the loss for {num_classes}")
@@ -450,6 +535,7 @@ class CoupledLoss(nn.Module):
         self.appearance_smoothing = appearance_smoothing
         self.dice_weight = dice_weight
         self.coupled_dice_weight = coupled_dice_weight
+        self.joint = joint
         self.register_buffer("log_transition", matrix.log(), persistent=False)
         self.parts: dict[str, Tensor] = {}
 
@@ -460,13 +546,19 @@ class CoupledLoss(nn.Module):
         self._check(output, target)
         with _without_autocast(output.logits.device.type):
             logits = output.logits.float()
-            agreed = self._agreed(output, target)
-            objectives, self.parts = self._coarse_terms(logits, output, target, agreed)
+            warm = output.positive is None and output.negative is None
+            drawn = target.positive is not None or target.negative is not None
+            agreed: Tensor | None = None
+            if drawn and self.joint and not warm:
+                objectives, self.parts, agreed = self._joint_terms(logits, output, target)
+            else:
+                agreed = self._agreed(warm, target) if drawn else None
+                objectives, self.parts = self._coarse_terms(logits, output, target, agreed)
             if target.label is not None:
                 self.parts["dense"] = dense_nll(logits.log_softmax(1), target.label)
                 objectives.append(self.dense_weight * self.parts["dense"])
-            objectives += self._dice_terms(logits, self._consensus_dice(output), agreed, target.label)
-            if self.appearance_weight > 0 and (target.positive is not None or target.negative is not None):
+            objectives += self._dice_terms(logits, self._consensus_dice(warm), agreed, target.label)
+            if self.appearance_weight > 0 and drawn:
                 if target.image is None:
                     raise ValueError("appearance_weight > 0 needs Annotations.image; pass the image to the loss")
                 unknown = None if target.label is None else target.label == UNLABELED
@@ -477,17 +569,39 @@ class CoupledLoss(nn.Module):
             self.parts = {name: value.detach() for name, value in self.parts.items()}
             return torch.stack(objectives).sum()
 
-    def _agreed(self, output: CoupledOutput, target: Annotations) -> Tensor | None:
-        """Consensus of the drawings, where there are any and a term asks for it."""
-        if target.positive is None and target.negative is None:
-            return None
-        warm = output.positive is None and output.negative is None
-        needed = self._consensus_dice(output) > 0 or (warm and self.warmup == "consensus")
+    def _agreed(self, warm: bool, target: Annotations) -> Tensor | None:
+        """Consensus of the drawings, if a term asks for it."""
+        needed = self._consensus_dice(warm) > 0 or (warm and self.warmup == "consensus")
         return consensus(target, self.num_classes) if needed else None
 
-    def _consensus_dice(self, output: CoupledOutput) -> float:
-        warm = output.positive is None and output.negative is None
+    def _consensus_dice(self, warm: bool) -> float:
         return self.dice_weight if warm else self.coupled_dice_weight
+
+    def _joint_terms(
+        self, logits: Tensor, output: CoupledOutput, target: Annotations
+    ) -> tuple[list[Tensor], dict[str, Tensor], Tensor]:
+        """What the drawings add to the loss together, its unweighted parts, and the class that is likeliest."""
+        evidence, traces, where = [], [], []
+        for name, drawing in (("positive", target.positive), ("negative", target.negative)):
+            if drawing is None:
+                continue
+            confusion: Confusion = getattr(output, name)
+            if isinstance(confusion, IdentityConfusion):
+                raise ValueError(
+                    f'joint=True needs matrices, and the {name} annotators have structure "identity": who never errs '
+                    "cannot contradict others; choose another structure, or joint=False"
+                )
+            if name == "positive":
+                evidence.append(log_evidence(confusion, drawing))
+            else:
+                evidence.append(log_complementary_evidence(confusion, self.log_transition.to(logits.device), drawing))
+            traces.append(mean_trace(confusion, drawing))
+            where.append((drawing != UNLABELED).any(1, keepdim=True))
+        drawn, said = torch.stack(where).any(0), torch.stack(evidence).sum(0)
+        log_probs = logits.log_softmax(1)
+        nll, trace = joint_nll(log_probs, said, drawn), torch.stack(traces).sum()
+        likeliest = (log_probs + said).detach().argmax(1, keepdim=True).masked_fill(~drawn, UNLABELED)
+        return [nll + self.trace_weight * trace], {"nll_joint": nll, "trace": trace}, likeliest
 
     def _coarse_terms(
         self, logits: Tensor, output: CoupledOutput, target: Annotations, agreed: Tensor | None

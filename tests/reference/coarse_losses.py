@@ -33,6 +33,38 @@ def negative_nll(probs, cm, transition, annotation):
     return total
 
 
+def joint_posterior(probs, pairs, b, s):
+    """p_j times what every drawing at a pixel says of class j, for every j, and whether anybody drew.
+
+    pairs: of (cm, annotation, transition), transition None for positive drawings.
+    """
+    shares, anybody = [float(p[s]) for p in probs[b]], False
+    for cm, annotation, transition in pairs:
+        for r in range(len(annotation[b])):
+            drawn = int(annotation[b][r][s])
+            if drawn == 255:
+                continue
+            anybody = True
+            for j in range(len(shares)):
+                column = [cm[b][r][i][j][s] for i in range(len(shares))]
+                if transition is None:
+                    shares[j] *= column[drawn]
+                else:
+                    shares[j] *= sum(transition[drawn][i] * column[i] for i in range(len(shares)))
+    return shares, anybody
+
+
+def joint_nll(probs, pairs):
+    """The mean over the pixels where anybody drew, and the likeliest class of each, 255 where nobody did."""
+    terms, labels = [], []
+    for b, s in itertools.product(range(len(probs)), range(len(probs[0][0]))):
+        shares, anybody = joint_posterior(probs, pairs, b, s)
+        labels.append(shares.index(max(shares)) if anybody else 255)
+        if anybody:
+            terms.append(-math.log(sum(shares)))
+    return sum(terms) / len(terms) if terms else 0.0, labels
+
+
 def mean_trace(cm, annotation):
     total = 0.0
     for r in range(len(annotation[0])):

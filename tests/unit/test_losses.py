@@ -23,6 +23,9 @@ from medcoarse.losses import (
     complementary_nll,
     consensus,
     dense_nll,
+    joint_nll,
+    log_complementary_evidence,
+    log_evidence,
     mean_trace,
     partial_dice,
     ruled_out_nll,
@@ -84,6 +87,85 @@ def test_terms_agree_with_slow_reference(structure, image, floor):
     negative = complementary_nll(log_probs, confusion, transition.log(), drawing).item()
     assert negative == pytest.approx(slow.negative_nll(probs, cm, transition.tolist(), flat), 1e-5)
     assert mean_trace(confusion, drawing).item() == pytest.approx(slow.mean_trace(cm, flat), 1e-5)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.5])
+@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_all_drawings_together_agree_with_slow_reference(structure, image, floor):
+    """Value, trace, and the class that Dice holds on to."""
+    positive, negative = (confusion_of(structure, image, floor, seed) for seed in (0, 7))
+    (log_probs, drawn), (_, ruled_out) = batch(image, undrawn=0.7), batch(image, seed=8, undrawn=0.8)
+    transition = torch.tensor([[0, 0.2, 0.5, 0.1], [0.6, 0, 0.4, 0.2], [0.3, 0.3, 0, 0.7], [0.1, 0.5, 0.1, 0]])
+    probs = log_probs.exp().double().flatten(2).tolist()
+    cms = [dense_cm(one, image).double().flatten(4).tolist() for one in (positive, negative)]
+    maps = [one.flatten(2).tolist() for one in (drawn, ruled_out)]
+    pairs = [(cms[0], maps[0], None), (cms[1], maps[1], transition.tolist())]
+    assert (drawn != 255).any(1).logical_or((ruled_out != 255).any(1)).float().mean() < 1, "somewhere nobody drew"
+    loss = CoupledLoss(L, trace_weight=0.4, transition=transition, dice_weight=0.3, joint=True)
+    value = loss(CoupledOutput(log_probs, positive, negative), Annotations(drawn, ruled_out))
+    nll, labels = slow.joint_nll(probs, pairs)
+    traces = slow.mean_trace(cms[0], maps[0]) + slow.mean_trace(cms[1], maps[1])
+    dice = partial_dice(log_probs.exp(), torch.tensor(labels).view(B, 1, *image)).item()
+    parts = {name: part.item() for name, part in loss.parts.items()}
+    assert parts == pytest.approx({"nll_joint": nll, "trace": traces, "consensus_dice": dice}, rel=1e-5)
+    assert value.item() == pytest.approx(nll + 0.4 * traces + 0.3 * dice, rel=1e-5)
+    alone = CoupledLoss(L, joint=True)
+    alone(CoupledOutput(log_probs, positive), Annotations(drawn))
+    assert alone.parts["nll_joint"].item() == pytest.approx(slow.joint_nll(probs, pairs[:1])[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_one_drawing_is_explained_alike_together_and_by_itself(structure):
+    confusion = one_annotator(confusion_of(structure, (5, 3), 0.0), 0)
+    log_probs, drawing = batch((5, 3))
+    target = Annotations(drawing[:, :1])
+    values = [CoupledLoss(L, joint=joint)(CoupledOutput(log_probs, confusion), target) for joint in (True, False)]
+    assert torch.allclose(*values)
+
+
+def test_who_contradicts_two_who_are_right_is_the_one_to_be_doubted():
+    """Three people, p undecided: together the third's matrix learns to err, each by itself nothing tells who does."""
+    log_probs = torch.full((1, 2, 40), 0.5).log()
+    truth = torch.arange(40) % 2
+    drawing = torch.stack([truth, truth, 1 - truth])[None]
+    found = {}
+    for joint in (True, False):
+        table = (torch.eye(2) * 2).expand(3, 2, 2).clone().requires_grad_()
+        optimizer = torch.optim.Adam([table], lr=0.1)
+        for _ in range(60):
+            optimizer.zero_grad()
+            CoupledLoss(2, joint=joint)(
+                CoupledOutput(log_probs, GlobalConfusion(table)), Annotations(drawing)
+            ).backward()
+            optimizer.step()
+        found[joint] = GlobalConfusion(table.detach()).diagonal().flatten(2).mean((0, 2))
+    assert found[True][:2].min() > 0.99
+    assert found[True][2] < 0.05
+    assert found[False].max() - found[False].min() < 0.01
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_together_undrawn_pixels_get_no_gradient(structure):
+    confusion = confusion_of(structure, (4, 4), 0.0)
+    log_probs, drawing = batch((4, 4))
+    drawing[:, :, 1:3] = 255
+    logits = log_probs.clone().requires_grad_()
+    loss = CoupledLoss(L, dice_weight=0.5, joint=True)
+    loss(CoupledOutput(logits, confusion, confusion), Annotations(drawing, drawing)).backward()
+    assert (logits.grad[:, :, 1:3] == 0).all()
+    assert (logits.grad[:, :, 0] != 0).any()
+    nobody = torch.full_like(drawing, 255)
+    assert CoupledLoss(L, joint=True)(CoupledOutput(log_probs, confusion), Annotations(nobody)).item() == 0
+
+
+def test_together_needs_matrices_and_single_classes():
+    log_probs, drawing = batch((4, 4))
+    output = CoupledOutput(log_probs, IdentityConfusion(R))
+    with pytest.raises(ValueError, match='the positive annotators have structure "identity"'):
+        CoupledLoss(L, joint=True)(output, Annotations(drawing))
+    with pytest.raises(ValueError, match="joint explains drawings one by one, negative_sets"):
+        CoupledLoss(L, joint=True, negative_sets=True)
 
 
 def test_several_negatives_form_a_set():
@@ -211,7 +293,10 @@ def test_gradients_agree_with_finite_differences(structure):
         given = iter(tensors)
         rebuilt = type(confusion)(*[f if n is None else next(given) for f, n in zip(confusion, fields, strict=True)])
         log_probs = logits.log_softmax(1)
-        return coarse_nll(log_probs, rebuilt, drawing) + complementary_nll(log_probs, rebuilt, log_m, drawing)
+        said = log_evidence(rebuilt, drawing) + log_complementary_evidence(rebuilt, log_m, drawing)
+        together = joint_nll(log_probs, said, (drawing != 255).any(1, keepdim=True))
+        apart = coarse_nll(log_probs, rebuilt, drawing) + complementary_nll(log_probs, rebuilt, log_m, drawing)
+        return together + apart
 
     assert torch.autograd.gradcheck(total, (logits, *tensors))
 
