@@ -77,7 +77,10 @@ def test_five_annotators_and_what_is_said_of_them(bundle, tmp_path, per_image):
     built = bundle.run(*configs, **options)
     keys = ("train#dataset", "loss", "learning_rate", "annotator_learning_rate")
     data, loss, rate, annotator_rate = (built.parser.get_parsed_content(key) for key in keys)
-    assert (loss.coupled_dice_weight, annotator_rate / rate) == {1: (0, 1), 5: (0.5, 0.05)}[per_image]
+    assert (loss.coupled_dice_weight, loss.joint, annotator_rate / rate) == {1: (0, False, 1), 5: (0.5, True, 1)}[
+        per_image
+    ]
+    assert set(loss.parts) >= {"nll_joint" if per_image == 5 else "nll_positive", "trace"}
     drew = torch.stack([(item["positive"] != 255).flatten(1).any(1) for item in data])
     assert drew.shape == (len(data), 5)
     assert (drew.sum(1) == per_image).all()

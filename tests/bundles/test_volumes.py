@@ -412,6 +412,7 @@ def test_readers_are_compared_with_what_the_networks_say_they_draw(bundle, train
         image = nibabel.load(path)
         nibabel.save(nibabel.Nifti1Image(np.full(image.shape, 255, np.uint8), image.affine), path)
     options = bundle.small | bundle.places(tmp_path) | {"dataset_dir": str(data), "ckpt_dir": str(trained / "models")}
+    options |= {"distribution#num_samples": None}  # what each would most likely draw
     built = bundle.run("train.json", "evaluate.json", "evaluate_distribution.json", **options)
     found = json.loads((tmp_path / "evaluation.json").read_text())["distribution"]
     model = built.parser.get_parsed_content("coarse_model").eval()
