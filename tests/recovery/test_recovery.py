@@ -7,7 +7,17 @@ import torch
 from monai.networks.nets import UNet
 from scipy.ndimage import gaussian_filter
 
-from medcoarse.confusion import Annotations, complement, identity, sample_annotation, swap_transition
+from medcoarse.confusion import (
+    UNLABELED,
+    Annotations,
+    CoupledOutput,
+    GlobalConfusion,
+    complement,
+    identity,
+    sample_annotation,
+    swap_transition,
+)
+from medcoarse.fusion.staple import staple
 from medcoarse.losses import CoupledLoss
 from medcoarse.metrics import confusion_counts, confusion_matrix_error, iou, mean_confusion
 from medcoarse.networks import AnnotatorNet, CoupledModel
@@ -105,3 +115,34 @@ def test_strokes_of_both_kinds_share_one_matrix():
     iou_of_strokes = object_iou(learned, test_image, test_truth)
     assert iou_of_strokes > 0.55
     assert iou_of_strokes > object_iou(counted, test_image, test_truth) + 0.3
+
+
+def test_drawings_explained_together_find_the_matrices_that_staple_finds():
+    """Without an image, p being the prior everywhere, the joint likelihood is STAPLE's: one optimum, two ways there.
+
+    Five people, three classes, some of it undrawn; the two who err most agree with each other in half of their errors.
+    """
+    generator = torch.Generator().manual_seed(0)
+    prior = torch.tensor([0.6, 0.3, 0.1])
+    truth = torch.multinomial(prior, 6000, replacement=True, generator=generator)[None, None]
+    habits = [0.9 * torch.eye(3) + 0.1 / 3, 0.8 * torch.eye(3) + 0.2 / 3, 0.7 * torch.eye(3) + 0.1]
+    habits += [torch.tensor([[0.7, 0.1, 0.1], [0.3, 0.5, 0.5], [0.0, 0.4, 0.4]])] * 2
+    cms = torch.stack(habits)[None, ..., None].expand(-1, -1, -1, -1, truth.shape[2])
+    drawings = sample_annotation(cms, truth, generator)
+    drawings[torch.rand(drawings.shape, generator=generator) < 0.2] = UNLABELED
+    found = staple(drawings, num_classes=3, prior=prior, initial_diagonal=0.8, tol=1e-9)
+
+    table = (2 * torch.eye(3)).expand(5, 3, 3).clone().requires_grad_()
+    loss, log_probs = CoupledLoss(3, joint=True), prior.log().view(1, 3, 1).expand(1, 3, truth.shape[2])
+    optimizer = torch.optim.LBFGS([table], max_iter=300, line_search_fn="strong_wolfe")
+
+    def value() -> torch.Tensor:
+        optimizer.zero_grad()
+        objective = loss(CoupledOutput(log_probs, GlobalConfusion(table)), Annotations(drawings))
+        objective.backward()
+        return objective
+
+    optimizer.step(value)
+    learned = GlobalConfusion(table.detach())
+    assert torch.allclose(learned.dense()[0], found.cm[0].float(), atol=2e-3)
+    assert torch.allclose(learned.dense()[0], torch.stack(habits), atol=0.06)
