@@ -7,7 +7,7 @@ Convention:
     complementary drawings ``transition @ cm @ probs``.
 
 Networks hand a *structured* matrix to the losses, one of the named tuples below, so that an ``L x L`` product is never
-formed where it is not needed. All of them work in log space and offer the same four methods (:class:`Confusion`).
+formed where it is not needed. All of them work in log space and offer the same methods (:class:`Confusion`).
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ class IdentityConfusion(NamedTuple):
 
     def log_rows(self, observed: Tensor) -> Tensor:
         """Not defined: the number of classes is not stored."""
-        raise ValueError("IdentityConfusion has no rows; use medcoarse.confusion.identity(num_classes)")
+        raise ValueError("IdentityConfusion has no rows: the number of classes is not stored")
 
     def diagonal(self) -> Tensor:
         """See :meth:`Confusion.diagonal`; one value stands for all pixels and classes."""

@@ -29,13 +29,14 @@ from medcoarse.networks import CoupledModel
 logger = logging.getLogger(__name__)
 
 
-def members(model: CoupledModel, image: Tensor) -> Tensor:
+def members(model: CoupledModel, image: Tensor, learned: bool = True) -> Tensor:
     """Class probabilities of each member: the segmenter's own where it has several, else `A_r p` of each annotator.
 
     Args:
-        model: the coupled model. A segmenter that has several gives them as `segmenter.members(image)`. Matrices are
-            used as they are: where training never touched them, all members have the same label map, the segmenter's.
+        model: the coupled model. A segmenter that has several gives them as `segmenter.members(image)`.
         image: (B, C, *S).
+        learned: whether training touched the matrices. Where it did not, they say nothing of anybody, and there is one
+            member, the segmentation.
 
     Returns:
         (B, N, L, *S), sums over L are 1.
@@ -54,6 +55,8 @@ def members(model: CoupledModel, image: Tensor) -> Tensor:
         probs: Tensor = own(image)
         return probs
     output = model.couple(image)
+    if not learned:
+        return output.logits.float().softmax(1)[:, None]
     if output.positive is None:
         raise ValueError("the model has no positive annotators: there is only one segmentation of an image")
     return output.positive.log_annotate(output.logits.float().log_softmax(1)).exp()
@@ -65,12 +68,13 @@ def label_maps(probs: Tensor, num_samples: int | None = None, seed: int = 0) -> 
     One label map of a member is its most likely one. Several are samples in which all pixels share their chance:
     `argmax_k (log p_k(x) + g_k)` with one vector g of independent standard Gumbel numbers for all x. A pixel has class
     k in a share `p_k(x)` of them, and what is unsure changes as a whole, as a border that is drawn farther out or in;
-    pixels that are sampled one by one make noise that nobody draws. The chances are the same for every member and come
-    from a scrambled Sobol sequence, which spreads a few samples more evenly than independent numbers.
+    pixels that are sampled one by one make noise that nobody draws. The chances of a member are its own stretch of a
+    scrambled Sobol sequence, which spreads a few samples more evenly than independent numbers.
 
     Args:
         probs: class probabilities of the members (B, N, L, *S).
-        num_samples: of all members together, n = num_samples // N of each, at least one; `None` takes one of each.
+        num_samples: of all members together, n = num_samples // N of each. Below 2 N, and with `None`, that is one of
+            each, the most likely.
         seed: of the chances.
 
     Returns:
@@ -94,10 +98,11 @@ def label_maps(probs: Tensor, num_samples: int | None = None, seed: int = 0) -> 
     if each == 1:
         return probs.argmax(2).to(torch.uint8)
     sequence: Any = torch.quasirandom.SobolEngine  # has no types
-    uniform = sequence(probs.shape[2], scramble=True, seed=seed).draw(each)
-    chances = -(-uniform.clamp(1e-6, 1 - 1e-6).log()).log()  # clamped: 0 would be drawn by nobody, 1 by everybody
+    number, num_classes = probs.shape[1:3]
+    uniform = sequence(num_classes, scramble=True, seed=seed).draw(number * each).clamp(1e-6, 1 - 1e-6)
+    chances = -(-uniform.log()).log().to(probs)
+    shaped = chances.view(number, each, num_classes, *(1,) * (probs.ndim - 3)).transpose(0, 1)
     log_probs = probs.log()
-    shaped = chances.to(log_probs).view(each, 1, 1, -1, *(1,) * (probs.ndim - 3))
     return torch.stack([(log_probs + one).argmax(2).to(torch.uint8) for one in shaped], 2).flatten(1, 2)
 
 
@@ -115,7 +120,8 @@ class DistributionReport:
         annotations_key: key of the annotations (R, *S) in a batch.
         mask_key: key of the field of view outside of which nothing is compared.
         num_samples: see :func:`label_maps`.
-        seed: of the samples.
+        learned: see :func:`members`.
+        seed: of the samples; every image has its own.
 
     Source: Kohl et al., A Probabilistic U-Net, NeurIPS 2018; DHE, experiments.
     """
@@ -129,10 +135,12 @@ class DistributionReport:
         annotations_key: str = "positive",
         mask_key: str | None = None,
         num_samples: int | None = None,
+        learned: bool = True,
         seed: int = 0,
     ) -> None:
         self.model, self.inferer, self.num_classes, self.json_path = model, inferer, num_classes, Path(json_path)
         self.annotations_key, self.mask_key, self.num_samples, self.seed = annotations_key, mask_key, num_samples, seed
+        self.learned = learned
         self.images: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -172,11 +180,13 @@ class DistributionReport:
         """The set of label maps (1, N, *S) of an image (1, C, *S) of any size."""
 
         def flat(patch: Tensor) -> Tensor:
-            return members(self.model, patch).flatten(1, 2)
+            return members(self.model, patch, self.learned).flatten(1, 2)
 
         with torch.no_grad(), eval_mode(self.model):
             found = torch.as_tensor(self.inferer(image, flat)).as_subclass(Tensor)
-        return label_maps(torch.unflatten(found, 1, (-1, self.num_classes)), self.num_samples, self.seed)
+        return label_maps(
+            torch.unflatten(found, 1, (-1, self.num_classes)), self.num_samples, self.seed + len(self.images)
+        )
 
     def _write(self, engine: Engine) -> None:
         numbers = torch.tensor([[one["ged_dice"], one["ged_iou"]] for one in self.images], dtype=torch.float64)

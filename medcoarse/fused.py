@@ -169,7 +169,7 @@ def _evaluate(plan: _Plan, inputs: list[Tensor], grads: list[Tensor] | None) -> 
     """``(nll, trace)``; the gradients of the objective are written to ``grads``."""
     spatial_dims = inputs[0].ndim - 2
     annotation = plan.annotation.flatten(2)
-    counts = _drawn_counts(annotation, inputs[0].shape[1])
+    counts = drawn_counts(annotation, inputs[0].shape[1])
     weights = counts.clamp_min(1).to(inputs[0].dtype).reciprocal()
     if plan.kernel is not None:
         return _by_kernel(plan.kernel, plan, inputs, weights, grads or [])
@@ -316,7 +316,7 @@ def _shares(num_images: int, num_pixels: int, unit: int) -> list[list[tuple[int,
     return parts
 
 
-def _drawn_counts(annotation: Tensor, num_classes: int) -> Tensor:
+def drawn_counts(annotation: Tensor, num_classes: int) -> Tensor:
     """How many pixels each annotator drew, ``(R,)``."""
     if annotation.device.type != "cpu":  # there, looking classes up checks them without a wait
         return (annotation != UNLABELED).sum((0, 2))

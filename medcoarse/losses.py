@@ -23,10 +23,11 @@ from medcoarse.confusion import (
     Confusion,
     CoupledOutput,
     IdentityConfusion,
+    UpsampledConfusion,
     check_transition,
     swap_transition,
 )
-from medcoarse.fused import LogLikelihood, PixelConfusion, Terms, annotator_terms
+from medcoarse.fused import LogLikelihood, PixelConfusion, Terms, annotator_terms, drawn_counts
 
 _LEAST_VARIANCE = 1e-2  # within the classes, as a share of the variance of the whole image
 
@@ -145,9 +146,9 @@ def log_complementary_evidence(confusion: Confusion, log_transition: Tensor, ann
 def joint_nll(log_probs: Tensor, evidence: Tensor, drawn: Tensor) -> Tensor:
     """Negative log-likelihood of all drawings of an image together, ``-log sum_j p_j prod_r A_r[y_r, j]``.
 
-    Given the true class, people err independently of each other. So where several drew a pixel, what one says of it
-    tells how much the others can be trusted; :func:`coarse_nll` explains each drawing by itself. For one drawing they
-    are the same.
+    Given the true class, people are taken to err independently of each other. So where several drew a pixel, what one
+    says of it tells how much the others can be trusted; :func:`coarse_nll` explains each drawing by itself. For one
+    annotator they are the same; where R people drew different pixels this is 1/R of it, a mean and not a sum.
 
     Args:
         log_probs: ``(B, L, *S)``.
@@ -446,6 +447,7 @@ class CoupledLoss(nn.Module):
     ``sum_o NLL(o) + sum_c NLL(c) + trace_weight (sum_o mean trace A(o) + sum_c mean trace A(c))
     + dice_weight Dice(consensus) + dense_weight (CE + dice_weight Dice)(masks) + appearance_weight * appearance``
 
+    With ``joint``, one joint likelihood takes the place of both sums of NLL, and the likeliest class that of the consensus.
     While the model trains no annotators (``CoupledOutput.positive`` and ``.negative`` are ``None``) the drawings are
     read without confusion matrices: on their consensus, or each as if it were the truth.
 
@@ -466,7 +468,8 @@ class CoupledLoss(nn.Module):
         joint: once the annotators are there, explain all drawings of an image together (:func:`joint_nll`), and let
             Dice hold on to the class that is likeliest given all of them, the matrices and the segmentation, in place
             of the consensus, which counts every voice alike. For several people who drew the same images: who is wrong
-            shows by what the others drew. Every matrix is then written out at every pixel, ``R L^2`` numbers.
+            shows by what the others drew. Like STAPLE it sides with those who agree, so it can be led astray where two
+            share a habit and differ from the others. Every matrix is written out at every pixel, ``R L^2`` numbers.
         negative_sets: the negative maps of an image are one annotator's and rule out a set of classes at each pixel,
             see :func:`ruled_out_nll`; the model then has one negative annotator and ``transition`` is not used.
         appearance_weight: weight of :func:`appearance_nll`, beside drawings, where no mask is known; 0 leaves it out.
@@ -586,16 +589,22 @@ class CoupledLoss(nn.Module):
             if drawing is None:
                 continue
             confusion: Confusion = getattr(output, name)
+            drawn_counts(drawing.flatten(2), self.num_classes)  # says what is no class
+            if isinstance(confusion, UpsampledConfusion):
+                confusion = confusion.full()  # once for all that follows
             if isinstance(confusion, IdentityConfusion):
                 raise ValueError(
-                    f'joint=True needs matrices, and the {name} annotators have structure "identity": who never errs '
-                    "cannot contradict others; choose another structure, or joint=False"
+                    f'joint=True needs matrices, and the {name} annotators have structure "identity" (learn_transition '
+                    "needs it): who never errs cannot contradict others; choose another structure, or joint=False"
                 )
             if name == "positive":
                 evidence.append(log_evidence(confusion, drawing))
             else:
-                evidence.append(log_complementary_evidence(confusion, self.log_transition.to(logits.device), drawing))
-            traces.append(mean_trace(confusion, drawing))
+                fixed = self.log_transition.to(logits.device)
+                log_transition = fixed if output.log_transition is None else output.log_transition
+                evidence.append(log_complementary_evidence(confusion, log_transition, drawing))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.trace_weight > 0):
+                traces.append(mean_trace(confusion, drawing))
             where.append((drawing != UNLABELED).any(1, keepdim=True))
         drawn, said = torch.stack(where).any(0), torch.stack(evidence).sum(0)
         log_probs = logits.log_softmax(1)

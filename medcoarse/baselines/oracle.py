@@ -113,7 +113,7 @@ class OracleLoss(CoupledLoss):
     bundle's.
 
     Source: DHE, the oracle of its experiments.
-    Deviates: Dice on the consensus and the appearance prior as in every other row of a table.
+    Deviates: Dice and the appearance prior as in the rows whose matrices are learned.
 
     Example:
         >>> from medcoarse.confusion import IdentityConfusion

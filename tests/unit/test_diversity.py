@@ -167,6 +167,29 @@ def test_what_is_unsure_changes_as_a_whole():
     assert len(sizes.unique()) > 20
 
 
+def test_members_that_are_alike_are_sampled_apart():
+    probs = torch.rand(1, 1, 2, 50, generator=torch.Generator().manual_seed(0)).softmax(2).expand(1, 3, 2, 50)
+    first, second, third = label_maps(probs, num_samples=60)[0].unflatten(0, (3, 20))
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+
+
+def test_matrices_that_nobody_trained_say_nothing_of_annotators(tmp_path):
+    """Taken at their word they would let a tenth of the people see no digit at all."""
+    segmenter = Fixed([[0.0, 1.0]])
+    segmenter.members = None  # gives one segmentation
+    segmenter.forward = lambda image: (
+        torch.tensor([-50.0, 50.0]).view(1, 2, 1, 1).expand(len(image), 2, *image.shape[2:])
+    )
+    model = CoupledModel(segmenter, AnnotatorNet(None, 2, 0, 2, 5, 0, structure="global")).eval()
+    image = torch.rand(1, 1, 8, 8)
+    assert label_maps(members(model, image), 100).unique().tolist() == [0, 1]
+    assert members(model, image, learned=False).shape == (1, 1, 2, 8, 8)
+    assert label_maps(members(model, image, learned=False), 100).unique().tolist() == [1]
+    found = report(model, items(1), tmp_path / "e.json", num_samples=100, learned=False)
+    assert found["images"][0]["num_segmentations"] == 100
+
+
 def test_every_member_has_as_many_samples():
     """As many as fit, and what is certain is never sampled otherwise."""
     probs = torch.tensor([[0.2, 0.5, 0.3], [0.0, 0.0, 1.0]])[None, :, :, None]

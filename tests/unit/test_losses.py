@@ -110,9 +110,14 @@ def test_all_drawings_together_agree_with_slow_reference(structure, image, floor
     parts = {name: part.item() for name, part in loss.parts.items()}
     assert parts == pytest.approx({"nll_joint": nll, "trace": traces, "consensus_dice": dice}, rel=1e-5)
     assert value.item() == pytest.approx(nll + 0.4 * traces + 0.3 * dice, rel=1e-5)
-    alone = CoupledLoss(L, joint=True)
-    alone(CoupledOutput(log_probs, positive), Annotations(drawn))
-    assert alone.parts["nll_joint"].item() == pytest.approx(slow.joint_nll(probs, pairs[:1])[0], rel=1e-5)
+    for output, target, own in (
+        (CoupledOutput(log_probs, positive), Annotations(drawn), pairs[:1]),
+        (CoupledOutput(log_probs, None, negative), Annotations(negative=ruled_out), pairs[1:]),
+        (CoupledOutput(log_probs, None, negative, transition.log()), Annotations(negative=ruled_out), pairs[1:]),
+    ):
+        alone = CoupledLoss(L, transition=None if output.log_transition is not None else transition, joint=True)
+        alone(output, target)
+        assert alone.parts["nll_joint"].item() == pytest.approx(slow.joint_nll(probs, own)[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
@@ -157,6 +162,49 @@ def test_together_undrawn_pixels_get_no_gradient(structure):
     assert (logits.grad[:, :, 0] != 0).any()
     nobody = torch.full_like(drawing, 255)
     assert CoupledLoss(L, joint=True)(CoupledOutput(log_probs, confusion), Annotations(nobody)).item() == 0
+
+
+def test_together_the_trace_moves_the_matrices_and_a_class_that_nobody_rules_out_leaves_no_nan():
+    log_probs, drawing = batch((4, 4))
+    transition = torch.tensor([[0, 0, 0, 0], [0.5, 0, 0.5, 0.5], [0.5, 0.5, 0, 0.5], [0, 0.5, 0.5, 0]])
+    table = torch.randn(R, L, L, dtype=torch.float64, requires_grad=True)
+
+    def value(table):
+        loss = CoupledLoss(L, trace_weight=0.4, transition=transition, joint=True)
+        output = CoupledOutput(log_probs, GlobalConfusion(table), GlobalConfusion(table))
+        return loss(output, Annotations(drawing, drawing.clamp_min(1)))
+
+    [with_trace] = torch.autograd.grad(value(table), table)
+    step = 1e-3 * torch.eye(L, dtype=torch.float64)
+    slope = (value(table + step) - value(table - step)).item() / 2e-3
+    assert with_trace.diagonal(dim1=1, dim2=2).sum().item() == pytest.approx(slope, rel=1e-2)
+    log_m = swap_transition(2).log()
+    log_m[:, 0] = -torch.inf  # of class 0 nothing is ever said
+    full = torch.zeros(1, 1, 2, 2, 3, requires_grad=True)
+    log_complementary_evidence(FullConfusion(full), log_m, torch.tensor([[[0, 1, 255]]])).sum().backward()
+    assert full.grad.isfinite().all()
+
+
+def test_together_a_drawing_of_no_class_is_refused():
+    log_probs, drawing = batch((4, 4))
+    drawing[0, 0, 0, 0] = L + 3
+    confusion = confusion_of("full", (4, 4), 0.0)
+    for target in (Annotations(drawing), Annotations(negative=drawing)):
+        with pytest.raises(ValueError, match=f"drawings must hold classes below {L}, or 255"):
+            CoupledLoss(L, joint=True)(CoupledOutput(log_probs, confusion, confusion), target)
+
+
+def test_together_coarse_matrices_are_interpolated_once(monkeypatch):
+    calls = []
+    whole = UpsampledConfusion.full
+    monkeypatch.setattr(UpsampledConfusion, "full", lambda self: (calls.append(1), whole(self))[1])
+    coarse = UpsampledConfusion(confusion_of("full", (2, 2), 0.0), (4, 4))
+    log_probs, drawing = batch((4, 4))
+    value = CoupledLoss(L, joint=True)(CoupledOutput(log_probs, coarse, coarse), Annotations(drawing, drawing))
+    assert len(calls) == 2
+    fine = coarse.full()
+    expected = CoupledLoss(L, joint=True)(CoupledOutput(log_probs, fine, fine), Annotations(drawing, drawing))
+    assert torch.allclose(value, expected)
 
 
 def test_together_needs_matrices_and_single_classes():
