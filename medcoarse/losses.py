@@ -447,7 +447,7 @@ class CoupledLoss(nn.Module):
     ``sum_o NLL(o) + sum_c NLL(c) + trace_weight (sum_o mean trace A(o) + sum_c mean trace A(c))
     + dice_weight Dice(consensus) + dense_weight (CE + dice_weight Dice)(masks) + appearance_weight * appearance``
 
-    With ``joint``, one likelihood of all drawings takes the place of both sums, the likeliest class that of the consensus.
+    With ``joint`` one likelihood of all drawings stands for both sums, and the likeliest class for the consensus.
     While the model trains no annotators (``CoupledOutput.positive`` and ``.negative`` are ``None``) the drawings are
     read without confusion matrices: on their consensus, or each as if it were the truth.
 
