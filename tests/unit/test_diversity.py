@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -186,8 +187,10 @@ def test_matrices_that_nobody_trained_say_nothing_of_annotators(tmp_path):
     assert label_maps(members(model, image), 100).unique().tolist() == [0, 1]
     assert members(model, image, learned=False).shape == (1, 1, 2, 8, 8)
     assert label_maps(members(model, image, learned=False), 100).unique().tolist() == [1]
-    found = report(model, items(1), tmp_path / "e.json", num_samples=100, learned=False)
-    assert found["images"][0]["num_segmentations"] == 100
+    found = [
+        report(model, items(1), tmp_path / "e.json", num_samples=100, learned=one)["image"] for one in (False, True)
+    ]
+    assert found[0] != found[1]
 
 
 def test_every_member_has_as_many_samples():
@@ -211,6 +214,22 @@ def test_samples_of_an_evaluation_are_those_of_the_seed(tmp_path):
     found = [report(model, items(), tmp_path / "e.json", num_samples=39, seed=seed) for seed in seeds]
     assert found[0] == found[1] != found[2]
     assert found[0]["images"][0]["num_segmentations"] == 35
+
+
+def test_every_image_has_chances_of_its_own(tmp_path):
+    torch.manual_seed(0)
+    twice = [next(items(1)) for _ in range(2)]
+    model = coupled(nn.Conv2d(1, 2, 1))
+    first, second = report(model, twice, tmp_path / "e.json", num_samples=30)["images"]
+    assert first["ged_iou"] != second["ged_iou"]
+
+
+def test_what_is_certain_stays_so_whatever_the_chances(monkeypatch):
+    """Also where the sequence holds an exact 0 or 1."""
+    for value in (0.0, 1.0):
+        engine = SimpleNamespace(draw=lambda n, value=value: torch.full((n, 2), value))
+        monkeypatch.setattr(torch.quasirandom, "SobolEngine", lambda *_, engine=engine, **__: engine)
+        assert label_maps(torch.tensor([0.0, 1.0]).view(1, 1, 2, 1), num_samples=4).tolist() == [[[1]] * 4]
 
 
 def test_what_is_not_there_is_said(tmp_path):
