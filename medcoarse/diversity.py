@@ -28,6 +28,8 @@ from medcoarse.networks import CoupledModel
 
 logger = logging.getLogger(__name__)
 
+_BLOCK_NUMBERS = 1 << 22  # probabilities of a class held at a time, 16 MB in single precision
+
 
 def members(model: CoupledModel, image: Tensor, learned: bool = True) -> Tensor:
     """Class probabilities of each member: the segmenter's own where it has several, else `A_r p` of each annotator.
@@ -96,14 +98,26 @@ def label_maps(probs: Tensor, num_samples: int | None = None, seed: int = 0) -> 
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     each = max(1, (num_samples or 1) // probs.shape[1])
     if each == 1:
-        return probs.argmax(2).to(torch.uint8)
+        return _likeliest(probs)
     sequence: Any = torch.quasirandom.SobolEngine  # has no types
     number, num_classes = probs.shape[1:3]
     uniform = sequence(num_classes, scramble=True, seed=seed).draw(number * each).clamp(1e-6, 1 - 1e-6)
     chances = -(-uniform.log()).log().to(probs)
-    shaped = chances.view(number, each, num_classes, *(1,) * (probs.ndim - 3)).transpose(0, 1)
-    log_probs = probs.log()
-    return torch.stack([(log_probs + one).argmax(2).to(torch.uint8) for one in shaped], 2).flatten(1, 2)
+    shaped = chances.view(number, each, num_classes, *(1,) * (probs.ndim - 3))
+    at_once = max(1, _BLOCK_NUMBERS // probs[:, :, 0].numel())
+    log_probs = probs.log()[:, :, None]
+    blocks = [_likeliest(log_probs + block, dim=3) for block in shaped.split(at_once, dim=1)]
+    return torch.cat(blocks, 2).flatten(1, 2)
+
+
+def _likeliest(scores: Tensor, dim: int = 2) -> Tensor:
+    """uint8 label maps, the first of the best; `argmax` over few, strided classes is several times slower."""
+    best, *others = scores.unbind(dim)
+    labels = torch.zeros_like(best, dtype=torch.uint8)
+    for k, one in enumerate(others, start=1):
+        labels.masked_fill_(one > best, k)
+        best = torch.maximum(best, one)
+    return labels
 
 
 class DistributionReport:

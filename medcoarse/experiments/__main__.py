@@ -41,10 +41,10 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
         rewrite_results(table, options.rewrite)
         print(options.rewrite.with_suffix(".md").read_text(encoding="utf-8"))
         return 0
-    for kept in options.restore:
-        print(f"{restore_results(table, kept, options.output_dir.resolve())} runs restored from {kept.name}")
     bundle = open_bundle(table, options.bundle_root)
     runs = plan(table, bundle, options.output_dir, options.dataset_dir, options.rows, options.seeds)
+    for kept in options.restore:
+        print(f"{restore_results(runs, kept)} runs restored from {kept.name}")
     if options.report_only and options.dataset_dir is None:
         runs = with_recorded_data(reported_runs(runs))
     if options.dry_run:
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="JSON",
         action="append",
         default=[],
-        help="take what is done in a kept results.json as done here, and run the rest",
+        help="take what is done in a kept results.json, of this table or of another, as done here, and run the rest",
     )
     add("--list", action="store_true", help="show the tables that come with the package")
     return parser

@@ -54,15 +54,15 @@ def rewrite_results(table: Table, path: Path) -> None:
     _write(shown, results, written, path.parent / path.stem)
 
 
-def restore_results(table: Table, path: Path, output_dir: Path) -> int:
+def restore_results(runs: Sequence[Run], path: Path) -> int:
     """Put what is done in a ``results.json`` back where a command looks for it, so that only the rest is run.
 
+    Of another table's results those count that are of the same definition: configuration, seed, data and evaluation.
     A run that has a result already keeps it. One whose definition has changed since will be run again, as ever.
 
     Args:
-        table: that of the results.
+        runs: any of the table; all of its rows and seeds are looked for.
         path: the file.
-        output_dir: where runs are kept.
 
     Returns:
         How many there are now that were not.
@@ -70,21 +70,34 @@ def restore_results(table: Table, path: Path, output_dir: Path) -> int:
     Raises:
         TableError: as of :func:`rewrite_results`.
     """
-    _, results, _ = _kept(table, path, output_dir)
-    missing = [r for r in results if r.status == "done" and not (r.run.folder / "result.json").exists()]
-    for result in missing:
-        result.run.folder.mkdir(parents=True, exist_ok=True)
-        write_json(result.run.folder / "result.json", dict(result.content))
+    table, done = runs[0].table, [run for run in _read(path)["runs"] if run["status"] == "done"]
+    if all(run["table"] == table.name for run in done):
+        results = _kept(table, path, runs[0].output_dir)[1]
+        found = [(result.run, dict(result.content)) for result in results if result.status == "done"]
+    else:
+        same = {run["fingerprint"]: _content(run) for run in done}
+        wanted = [run for run in reported_runs(runs) if run.fingerprint in same]
+        found = [(run, same[run.fingerprint] | {"table": table.name, "row": run.row.name}) for run in wanted]
+    missing = [(run, content) for run, content in found if not (run.folder / "result.json").exists()]
+    for run, content in missing:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_json(run.folder / "result.json", content)
     return len(missing)
 
 
-def _kept(table: Table, path: Path, output_dir: Path = Path()) -> tuple[Table, list[Result], dict[str, Any]]:
-    """The part of a table that a ``results.json`` holds, its results, and when it was written."""
+def _read(path: Path) -> dict[str, Any]:
+    """A ``results.json``."""
     content = read_json(path)
     if content is None:
         raise TableError(f"no results {path.name!r}: pass the results.json that a table left")
     if not isinstance(content, dict) or not {"rows", "runs", "written"} <= content.keys():
         raise TableError(f"{path.name} is no results.json of a table")
+    return content
+
+
+def _kept(table: Table, path: Path, output_dir: Path = Path()) -> tuple[Table, list[Result], dict[str, Any]]:
+    """The part of a table that a ``results.json`` holds, its results, and when it was written."""
+    content = _read(path)
     names = [row["name"] for row in content["rows"]]
     unknown = [name for name in names if name not in [row.name for row in table.rows]]
     if unknown:

@@ -691,6 +691,28 @@ def test_kept_results_are_gone_on_with(place, monkeypatch, capsys):
     assert "no results 'none.json'" in capsys.readouterr().err
 
 
+def test_the_same_runs_of_another_table_are_not_run_again(place, capsys):
+    """A row of another name counts if all that makes its numbers is the same; another seed or override does not."""
+    rows = [{"name": "as it is"}, {"name": "weaker", "overrides": {"base": 0.25}}]
+    run(place, seeds=[0, 1], rows=rows)
+    whole = results(place)
+    (place / "out" / "table").rename(place / "out" / "other")
+    other = place / "out" / "other" / "results.json"
+    text = other.read_text()
+    other.write_text(text.replace('"table": "table"', '"table": "other"'))
+    assert other.read_text() != text
+    rows = [{"name": "renamed"}, {"name": "as it is", "overrides": {"base": 0.75}}]
+    capsys.readouterr()
+    assert run(place, "--restore", str(other), seeds=[1, 2], rows=rows) == 0
+    assert "1 runs restored from results.json" in capsys.readouterr().out
+    assert sorted(calls(place)) == ["as-it-is/seed-1", "as-it-is/seed-2", "renamed/seed-2"]
+    found = {(one["row"], one["seed"]): one for one in results(place).json["runs"]}
+    was = {(one["row"], one["seed"]): one for one in whole.json["runs"]}
+    assert found["renamed", 1]["scores"] == was["as it is", 1]["scores"]
+    assert (found["renamed", 1]["table"], found["renamed", 1]["folder"]) == ("table", "table/renamed/seed-1")
+    assert found["renamed", 1]["fingerprint"] == was["as it is", 1]["fingerprint"]
+
+
 def test_no_folder_of_this_machine_gets_into_the_results(place):
     data = place / "data"
     data.mkdir()
