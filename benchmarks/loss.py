@@ -13,7 +13,7 @@ from benchmarks.references import released_dhe_loss
 from benchmarks.timing import peak_bytes, take_turns
 from medcoarse.confusion import Confusion, FullConfusion, LowRankConfusion
 from medcoarse.fused import annotator_terms
-from medcoarse.losses import coarse_nll, mean_trace
+from medcoarse.likelihoods import coarse_nll, mean_trace
 
 SHAPES = {2: (2, 512, 512), 4: (4, 192, 192), 19: (1, 256, 512)}
 """Classes -> (batch, height, width), the sizes of a fundus photograph, a brain slice and a street scene."""

@@ -1,6 +1,6 @@
 """Likelihood and trace of a group of annotators, evaluated together with their gradients.
 
-The same numbers as the plain equations of :mod:`medcoarse.losses`, which stay the reference that tests compare with.
+The same numbers as the plain equations of :mod:`medcoarse.likelihoods`, the reference that tests compare with.
 What differs is the cost: value *and* gradient of a pixel are computed in one pass and leave nothing behind but the
 gradient. On a processor compiled loops do that for the usual structures (:mod:`medcoarse.kernels`); everywhere else
 autograd runs on some pixels at a time. A loss that is scaled afterwards (accumulation, a GradScaler) needs the
@@ -72,7 +72,7 @@ def annotator_terms(
         log_likelihood: how a drawing is read; ``None`` reads the drawn class as what was observed, CL Eq. 3.
 
     Returns:
-        :class:`Terms`, equal to :func:`medcoarse.losses.coarse_nll` and :func:`medcoarse.losses.mean_trace`.
+        :class:`Terms`, equal to :func:`medcoarse.likelihoods.coarse_nll` and :func:`medcoarse.likelihoods.mean_trace`.
 
     Raises:
         ValueError: shapes that do not fit each other, or a drawing with a value that is neither a class nor 255.

@@ -10,7 +10,7 @@ import torch
 from medcoarse import fused, kernels
 from medcoarse.confusion import FullConfusion, LowRankConfusion, UpsampledConfusion, swap_transition
 from medcoarse.fused import annotator_terms
-from medcoarse.losses import coarse_nll, complementary_nll, mean_trace
+from medcoarse.likelihoods import coarse_nll, complementary_nll, mean_trace
 
 R = 2
 WEIGHT = 0.3

@@ -16,20 +16,16 @@ from medcoarse.confusion import (
     UpsampledConfusion,
     swap_transition,
 )
-from medcoarse.losses import (
-    CoupledLoss,
-    appearance_nll,
+from medcoarse.likelihoods import (
     coarse_nll,
     complementary_nll,
-    consensus,
-    dense_nll,
     joint_nll,
     log_complementary_evidence,
     log_evidence,
     mean_trace,
-    partial_dice,
     ruled_out_nll,
 )
+from medcoarse.losses import CoupledLoss, appearance_nll, consensus, dense_nll, partial_dice
 from tests.reference import coarse_losses as slow
 
 B, R, L = 2, 3, 4
@@ -534,7 +530,8 @@ def test_the_zero_of_the_image_does_not_matter():
 
 
 def test_appearance_is_asked_where_no_mask_is_known():
-    probs, image = torch.rand(2, 2, 6, 5).softmax(1).requires_grad_(), torch.rand(2, 1, 6, 5)
+    probs = torch.rand(2, 2, 6, 5).softmax(1).requires_grad_()
+    image = (probs[:, 1:].detach() > 0.5) + 0.1 * torch.rand(2, 1, 6, 5)  # it has something to say: a clear slope
     label = torch.randint(0, 2, (2, 1, 6, 5))
     label[1] = 255
     loss = CoupledLoss(2, appearance_weight=1.0)
