@@ -366,13 +366,14 @@ class CoupledLoss(nn.Module):
             if target.label is not None:
                 self.parts["dense"] = dense_nll(logits.log_softmax(1), target.label)
                 objectives.append(self.dense_weight * self.parts["dense"])
-            objectives += self._dice_terms(logits, self._consensus_dice(warm), agreed, target.label)
+            probs = logits.softmax(1)  # once for all terms: the pass over the pixels, and the one back
+            objectives += self._dice_terms(probs, self._consensus_dice(warm), agreed, target.label)
             if self.appearance_weight > 0 and drawn:
                 if target.image is None:
                     raise ValueError("appearance_weight > 0 needs Annotations.image; pass the image to the loss")
                 unknown = None if target.label is None else target.label == UNLABELED
                 appearance = appearance_nll(
-                    logits.softmax(1), target.image.float(), self.appearance_sigma, self.appearance_smoothing, unknown
+                    probs, target.image.float(), self.appearance_sigma, self.appearance_smoothing, unknown
                 )
                 objectives.append(self.appearance_weight * appearance)
             self.parts = {name: value.detach() for name, value in self.parts.items()}
@@ -443,14 +444,14 @@ class CoupledLoss(nn.Module):
         return [terms.objective for terms in groups.values()], parts
 
     def _dice_terms(
-        self, logits: Tensor, consensus_weight: float, agreed: Tensor | None, label: Tensor | None
+        self, probs: Tensor, consensus_weight: float, agreed: Tensor | None, label: Tensor | None
     ) -> list[Tensor]:
         """Dice on the consensus of the drawings and on the masks."""
         objectives = []
         dense_weight = self.dense_weight * self.dice_weight
         for name, known, weight in (("consensus", agreed, consensus_weight), ("dense", label, dense_weight)):
             if known is not None and weight > 0:
-                self.parts[f"{name}_dice"] = partial_dice(logits.softmax(1), known)
+                self.parts[f"{name}_dice"] = partial_dice(probs, known)
                 objectives.append(weight * self.parts[f"{name}_dice"])
         return objectives
 

@@ -320,6 +320,14 @@ def verify_drawings(
             "class, background too, or correct the mapping"
         )
     logger.info("Voxels drawn for training: %s", ", ".join(f"{name} {number}" for name, number in found.items()))
+    background, *structures = found.values()
+    if background < sum(structures) and supervision != "dense":
+        logger.warning(
+            "Less background was drawn (%d voxels) than structures (%d): where their drawings run over, nothing "
+            "contradicts them; draw more background, beside the structures",
+            background,
+            sum(structures),
+        )
     return found
 
 

@@ -61,11 +61,26 @@ def refused(path: Path, **options: object) -> str:
     return str(caught.value)
 
 
+def warnings_of(caplog) -> list[str]:
+    ours = [record for record in caplog.records if record.name == "medcoarse.own_data"]
+    return [record.getMessage() for record in ours if record.levelname == "WARNING"]
+
+
 def test_one_drawn_volume_is_fine_and_is_counted(folder, caplog):
     path = write(folder, training=[ITEM])
     with caplog.at_level("INFO", logger="medcoarse.own_data"):
         assert prepare_drawings(path, lambda: folder, **OPTIONS, class_names=["rest", "thing"]) == str(path)
     assert "Voxels drawn for training: rest 3, thing 2" in caplog.text
+    assert warnings_of(caplog) == []
+
+
+def test_less_background_than_structures_is_warned_of(folder, caplog):
+    drawing = np.full((8, 6, 4), 255, np.uint8)
+    drawing[2, 2:4, 1], drawing[6, 2, 1] = 1, 0
+    save(folder / "drawing.nii.gz", drawing)
+    prepare_drawings(write(folder, training=[ITEM]), lambda: folder, **OPTIONS)
+    (warned,) = warnings_of(caplog)
+    assert warned.startswith("Less background was drawn (1 voxels) than structures (2):")
 
 
 def test_without_a_datalist_something_is_drawn(folder):
