@@ -28,7 +28,7 @@ from medcoarse.networks import CoupledModel
 
 logger = logging.getLogger(__name__)
 
-_BLOCK_NUMBERS = 1 << 22  # probabilities of a class held at a time, 16 MB in single precision
+_BLOCK_NUMBERS = 1 << 22  # numbers of a class held at a time, 16 MB in single precision
 
 
 def members(model: CoupledModel, image: Tensor, learned: bool = True) -> Tensor:

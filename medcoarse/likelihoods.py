@@ -72,7 +72,7 @@ def complementary_log_likelihood(
 ) -> Tensor:
     """``log sum_i M[c, i] u_i`` at every pixel, ``(B, C, *S)``; anything where nothing was drawn.
 
-    The arguments are those of :func:`complementary_nll`, which is its mean.
+    The arguments are those of :func:`complementary_nll`, which is minus its mean over what was drawn.
 
     Example:
         >>> from medcoarse.confusion import IdentityConfusion, swap_transition

@@ -23,7 +23,7 @@ from medcoarse.datalist import DataError, Item, load_datalist, verify_datalist
 from medcoarse.inspection import files_of
 from medcoarse.readers.dicom import require_one_series
 from medcoarse.transforms.dictionary import MergeStrokesd
-from medcoarse.transforms.drawn import LoadCoarseAnnotationd
+from medcoarse.transforms.drawn import LoadCoarseAnnotationd, fill_beyond_loops
 from medcoarse.transforms.series import LoadImageOrSeriesd, require_intensities
 
 logger = logging.getLogger(__name__)
@@ -304,14 +304,16 @@ def verify_drawings(
     )
     load = Compose([LoadImageOrSeriesd("image"), EnsureChannelFirstd("image")])
     merge = MergeStrokesd(merged_key="positive", num_classes=num_classes, allow_missing_keys=True)
-    counts = np.zeros(256, np.int64)
+    counts, background_by_loops = np.zeros(256, np.int64), 0
     for name, items in sections.items():
         for item in items:
             image = load({"image": item["image"]})
             _check_image(image["image"], str(item["image"]), spatial_dims, in_channels)
             if item.get("drawing"):
                 drawn = np.asarray(merge(read({**image, "drawing": item["drawing"]}))["positive"])
-                counts += np.bincount(drawn.ravel(), minlength=256) * (name == "training")
+                if name == "training":
+                    counts += np.bincount(drawn.ravel(), minlength=256)
+                    background_by_loops += sum(int((fill_beyond_loops(one) == 0).sum()) for one in drawn)
     found = dict(zip(names, counts[:num_classes].tolist(), strict=True))
     nobody = [name for name, number in found.items() if number == 0]
     if nobody and supervision != "dense":
@@ -321,9 +323,9 @@ def verify_drawings(
         )
     logger.info("Voxels drawn for training: %s", ", ".join(f"{name} {number}" for name, number in found.items()))
     background, *structures = found.values()
-    if background < sum(structures) and supervision != "dense":
+    if background_by_loops < sum(structures) and supervision != "dense":  # what lies beyond a closed line counts
         logger.warning(
-            "Less background was drawn (%d voxels) than structures (%d): where their drawings run over, nothing "
+            "Less background was drawn (%d voxels) than structures (%d): where their drawings run over, little "
             "contradicts them; draw more background, beside the structures",
             background,
             sum(structures),

@@ -15,7 +15,7 @@ from medcoarse.curves import Curve, curves_figure
 from medcoarse.experiments.bundles import Bundle
 from medcoarse.experiments.plans import Run
 from medcoarse.experiments.provenance import as_text, command_text, source_version
-from medcoarse.experiments.results import Cell, Result, Summary, look_up, read_json, reported_runs, summarize
+from medcoarse.experiments.results import Cell, Result, Summary, look_up, read_json, reported_runs, settle, summarize
 from medcoarse.experiments.tables import Table, TableError
 from medcoarse.files import write_atomically, write_json
 from medcoarse.monitoring import machine
@@ -57,8 +57,8 @@ def rewrite_results(table: Table, path: Path) -> None:
 def restore_results(runs: Sequence[Run], path: Path) -> int:
     """Put what is done in a ``results.json`` back where a command looks for it, so that only the rest is run.
 
-    Of another table's results those count that are of the same definition: configuration, seed, data and evaluation.
-    A run that has a result already keeps it. One whose definition has changed since will be run again, as ever.
+    Results count that are of the same definition, whatever the row or the table was called: configuration, seed, data
+    and evaluation. Of the table's own results the others come back too, to be run again when they are asked for.
 
     Args:
         runs: any of the table; all of its rows and seeds are looked for.
@@ -68,21 +68,23 @@ def restore_results(runs: Sequence[Run], path: Path) -> int:
         How many there are now that were not.
 
     Raises:
-        TableError: as of :func:`rewrite_results`.
+        TableError: no such file, or not one of results.
     """
-    table, done = runs[0].table, [run for run in _read(path)["runs"] if run["status"] == "done"]
-    if all(run["table"] == table.name for run in done):
-        results = _kept(table, path, runs[0].output_dir)[1]
-        found = [(result.run, dict(result.content)) for result in results if result.status == "done"]
-    else:
-        same = {run["fingerprint"]: _content(run) for run in done}
-        wanted = [run for run in reported_runs(runs) if run.fingerprint in same]
-        found = [(run, same[run.fingerprint] | {"table": table.name, "row": run.row.name}) for run in wanted]
-    missing = [(run, content) for run, content in found if not (run.folder / "result.json").exists()]
-    for run, content in missing:
+    table, kept = runs[0].table, [run for run in _read(path)["runs"] if run["status"] == "done"]
+    same = {run["fingerprint"]: _content(run) for run in kept}
+    wanted = [run for run in reported_runs(runs) if run.fingerprint in same and look_up(run).status != "done"]
+    for run in wanted:
         run.folder.mkdir(parents=True, exist_ok=True)
-        write_json(run.folder / "result.json", content)
-    return len(missing)
+        settle(run)  # what another definition left is kept
+        write_json(run.folder / "result.json", same[run.fingerprint] | {"table": table.name, "row": run.row.name})
+    rows = {row.name: row for row in table.rows}
+    own = [one for one in kept if one["table"] == table.name and one["row"] in rows]
+    others = [(replace(runs[0], row=rows[one["row"]], seed=one["seed"]), one) for one in own]
+    missing = [(run, one) for run, one in others if not (run.folder / "result.json").exists()]
+    for run, one in missing:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_json(run.folder / "result.json", _content(one))
+    return len(wanted) + len(missing)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _kept(table: Table, path: Path, output_dir: Path = Path()) -> tuple[Table, list[Result], dict[str, Any]]:
+def _kept(table: Table, path: Path) -> tuple[Table, list[Result], dict[str, Any]]:
     """The part of a table that a ``results.json`` holds, its results, and when it was written."""
     content = _read(path)
     names = [row["name"] for row in content["rows"]]
@@ -107,7 +109,7 @@ def _kept(table: Table, path: Path, output_dir: Path = Path()) -> tuple[Table, l
     shown = replace(table, rows=tuple(row for row in table.rows if row.name in names))
     rows, unbundled = {row.name: row for row in shown.rows}, Bundle(Path(), {})
     results = [
-        Result(Run(shown, unbundled, rows[run["row"]], run["seed"], {}, output_dir), run["status"], _content(run))
+        Result(Run(shown, unbundled, rows[run["row"]], run["seed"], {}, Path()), run["status"], _content(run))
         for run in content["runs"]
     ]
     return shown, results, content["written"]

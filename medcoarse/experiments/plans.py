@@ -129,9 +129,8 @@ def choose_rows(table: Table, names: Iterable[str] | None = None) -> list[Row]:
 def data_identity(bundle: Bundle, dataset_dir: str | Path | None) -> dict[str, Any]:
     """Which data, without where they lie: the folder's name and the hash of the split.
 
-    The split is the folder's ``datalist.json``, else the bundle's own; one that lists files outside of its folder is
-    another split where the way to them is another. Without a folder the data are those that the bundle makes, and its
-    configuration says which.
+    The split is the folder's ``datalist.json``, else the bundle's own; paths that lead out of the folder are part of
+    its hash. Without a folder the data are those that the bundle makes, and its configuration says which.
 
     Raises:
         TableError: no such folder, or a bundle without ``dataset_dir``.

@@ -14,6 +14,7 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer
 from monai.networks.nets import UNet
 from torch import nn
 
+from medcoarse import diversity
 from medcoarse.baselines.per_annotator import PerAnnotator
 from medcoarse.baselines.probabilistic_unet import ProbabilisticUNet
 from medcoarse.diversity import DistributionReport, label_maps, members
@@ -191,6 +192,26 @@ def test_matrices_that_nobody_trained_say_nothing_of_annotators(tmp_path):
         report(model, items(1), tmp_path / "e.json", num_samples=100, learned=one)["image"] for one in (False, True)
     ]
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_samples_are_the_likeliest_classes_however_many_are_made_at_once(monkeypatch, at_once, classes):
+    probs = torch.rand(2, 3, classes, 5, 4).softmax(2)
+    probs[:, :, 0, 0] = 0  # what is impossible stays so
+    chances = []
+
+    def seen(scores, dim):
+        chances.append(scores)
+        return likeliest(scores, dim)
+
+    likeliest = diversity._likeliest
+    monkeypatch.setattr(diversity, "_BLOCK_NUMBERS", at_once * probs[:, :, 0].numel())
+    monkeypatch.setattr(diversity, "_likeliest", seen)
+    samples = label_maps(probs, num_samples=30)
+    assert len(chances) == -(-10 // at_once)
+    assert (samples.view(2, 3, 10, 5, 4) == torch.cat(chances, 2).argmax(3)).all()
+    assert (samples[:, :, 0] != 0).all()
 
 
 def test_every_member_has_as_many_samples():

@@ -711,6 +711,27 @@ def test_the_same_runs_of_another_table_are_not_run_again(place, capsys):
     assert found["renamed", 1]["scores"] == was["as it is", 1]["scores"]
     assert (found["renamed", 1]["table"], found["renamed", 1]["folder"]) == ("table", "table/renamed/seed-1")
     assert found["renamed", 1]["fingerprint"] == was["as it is", 1]["fingerprint"]
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"runs": []}))
+    assert run(place, "--report_only", "--restore", str(other), seeds=[1, 2], rows=rows) == 0
+    assert "0 runs restored from results.json" in capsys.readouterr().out
+
+
+def test_a_result_of_another_definition_gives_way_to_a_restored_one(place, capsys):
+    rows = [{"name": "plain", "overrides": {"base": 0.6}}]
+    run(place, seeds=[0], rows=rows)
+    kept = place / "kept.json"
+    kept.write_bytes((place / "out" / "table" / "results.json").read_bytes())
+    run(place, seeds=[0], rows=[{"name": "plain"}])
+    (set_aside,) = (place / "out" / "table" / "plain" / "seed-0").glob("result.*.json")
+    set_aside.unlink()
+    before = calls(place)
+    capsys.readouterr()
+    assert run(place, "--restore", str(kept), seeds=[0], rows=rows) == 0
+    assert "1 runs restored from kept.json" in capsys.readouterr().out
+    assert calls(place) == before
+    assert results(place).json["runs"][0]["scores"] == json.loads(kept.read_text())["runs"][0]["scores"]
+    assert run(place, seeds=[0], rows=[{"name": "plain"}]) == 0
+    assert calls(place) == before, "what the restored one took the place of is kept"
 
 
 def test_no_folder_of_this_machine_gets_into_the_results(place):

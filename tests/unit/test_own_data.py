@@ -81,6 +81,27 @@ def test_less_background_than_structures_is_warned_of(folder, caplog):
     prepare_drawings(write(folder, training=[ITEM]), lambda: folder, **OPTIONS)
     (warned,) = warnings_of(caplog)
     assert warned.startswith("Less background was drawn (1 voxels) than structures (2):")
+    caplog.clear()
+    drawing[6, 3, 1] = 0
+    save(folder / "drawing.nii.gz", drawing)  # as much
+    prepare_drawings(write(folder, training=[ITEM]), lambda: folder, **OPTIONS)
+    assert warnings_of(caplog) == []
+
+
+def test_a_closed_line_of_background_stands_for_all_beyond_it(folder, caplog):
+    drawing = np.full((8, 6, 4), 255, np.uint8)
+    drawing[1:6, 1:6, 1] = 0
+    drawing[2:5, 2:5, 1] = 1
+    save(folder / "drawing.nii.gz", drawing)
+    prepare_drawings(write(folder, training=[ITEM]), lambda: folder, **OPTIONS)
+    assert warnings_of(caplog) == []  # a line of 16 pixels round 9, and 23 beyond it
+    drawing[1:6, 1, 1] = 255
+    save(folder / "drawing.nii.gz", drawing)
+    drawing[2:5, 5, 1] = 255
+    save(folder / "drawing.nii.gz", drawing)
+    prepare_drawings(write(folder, training=[ITEM]), lambda: folder, **OPTIONS)
+    (warned,) = warnings_of(caplog)  # open
+    assert "(8 voxels) than structures (9)" in warned
 
 
 def test_without_a_datalist_something_is_drawn(folder):
