@@ -216,9 +216,9 @@ def test_the_recipe_is_that_of_the_mnist_bundle(bundle):
     same = ["max_epochs", "warmup_epochs", "val_interval", "learning_rate", "optimizer", "loss"]
     same += ["annotator_interval", "full_state", "coarse_model"]
     assert {key: own[key] for key in same} == {key: mnist[key] for key in same}
-    like = mnist | several if together else mnist
     for key in ("annotator_epochs", "annotator_final_rate"):
-        assert own[key] == like[key]
+        assert own[key] == several[key]
+    assert own["annotator_def"]["reduction"] == several["annotator_def#reduction"]
     assert own["train"]["trainer"] == mnist["train"]["trainer"]
     assert own["validate"]["evaluator"] == mnist["validate"]["evaluator"]
     own_handlers, handlers = ([one["_target_"] for one in c["train"]["handlers"]] for c in (own, mnist))
