@@ -201,7 +201,7 @@ def prepare_drawings(
 ) -> str:
     """The verified datalist to train on: the one that is given, else that of drawn volumes.
 
-    Every file is decoded once, every drawing is read as training will read it.
+    Every file is decoded once, every drawing is read as training will read it, before it fills beyond closed lines.
 
     Args:
         datalist: the JSON file; empty or ``None`` draws.

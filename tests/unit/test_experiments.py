@@ -724,14 +724,13 @@ def test_a_result_of_another_definition_gives_way_to_a_restored_one(place, capsy
     run(place, seeds=[0], rows=[{"name": "plain"}])
     (set_aside,) = (place / "out" / "table" / "plain" / "seed-0").glob("result.*.json")
     set_aside.unlink()
-    before = calls(place)
+    before, was = calls(place), results(place).json["runs"][0]["fingerprint"]
     capsys.readouterr()
     assert run(place, "--restore", str(kept), seeds=[0], rows=rows) == 0
     assert "1 runs restored from kept.json" in capsys.readouterr().out
     assert calls(place) == before
+    assert set_aside.parent.joinpath(f"result.{was}.json").is_file(), "what the restored one took the place of is kept"
     assert results(place).json["runs"][0]["scores"] == json.loads(kept.read_text())["runs"][0]["scores"]
-    assert run(place, seeds=[0], rows=[{"name": "plain"}]) == 0
-    assert calls(place) == before, "what the restored one took the place of is kept"
 
 
 def test_no_folder_of_this_machine_gets_into_the_results(place):

@@ -90,18 +90,27 @@ def test_less_background_than_structures_is_warned_of(folder, caplog):
 
 def test_a_closed_line_of_background_stands_for_all_beyond_it(folder, caplog):
     drawing = np.full((8, 6, 4), 255, np.uint8)
-    drawing[1:6, 1:6, 1] = 0
-    drawing[2:5, 2:5, 1] = 1
+    drawing[:, :, 1] = 0
+    drawing[::7, ::5, 1] = 255  # the corners: beyond a line of 20 voxels
+    drawing[1:7, 1:5, 1] = 1
     save(folder / "drawing.nii.gz", drawing)
     prepare_drawings(write(folder, training=[ITEM]), lambda: folder, **OPTIONS)
-    assert warnings_of(caplog) == []  # a line of 16 pixels round 9, and 23 beyond it
-    drawing[1:6, 1, 1] = 255
-    save(folder / "drawing.nii.gz", drawing)
-    drawing[2:5, 5, 1] = 255
+    assert warnings_of(caplog) == []
+    drawing[0, 2, 1] = 255  # open
     save(folder / "drawing.nii.gz", drawing)
     prepare_drawings(write(folder, training=[ITEM]), lambda: folder, **OPTIONS)
-    (warned,) = warnings_of(caplog)  # open
-    assert "(8 voxels) than structures (9)" in warned
+    (warned,) = warnings_of(caplog)
+    assert "(19 voxels) than structures (24)" in warned
+
+
+def test_where_masks_are_learned_from_nothing_is_said_of_drawings(folder, caplog):
+    drawing = np.full((8, 6, 4), 255, np.uint8)
+    drawing[2, 2:4, 1], drawing[6, 2, 1] = 1, 0
+    save(folder / "drawing.nii.gz", drawing)
+    save(folder / "label.nii.gz", np.zeros((8, 6, 4), np.uint8))
+    path = write(folder, training=[{**ITEM, "label": "label.nii.gz"}])
+    prepare_drawings(path, lambda: folder, **OPTIONS, supervision="dense")
+    assert warnings_of(caplog) == []
 
 
 def test_without_a_datalist_something_is_drawn(folder):
