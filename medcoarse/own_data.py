@@ -22,8 +22,10 @@ from monai.utils import ensure_tuple_rep
 from medcoarse.datalist import DataError, Item, load_datalist, verify_datalist
 from medcoarse.inspection import files_of
 from medcoarse.readers.dicom import require_one_series
+from medcoarse.transforms.array import spacing_of
 from medcoarse.transforms.dictionary import MergeStrokesd
-from medcoarse.transforms.drawn import LoadCoarseAnnotationd, fill_beyond_loops
+from medcoarse.transforms.drawn import LoadCoarseAnnotationd
+from medcoarse.transforms.expand import fill_beyond_loops, losing_ratios, safe_ratio
 from medcoarse.transforms.series import LoadImageOrSeriesd, require_intensities
 
 logger = logging.getLogger(__name__)
@@ -197,6 +199,7 @@ def prepare_drawings(
     class_names: Sequence[str] | None = None,
     supervision: str = "strokes",
     annotators: Sequence[str] = (),
+    spread_background: float = 0.0,
     **reading: Any,
 ) -> str:
     """The verified datalist to train on: the one that is given, else that of drawn volumes.
@@ -213,6 +216,8 @@ def prepare_drawings(
         class_names: L names, background first.
         supervision: ``"dense"`` learns from labels and needs no drawings.
         annotators: names of those whose drawings are kept apart; none merges them.
+        spread_background: ratio of `medcoarse.transforms.expand.SpreadBackgroundd`; where the strokes speak against it,
+            it warns.
         reading: further arguments of `LoadCoarseAnnotationd`.
 
     Raises:
@@ -224,7 +229,9 @@ def prepare_drawings(
         sections = {name: load_datalist(path, name) for name in _present(path)}
         read = LoadCoarseAnnotationd("drawing", mapping, num_classes, class_names, **reading)
         verify_annotators(sections, annotators)
-        verify_drawings(sections, read, spatial_dims, in_channels, num_classes, class_names, supervision)
+        verify_drawings(
+            sections, read, spatial_dims, in_channels, num_classes, class_names, supervision, spread_background
+        )
     except (ValueError, FileExistsError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     return str(path)
@@ -277,6 +284,7 @@ def verify_drawings(
     num_classes: int,
     class_names: Sequence[str] | None = None,
     supervision: str = "strokes",
+    spread_background: float = 0.0,
 ) -> dict[str, int]:
     """Verify images, labels and drawings; count what was drawn for training.
 
@@ -304,7 +312,7 @@ def verify_drawings(
     )
     load = Compose([LoadImageOrSeriesd("image"), EnsureChannelFirstd("image")])
     merge = MergeStrokesd(merged_key="positive", num_classes=num_classes, allow_missing_keys=True)
-    counts, background_by_loops = np.zeros(256, np.int64), 0
+    counts, background_by_loops, losing = np.zeros(256, np.int64), 0, list[float]()
     for name, items in sections.items():
         for item in items:
             image = load({"image": item["image"]})
@@ -313,6 +321,7 @@ def verify_drawings(
                 drawn = np.asarray(merge(read({**image, "drawing": item["drawing"]}))["positive"])
                 if name == "training":
                     counts += np.bincount(drawn.ravel(), minlength=256)
+                    losing += [ratio for one in drawn for ratio in losing_ratios(one, spacing_of(image["image"], None))]
                     background_by_loops += sum(int((fill_beyond_loops(one) == 0).sum()) for one in drawn)
     found = dict(zip(names, counts[:num_classes].tolist(), strict=True))
     nobody = [name for name, number in found.items() if number == 0]
@@ -329,6 +338,16 @@ def verify_drawings(
             "contradicts them; draw more background, beside the structures",
             background,
             sum(structures),
+        )
+    lost, safe = sum(ratio <= spread_background for ratio in losing), safe_ratio(losing)
+    if spread_background > safe and 20 * lost > len(losing) and supervision != "dense":
+        logger.warning(
+            "Spread by %g, background would reach %d of the %d strokes of structures, had they not been drawn, and so "
+            "structures that nobody drew on; pass spread_background %g",
+            spread_background,
+            lost,
+            len(losing),
+            safe,
         )
     return found
 

@@ -24,8 +24,10 @@ from medcoarse.readers.claims import KINDS, drawn_names
 from medcoarse.readers.dicom import first_image, read_tags, require_one_series
 from medcoarse.readers.drawing import Grid, as_affine
 from medcoarse.readers.formats import is_series, read_drawing
+from medcoarse.transforms.array import spacing_of
 from medcoarse.transforms.dictionary import MergeStrokesd
-from medcoarse.transforms.drawn import LoadCoarseAnnotationd, count_loops
+from medcoarse.transforms.drawn import LoadCoarseAnnotationd
+from medcoarse.transforms.expand import count_loops, fill_beyond_loops, losing_ratios
 from medcoarse.transforms.series import LoadImageOrSeriesd, join, require_intensities
 
 PRESETS = ("itksnap", "unlabeled_255", "dense", "monailabel_scribbles", "slicer")
@@ -45,6 +47,7 @@ class Classes:
         said: how the mapping was found, in words.
         silent: drawings in which nothing is drawn, by name.
         loops: slices with strokes of a class, and how many of them have a closed line of background round them.
+        losing: at which ratios strokes would be called background; see `medcoarse.transforms.expand.losing_ratios`.
         drawn: classes that are drawn on each image, by number.
     """
 
@@ -53,6 +56,7 @@ class Classes:
     said: str
     silent: tuple[str, ...] = ()
     loops: tuple[int, int] = (0, 0)
+    losing: tuple[float, ...] = ()
     drawn: Mapping[Path, frozenset[int]] = field(default_factory=dict)
 
 
@@ -106,6 +110,7 @@ def inspect(
     class_names: Sequence[str] | None,
     resample: bool = False,
     channels: Channels = MappingProxyType({}),
+    loops: bool = False,
 ) -> tuple[Facts, Classes]:
     """Decode every image and drawing once; two passes over the drawings, for the first tells what is in them.
 
@@ -117,6 +122,7 @@ def inspect(
         class_names: of the foreground, in the order of their values.
         resample: whether drawings on another grid than their image's are brought there.
         channels: the files of images that have several.
+        loops: whether what lies beyond closed lines of background is background.
 
     Raises:
         CommandError: a damaged file, images that cannot be trained on together, drawings that do not fit their images
@@ -132,7 +138,7 @@ def inspect(
             named.add(segments)
     _require_alike(list(pairs), rows)
     classes = find_classes(found, True in named, mapping, background, class_names)
-    ranges, checked = _check_drawings(pairs, classes, resample, channels)
+    ranges, checked = _check_drawings(pairs, classes, resample, channels, loops)
     dims = {len(row["shape"]) for row in rows}
     modalities = {row["modality"] for row in rows}
     pictures = "picture" in modalities
@@ -301,7 +307,7 @@ def _some(found: set[str]) -> str:
 
 
 def _check_drawings(
-    pairs: Mapping[Path, Sequence[Path]], classes: Classes, resample: bool, channels: Channels
+    pairs: Mapping[Path, Sequence[Path]], classes: Classes, resample: bool, channels: Channels, read_loops: bool
 ) -> tuple[tuple[float, float] | None, Classes]:
     """Read every drawing onto its image, as training will; the range of intensities of what is drawn as foreground, and
     the classes with what the drawings showed.
@@ -313,7 +319,7 @@ def _check_drawings(
     except ValueError as error:
         raise CommandError(f"--mapping: {error}") from None
     merge = MergeStrokesd(num_classes=len(classes.names), allow_missing_keys=True)
-    drawn, silent, problems, loops = [], [], [], (0, 0)
+    drawn, silent, problems, losing, loops = [], [], [], list[float](), (0, 0)
     seen: dict[Path, frozenset[int]] = dict.fromkeys(pairs, frozenset())
     both = [(path, drawing) for path, drawings in pairs.items() for drawing in drawings]
     for path, drawing in tqdm(both, "reading drawings", leave=False, disable=None):
@@ -332,8 +338,9 @@ def _check_drawings(
         seen[path] |= set(np.unique(strokes).tolist()) - {UNLABELED}
         slices, closed = count_loops(strokes)
         loops = (loops[0] + slices, loops[1] + closed)
+        losing += losing_ratios(fill_beyond_loops(strokes) if read_loops else strokes, spacing_of(image, None))
     if problems:
         raise CommandError(f"{len(problems)} of {len(both)} drawings cannot be used: {'; '.join(problems[:3])}")
     every = np.concatenate(drawn)
     ranges = (float(np.percentile(every, 0.5)), float(np.percentile(every, 99.5))) if every.size else None
-    return ranges, replace(classes, silent=tuple(silent), loops=loops, drawn=seen)
+    return ranges, replace(classes, silent=tuple(silent), loops=loops, losing=tuple(losing), drawn=seen)

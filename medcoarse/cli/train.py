@@ -74,6 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "background alone, on a slice past the last of these lines, says so of that slice and all beyond",
     )
     add(
+        "--spread_background",
+        type=float,
+        metavar="RATIO",
+        help="what nobody drew is background where it is at most RATIO times as far from drawn background as from any "
+        "stroke of a structure; 0 for nowhere; by default planned, from whether the strokes lie together",
+    )
+    add(
         "--annotators",
         action="store_true",
         help="every folder in DRAWINGS is of another person, called like it: their drawings stay separate",
@@ -108,6 +115,8 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"--validation must be a share from 0 to below 1, got {options.validation}")
     if options.epochs is not None and options.epochs < 1:
         raise CommandError(f"--epochs must be at least 1, got {options.epochs}")
+    if options.spread_background is not None and not 0 <= options.spread_background <= 1:
+        raise CommandError(f"--spread_background must be a ratio from 0 to 1, got {options.spread_background:g}")
     if options.device_memory is not None and options.device_memory <= 0:
         raise CommandError(f"--device_memory must be more than 0 GB, got {options.device_memory:g}")
     require_text("--output_dir", out.absolute())
@@ -139,6 +148,8 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
     }
     later = ("loops", "resample", "annotators", "patient")  # plans of before these options say nothing of them
     given = {key: getattr(options, key) for key in later if getattr(options, key)}
+    if options.spread_background is not None:
+        given["spread_background"] = options.spread_background
     return places | {key: getattr(options, key) for key in keys} | given
 
 
@@ -169,7 +180,13 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
     draft = _draft(out)
     try:
         facts, classes = inspect(
-            pairs, options.mapping, options.background, options.class_names, options.resample, channels
+            pairs,
+            options.mapping,
+            options.background,
+            options.class_names,
+            options.resample,
+            channels,
+            options.loops,
         )
         gpu = torch.cuda.is_available()
         memory = options.device_memory or (torch.cuda.get_device_properties(0).total_memory / 1e9 if gpu else 4.0)
@@ -181,7 +198,9 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         settings = {**plan.settings, **_settings(options, classes), "binary_labels": binary, "annotators": annotators}
         texts = ("class_names", "annotators", "mapping", "dataset_dir")
         require_text("names of classes, segments, annotators and folders", [settings[key] for key in texts])
-        reasons = {**plan.reasons, **({"max_epochs": "as asked for"} if options.epochs else {})}
+        settings["spread_background"], why_spread = _spreading(options, classes)
+        reasons = {**plan.reasons, "spread_background": why_spread}
+        reasons |= {"max_epochs": "as asked for"} if options.epochs else {}
         for line in _said(classes, patients, sections, settings, reasons):
             print(line)
         record = {"asked": dict(asked), "images": len(pairs), "classes": classes.said} | (
@@ -289,6 +308,20 @@ def _settings(options: argparse.Namespace, classes: Classes) -> dict[str, Any]:
         "seed": options.seed,
     }
     return settings | ({"max_epochs": options.epochs} if options.epochs else {})
+
+
+def _spreading(options: argparse.Namespace, classes: Classes) -> tuple[float, str]:
+    """How far strokes of background speak for what lies around them, and why."""
+    if options.spread_background is not None:
+        return options.spread_background, "as asked for"
+    from medcoarse.transforms.expand import safe_ratio
+
+    # Closed lines leave a margin only, in which the border lies.
+    ratio = safe_ratio(classes.losing, most=0.3 if options.loops else 0.5)
+    strokes, lost = len(classes.losing), sum(losing <= ratio for losing in classes.losing)
+    if not strokes:
+        return ratio, "no image has several strokes of structures, to see what becomes of one that is left out"
+    return ratio, f"{lost} of {strokes} strokes, each left out in turn, would become background; one in 20 may"
 
 
 def _item(

@@ -14,8 +14,6 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform
 from monai.utils.enums import TransformBackends
 from monai.utils.misc import ensure_tuple_rep
-from monai.utils.type_conversion import convert_to_dst_type
-from scipy import ndimage
 
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
@@ -226,105 +224,6 @@ class UnlabeledIfMissingd(MapTransform):
             if key not in item:
                 nothing = np.full((channels, *_grid(image, self.image_key).shape), UNLABELED, np.uint8)
                 item[key] = _like(image, nothing, [str(image.meta.get("filename_or_obj", ""))])
-        return item
-
-
-def fill_beyond_loops(strokes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Strokes in which what lies beyond a closed line of background is background too, and beyond the last slices.
-
-    On a slice, undrawn pixels are background if every way from them to a stroke of another class crosses background.
-    Ways go to the four neighbours, so a line one pixel wide is closed also where it runs diagonally. Along the slices,
-    if the last strokes of other classes lie within a closed line, the first slice past them on which somebody drew
-    background says that the structures have ended: what is undrawn there and farther on is background. Any other slice
-    without a stroke of another class stays as it is.
-
-    Args:
-        strokes: a label map of one slice (X, Y), or of slices along the last axis (X, Y, Z); 255 is undrawn.
-
-    Returns:
-        A new label map.
-
-    Example:
-        >>> row = np.array([[255, 0, 255, 1, 255, 255]], np.uint8)
-        >>> fill_beyond_loops(row).tolist()
-        [[0, 0, 255, 1, 255, 255]]
-    """
-    filled = strokes.copy()
-    slices = np.moveaxis(filled, 2, 0) if strokes.ndim == 3 else filled[None]
-    closed = np.array([_fill_beyond_the_loop(plane) for plane in slices])
-    for step in (1, -1):
-        _fill_beyond_the_end(slices[::step], closed[::step])
-    return filled
-
-
-def _fill_beyond_the_loop(plane: np.ndarray[Any, Any]) -> bool:
-    """In place: (X, Y); returns whether background goes all around the strokes of other classes."""
-    parts, _ = ndimage.label(plane != 0)
-    holding = np.unique(parts[(plane != 0) & (plane != UNLABELED)])
-    if not len(holding):
-        return False
-    plane[(parts > 0) & ~np.isin(parts, holding)] = 0
-    border = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
-    return not np.isin(holding, border).any()
-
-
-def _fill_beyond_the_end(slices: np.ndarray[Any, Any], closed: np.ndarray[Any, Any]) -> None:
-    """In place: (Z, X, Y), in the order of looking, and on which slices a line is closed.
-
-    Who draws on slices across another axis leaves no closed lines on these, and nothing is said.
-    """
-    holding = ((slices != 0) & (slices != UNLABELED)).any((1, 2))
-    last = len(slices) - 1 - int(holding[::-1].argmax())
-    if closed[last]:
-        said = np.flatnonzero((slices[last + 1 :] == 0).any((1, 2)))
-        if len(said):
-            beyond = slices[last + 1 + said[0] :]
-            beyond[beyond == UNLABELED] = 0
-
-
-def count_loops(strokes: np.ndarray[Any, Any]) -> tuple[int, int]:
-    """Slices with a stroke of another class than background, and how many of them have a closed line round it.
-
-    Args:
-        strokes: as for `fill_beyond_loops`.
-
-    Example:
-        >>> count_loops(np.array([[255, 0, 0, 0, 255], [255, 0, 1, 0, 255], [255, 0, 0, 0, 255]], np.uint8))
-        (1, 1)
-    """
-    slices = np.moveaxis(strokes, 2, 0) if strokes.ndim == 3 else strokes[None]
-    holding = [plane for plane in slices if ((plane != 0) & (plane != UNLABELED)).any()]
-    return len(holding), sum(_fill_beyond_the_loop(plane.copy()) for plane in holding)
-
-
-class FillBeyondLoopsd(MapTransform):
-    """Read a closed line of background around a structure, and background alone past its ends, as "all beyond is too".
-
-    See `fill_beyond_loops`: for people who draw so. Who leaves out a structure on a slice and draws background there,
-    past the last stroke of a class, should not use it.
-
-    Args:
-        keys: strokes (R, *S), one channel an annotator, with values of classes, 255 where nothing was drawn; slices lie
-            along the third axis.
-        allow_missing_keys: skip items without strokes.
-
-    Example:
-        >>> item = {"strokes": torch.tensor([[[255, 0, 255, 1]]], dtype=torch.uint8)}
-        >>> FillBeyondLoopsd("strokes")(item)["strokes"]
-        tensor([[[  0,   0, 255,   1]]], dtype=torch.uint8)
-    """
-
-    backend = _BACKEND
-
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
-        """The item with more background."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            filled = np.stack([fill_beyond_loops(one) for one in np.asarray(item[key])])
-            item[key] = convert_to_dst_type(filled, item[key], dtype=np.uint8)[0]
         return item
 
 

@@ -23,13 +23,7 @@ from medcoarse.own_data import (
     section_of,
     verify_annotators,
 )
-from medcoarse.transforms.drawn import (
-    FillBeyondLoopsd,
-    LoadStrokesOfEachd,
-    UnlabeledIfMissingd,
-    count_loops,
-    fill_beyond_loops,
-)
+from medcoarse.transforms.drawn import LoadStrokesOfEachd, UnlabeledIfMissingd
 
 ITEM = {"image": "image.nii.gz", "drawing": "drawing.nii.gz"}
 OPTIONS = {"mapping": "unlabeled_255", "spatial_dims": 3, "in_channels": 1, "num_classes": 2}
@@ -195,97 +189,6 @@ def test_patches_have_to_fit_the_network():
         check_patch([16, 32, 3], [[2, 2, 1], 2], 3)
     with pytest.raises(SystemExit, match="must have 3 numbers"):
         check_patch([16, 32], [[2, 2, 1], 2], 3)
-
-
-def loop(side: int = 9) -> np.ndarray:
-    """A diamond of background around a stroke of class 1."""
-    plane = np.full((side, side), 255, np.uint8)
-    middle = side // 2
-    apart = np.abs(np.indices(plane.shape) - middle).sum(0)
-    plane[apart == middle - 1] = 0
-    plane[middle, middle] = 1
-    return plane
-
-
-def test_beyond_a_closed_loop_is_background():
-    """By hand: everything farther from the middle than the line, whose corners touch diagonally."""
-    plane = loop()
-    apart = np.abs(np.indices(plane.shape) - 4).sum(0)
-    filled = fill_beyond_loops(plane)
-    assert (filled[apart >= 3] == 0).all()
-    assert (filled[apart == 1] == 255).all()
-    assert filled[4, 4] == 1
-    assert np.array_equal(plane, loop()), "what came in stays as it is"
-
-
-def test_an_open_loop_and_a_slice_without_the_structure_say_nothing_more():
-    gap = loop()
-    gap[4, 1] = 255
-    assert np.array_equal(fill_beyond_loops(gap), gap)
-    empty = loop()
-    empty[4, 4] = 255
-    assert np.array_equal(fill_beyond_loops(empty), empty)
-    nothing = np.full((4, 5), 255, np.uint8)
-    assert np.array_equal(fill_beyond_loops(nothing), nothing)
-
-
-def test_a_structure_beyond_the_loop_opens_it():
-    """Two structures, a loop around one of them: nothing is known of what surrounds the other."""
-    plane = loop()
-    plane[0, 0] = 2
-    assert np.array_equal(fill_beyond_loops(plane), plane)
-
-
-def stack(letters: str) -> np.ndarray:
-    """Slices of 9 x 9: o a loop round a stroke, 1 a stroke alone, b a dab of background, . nothing."""
-    alone, dab = np.full((2, 9, 9), 255, np.uint8)
-    alone[4, 4], dab[0, 0] = 1, 0
-    kinds = {"o": loop(), "1": alone, "b": dab, ".": np.full((9, 9), 255, np.uint8)}
-    return np.stack([kinds[letter] for letter in letters], axis=2)
-
-
-@pytest.mark.parametrize(
-    ("drawn", "ended"),
-    [
-        (".b.o.b.", "xx...xx"),  # the first past either end, and all beyond it
-        ("o..b.b.", "...xxxx"),
-        ("o.b.o..", "......."),  # between structures nothing is said
-        ("..b....", "......."),  # nor without any
-        ("o.1.b..", "......."),  # nor where no line is closed round the last strokes
-    ],
-)
-def test_background_alone_past_the_last_loop_says_that_the_structure_has_ended(drawn, ended):
-    filled = fill_beyond_loops(stack(drawn))
-    assert [bool((filled[:, :, k] == 0).all()) for k in range(7)] == [letter == "x" for letter in ended]
-    for k in range(7):
-        if ended[k] == ".":
-            assert np.array_equal(filled[:, :, k], fill_beyond_loops(stack(drawn)[:, :, k])), "read by itself"
-
-
-def test_loops_drawn_across_another_axis_say_nothing():
-    volume = np.moveaxis(stack("...o..."), 2, 0)
-    across = np.ascontiguousarray(volume)  # (Z, X, Y): slices of the third axis cut the loop
-    assert np.array_equal(fill_beyond_loops(across) == 1, across == 1)
-    assert (fill_beyond_loops(across) == 0).sum() == (across == 0).sum()
-
-
-def test_loops_are_counted_on_slices_with_the_structure():
-    gap = loop()
-    gap[4, 1] = 255
-    empty = np.where(loop() == 1, 255, loop()).astype(np.uint8)
-    assert count_loops(np.stack([loop(), gap, empty, loop()], axis=2)) == (3, 2)
-    assert count_loops(loop()) == (1, 1)
-    assert count_loops(np.full((4, 4, 2), 255, np.uint8)) == (0, 0)
-
-
-def test_slices_are_read_one_by_one():
-    volume = np.stack([loop(), np.full((9, 9), 255, np.uint8)], axis=2)
-    filled = fill_beyond_loops(volume)
-    assert np.array_equal(filled[:, :, 0], fill_beyond_loops(loop()))
-    assert (filled[:, :, 1] == 255).all()
-    item = FillBeyondLoopsd("positive")({"positive": MetaTensor(torch.from_numpy(volume[None]))})
-    assert np.array_equal(np.asarray(item["positive"][0]), filled)
-    assert item["positive"].dtype == torch.uint8
 
 
 # --- several people, and what is reported ------------------------------------------------------------------------

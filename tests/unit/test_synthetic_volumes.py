@@ -14,7 +14,7 @@ from medcoarse.synthetic.brain import FLUID, OUTSIDE, brain_tissue, ms_lesions, 
 from medcoarse.synthetic.lung import nodule_crop, read_nodule
 from medcoarse.synthetic.pelvis import draw_strokes, pelvis_scan
 from medcoarse.synthetic.volumes import write_brats_dataset, write_lidc_dataset, write_ms_dataset, write_pelvis_dataset
-from medcoarse.transforms.drawn import fill_beyond_loops
+from medcoarse.transforms.expand import fill_beyond_loops
 
 FEW = {"num_training": 2, "num_validation": 1, "num_test": 1, "shape": (24, 24, 10)}
 MS_RULES = {"label_keys": ("label", "positive"), "label_values": (0, 1, 255), "mask_keys": ()}
