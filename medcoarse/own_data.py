@@ -25,7 +25,13 @@ from medcoarse.readers.dicom import require_one_series
 from medcoarse.transforms.array import spacing_of
 from medcoarse.transforms.dictionary import MergeStrokesd
 from medcoarse.transforms.drawn import LoadCoarseAnnotationd
-from medcoarse.transforms.expand import fill_beyond_loops, losing_ratios, safe_ratio
+from medcoarse.transforms.expand import (
+    SpreadBackgroundd,
+    fill_beyond_loops,
+    losing_ratios,
+    safe_ratio,
+    spread_background,
+)
 from medcoarse.transforms.series import LoadImageOrSeriesd, require_intensities
 
 logger = logging.getLogger(__name__)
@@ -199,7 +205,7 @@ def prepare_drawings(
     class_names: Sequence[str] | None = None,
     supervision: str = "strokes",
     annotators: Sequence[str] = (),
-    spread_background: float = 0.0,
+    spread_ratio: float = 0.0,
     **reading: Any,
 ) -> str:
     """The verified datalist to train on: the one that is given, else that of drawn volumes.
@@ -216,8 +222,7 @@ def prepare_drawings(
         class_names: L names, background first.
         supervision: ``"dense"`` learns from labels and needs no drawings.
         annotators: names of those whose drawings are kept apart; none merges them.
-        spread_background: ratio of `medcoarse.transforms.expand.SpreadBackgroundd`; where the strokes speak against it,
-            it warns.
+        spread_ratio: of `medcoarse.transforms.expand.SpreadBackgroundd`; where the strokes speak against it, it warns.
         reading: further arguments of `LoadCoarseAnnotationd`.
 
     Raises:
@@ -229,9 +234,8 @@ def prepare_drawings(
         sections = {name: load_datalist(path, name) for name in _present(path)}
         read = LoadCoarseAnnotationd("drawing", mapping, num_classes, class_names, **reading)
         verify_annotators(sections, annotators)
-        verify_drawings(
-            sections, read, spatial_dims, in_channels, num_classes, class_names, supervision, spread_background
-        )
+        SpreadBackgroundd("positive", spread_ratio)  # refuses what is no ratio
+        verify_drawings(sections, read, spatial_dims, in_channels, num_classes, class_names, supervision, spread_ratio)
     except (ValueError, FileExistsError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     return str(path)
@@ -284,9 +288,9 @@ def verify_drawings(
     num_classes: int,
     class_names: Sequence[str] | None = None,
     supervision: str = "strokes",
-    spread_background: float = 0.0,
+    ratio: float = 0.0,
 ) -> dict[str, int]:
-    """Verify images, labels and drawings; count what was drawn for training.
+    """Verify images, labels and drawings; count what was drawn for training, before background is spread by ``ratio``.
 
     Returns:
         Voxels drawn of each class in the training items, by name.
@@ -312,7 +316,7 @@ def verify_drawings(
     )
     load = Compose([LoadImageOrSeriesd("image"), EnsureChannelFirstd("image")])
     merge = MergeStrokesd(merged_key="positive", num_classes=num_classes, allow_missing_keys=True)
-    counts, background_by_loops, losing = np.zeros(256, np.int64), 0, list[float]()
+    counts, background_read, losing = np.zeros(256, np.int64), 0, list[float]()
     for name, items in sections.items():
         for item in items:
             image = load({"image": item["image"]})
@@ -320,9 +324,11 @@ def verify_drawings(
             if item.get("drawing"):
                 drawn = np.asarray(merge(read({**image, "drawing": item["drawing"]}))["positive"])
                 if name == "training":
+                    spacing = spacing_of(image["image"], None)
                     counts += np.bincount(drawn.ravel(), minlength=256)
-                    losing += [ratio for one in drawn for ratio in losing_ratios(one, spacing_of(image["image"], None))]
-                    background_by_loops += sum(int((fill_beyond_loops(one) == 0).sum()) for one in drawn)
+                    losing += [stroke for one in drawn for stroke in losing_ratios(one, spacing)]
+                    filled = (spread_background(fill_beyond_loops(one), spacing, ratio) for one in drawn)
+                    background_read += sum(int((one == 0).sum()) for one in filled)
     found = dict(zip(names, counts[:num_classes].tolist(), strict=True))
     nobody = [name for name, number in found.items() if number == 0]
     if nobody and supervision != "dense":
@@ -331,25 +337,31 @@ def verify_drawings(
             "class, background too, or correct the mapping"
         )
     logger.info("Voxels drawn for training: %s", ", ".join(f"{name} {number}" for name, number in found.items()))
+    if supervision != "dense":
+        _warn_of_background(found, background_read, losing, ratio)
+    return found
+
+
+def _warn_of_background(found: Mapping[str, int], read: int, losing: Sequence[float], ratio: float) -> None:
+    """Where there is too little of it, with what lies beyond closed lines and what is spread; or too much is spread."""
     background, *structures = found.values()
-    if background_by_loops < sum(structures) and supervision != "dense":  # what lies beyond a closed line counts
+    if read < sum(structures):
         logger.warning(
             "Less background was drawn (%d voxels) than structures (%d): where their drawings run over, little "
             "contradicts them; draw more background, beside the structures",
             background,
             sum(structures),
         )
-    lost, safe = sum(ratio <= spread_background for ratio in losing), safe_ratio(losing)
-    if spread_background > safe and 20 * lost > len(losing) and supervision != "dense":
+    lost, safe = sum(one <= ratio for one in losing), safe_ratio(losing)
+    if safe < ratio and 20 * lost > len(losing):
         logger.warning(
-            "Spread by %g, background would reach %d of the %d strokes of structures, had they not been drawn, and so "
-            "structures that nobody drew on; pass spread_background %g",
-            spread_background,
+            "Spread by %g, background would reach %d of the %d strokes of structures, each left out in turn, and so "
+            "structures on which nobody drew; pass spread_background %g",
+            ratio,
             lost,
             len(losing),
             safe,
         )
-    return found
 
 
 def _check_image(image: Any, name: str, spatial_dims: int, in_channels: int) -> None:

@@ -673,6 +673,44 @@ def test_closed_lines_of_background_are_pointed_out(tmp_path: Path, capfd: pytes
     assert "A CLOSED LINE OF BACKGROUND goes round strokes on 12 of 12 slices" in capfd.readouterr().out
 
 
+def planned_spread(folder: Path, *more: Any) -> tuple[float, str]:
+    """The setting, and why; as ``train.json`` and ``plan.json`` have them."""
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    assert main(train_words(folder, *more)) == 0
+    plan = json.loads((folder / "run" / "configs" / "plan.json").read_text())
+    setting = json.loads((folder / "run" / "configs" / "train.json").read_text())["spread_background"]
+    assert plan["settings"]["spread_background"] == setting
+    return setting, plan["reasons"]["spread_background"]
+
+
+def test_how_far_background_speaks_is_planned(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    ratio, reason = planned_spread(tmp_path)
+    assert ratio == 0.3
+    assert "no image has several strokes" in reason
+
+    def draw(x: int, y: int) -> None:
+        """One more stroke on each image."""
+        for index in range(3):
+            drawing = volume(index)[2]
+            drawing[x, y, 4] = 1
+            nib.save(nib.Nifti1Image(drawing, OBLIQUE), tmp_path / "drawings" / f"case{index}_drawn.nii.gz")
+
+    draw(15, 8)  # near the other stroke
+    assert planned_spread(tmp_path) == (
+        0.5,
+        "0 of 6 strokes, each left out in turn, would become background; one in 20 may",
+    )
+    assert planned_spread(tmp_path, "--loops")[0] == 0.3
+    assert "spread_background 0.3: 0 of 6 strokes" in capfd.readouterr().out
+    draw(4, 8)  # 2 voxels from background, 8 from the other stroke
+    assert planned_spread(tmp_path)[0] == 0.2
+    assert planned_spread(tmp_path, "--spread_background", 0) == (0, "as asked for")
+    assert "a training with spread_background 0.0, not None" in refused(capfd, *train_words(tmp_path))
+    assert main(train_words(tmp_path, "--spread_background", "0.0")) == 0
+    assert "must be a ratio from 0 to 1, got 2" in refused(capfd, *train_words(tmp_path, "--spread_background", 2))
+
+
 def test_images_of_two_kinds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_volumes(tmp_path, 2)
     image, _, drawing = volume(2, (24, 22, 1))

@@ -110,6 +110,20 @@ def test_training_leaves_weights_and_scores(bundle, trained):
     assert (trained / "figures" / "epoch_0002.png").is_file()
 
 
+def test_strokes_are_read_with_the_background_that_they_speak_for(bundle, tmp_path):
+    """Drawn voxels stay as they are; the more is spread the more is background, beyond the loops and within."""
+    read = {}
+    for ratio in (0, 0.3, 0.6):
+        data = parsed(bundle, tmp_path, "train#drawings", spread_background=ratio, spacing=None)
+        read[ratio] = np.concatenate([np.asarray(item["positive"]).ravel() for item in data])
+    sizes = [(strokes == 0).sum() for strokes in read.values()]
+    assert sizes == sorted(set(sizes))
+    for strokes in read.values():
+        known = read[0] != 255
+        assert np.array_equal(strokes[known], read[0][known])
+        assert set(np.unique(strokes[~known])) <= {0, 255}
+
+
 def test_evaluation_and_inference_write_the_same_on_the_grid_of_the_image(bundle, trained, tmp_path):
     """Although the network sees voxels of another size; scored voxel by voxel on the grid of the label."""
     table = bundle.evaluate(trained)

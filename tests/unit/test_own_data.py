@@ -97,6 +97,32 @@ def test_a_closed_line_of_background_stands_for_all_beyond_it(folder, caplog):
     assert "(19 voxels) than structures (24)" in warned
 
 
+def test_background_that_would_be_spread_over_strokes_is_warned_of(folder, caplog):
+    """One stroke 4 voxels from the next and 1 from background is lost from 0.25 on; the other from 0.75 (3 and 4)."""
+    drawing = np.full((8, 6, 4), 255, np.uint8)
+    drawing[1, 2, 1] = drawing[5, 2, 1] = 1
+    drawing[6, 1:4, 1], drawing[0, 5, 1] = 0, 0
+    save(folder / "drawing.nii.gz", drawing)
+    path = write(folder, training=[ITEM])
+    for ratio in (0.0, 0.2):
+        prepare_drawings(path, lambda: folder, **OPTIONS, spread_ratio=ratio)
+        assert warnings_of(caplog) == []
+    prepare_drawings(path, lambda: folder, **OPTIONS, spread_ratio=0.3)
+    (warned,) = warnings_of(caplog)
+    assert "would reach 1 of the 2 strokes" in warned
+    assert warned.endswith("pass spread_background 0.2")
+    assert "ratio must be from 0" in refused(path, spread_ratio=1.5)
+
+
+def test_spread_background_counts_as_background(folder, caplog):
+    drawing = np.full((8, 6, 4), 255, np.uint8)
+    drawing[2, 2:4, 1], drawing[6, 2, 1] = 1, 0
+    save(folder / "drawing.nii.gz", drawing)
+    path = write(folder, training=[ITEM])
+    prepare_drawings(path, lambda: folder, **OPTIONS, spread_ratio=0.3)
+    assert warnings_of(caplog) == []
+
+
 def test_where_masks_are_learned_from_nothing_is_said_of_drawings(folder, caplog):
     drawing = np.full((8, 6, 4), 255, np.uint8)
     drawing[2, 2:4, 1], drawing[6, 2, 1] = 1, 0
