@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 from synthetic_dicom import photograph, save
 
@@ -321,6 +321,17 @@ def test_simulation_can_be_trained_on(volumes: Path, tmp_path: Path) -> None:
 def test_report(trained: Path) -> None:
     assert main(text("report", trained)) == 0
     assert (trained / "output" / "annotators.html").is_file()
+
+
+@pytest.mark.parametrize("name", ["review.json", "case_report.json"])
+def test_reports_are_about_what_was_drawn_not_what_was_made_of_it(trained: Path, name: str) -> None:
+    assert main(text("report", trained)) == 0
+    parser = ConfigParser()
+    parser.read_config([str(trained / "configs" / "train.json"), str(trained / "configs" / name)])
+    parser["bundle_root"] = str(trained)
+    items = parser.get_parsed_content("train#drawings")
+    assert len(items) == 3
+    assert all((item["positive"] == 0).sum() == (volume(0)[2] == BACKGROUND).sum() for item in items)
 
 
 def test_monai_label_segments_with_what_was_trained_and_trains_it_on(
