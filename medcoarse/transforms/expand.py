@@ -21,6 +21,7 @@ from medcoarse.transforms.array import spacing_of
 Item = dict[Hashable, Any]
 
 _BACKEND = [TransformBackends.NUMPY]
+_MOST_STROKES, _MOST_VOXELS, _MOST_EDGES = 200, 2000, 50_000
 
 
 def fill_beyond_loops(strokes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -134,7 +135,8 @@ def losing_ratios(strokes: np.ndarray[Any, Any], spacing: Sequence[float]) -> li
         spacing: mm of a voxel along each axis.
 
     Returns:
-        One ratio for each stroke; none where there is but one, or no background.
+        One ratio for each stroke; none where there is but one, no background, or nothing undrawn. Of hundreds of
+        strokes every n-th is left out, and of large ones every n-th voxel looked at, so that it takes seconds.
 
     Example:
         >>> losing_ratios(np.array([1, 255, 1, 255, 255, 255, 255, 255, 0, 1], np.uint8), [1.0])
@@ -142,15 +144,22 @@ def losing_ratios(strokes: np.ndarray[Any, Any], spacing: Sequence[float]) -> li
     """
     structures = (strokes != 0) & (strokes != UNLABELED)
     parts, number = ndimage.label(structures, np.ones((3,) * strokes.ndim))
-    if number < 2 or not (strokes == 0).any():
+    if number < 2 or not (strokes == 0).any() or not (strokes == UNLABELED).any():
         return []
-    near = np.sqrt(squared_distances(strokes == 0, spacing, np.inf)[structures])
-    places, owner = np.argwhere(structures) * np.asarray(spacing), parts[structures]
-    found = []
-    for part in range(1, number + 1):
-        own = owner == part
-        far, _ = KDTree(places[~own]).query(places[own])
-        found.append(float(np.quantile(near[own] / far, 0.5, method="inverted_cdf")))
+    near = squared_distances(strokes == 0, spacing, np.inf)
+    edges = np.argwhere(
+        structures & ~ndimage.binary_erosion(structures)
+    )  # the nearest voxel of a stroke is one of these
+    firsts = np.unique(parts[tuple(edges.T)], return_index=True)[1]  # so that no stroke is lost sight of
+    edges = edges[np.union1d(firsts, np.arange(0, len(edges), 1 + len(edges) // _MOST_EDGES))]
+    owner, places = parts[tuple(edges.T)], edges * np.asarray(spacing)
+    boxes, found = ndimage.find_objects(parts), []
+    for part in range(1, number + 1, 1 + number // _MOST_STROKES):
+        box = boxes[part - 1]
+        own = np.argwhere(parts[box] == part) + [side.start for side in box]
+        own = own[:: 1 + len(own) // _MOST_VOXELS]
+        far, _ = KDTree(places[owner != part]).query(own * np.asarray(spacing))
+        found.append(float(np.quantile(np.sqrt(near[tuple(own.T)]) / far, 0.5, method="inverted_cdf")))
     return found
 
 

@@ -8,6 +8,7 @@ import torch
 from monai.data import MetaTensor
 from scipy import ndimage
 
+from medcoarse.transforms import expand
 from medcoarse.transforms.expand import (
     FillBeyondLoopsd,
     SpreadBackgroundd,
@@ -205,6 +206,24 @@ def test_what_is_lost_is_what_would_be_spread_over():
         for at, lost in ((1.001 * ratio, True), (0.999 * ratio, False)):
             called = spread_background(without, spacing, at)[parts == part] == 0
             assert (called.mean() >= 0.5) == lost
+
+
+def test_of_many_and_large_strokes_some_are_looked_at(monkeypatch):
+    """A square of 30, and eight dots beside it; nothing is far off, and no stroke lost sight of."""
+    strokes = np.full((60, 60), 255, np.uint8)
+    strokes[:30, :30], strokes[:60:8, 55], strokes[55, ::9] = 1, 2, 0
+    exact = losing_ratios(strokes, [1.0, 1.0])
+    assert len(exact) == 9
+    monkeypatch.setattr(expand, "_MOST_EDGES", 40)
+    monkeypatch.setattr(expand, "_MOST_VOXELS", 100)
+    assert losing_ratios(strokes, [1.0, 1.0]) == pytest.approx(exact, rel=0.2)
+    monkeypatch.setattr(expand, "_MOST_STROKES", 4)
+    assert losing_ratios(strokes, [1.0, 1.0]) == pytest.approx(exact[::3], rel=0.2)
+
+
+def test_where_everything_is_drawn_nothing_is_left_out():
+    drawn = (scribbled((9, 9), seed=1, share=1.0) > 0).astype(np.uint8)
+    assert losing_ratios(drawn, [1.0, 1.0]) == []
 
 
 def test_one_stroke_says_nothing_of_what_is_left_out():
