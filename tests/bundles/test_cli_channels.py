@@ -14,12 +14,9 @@ import pytest
 from medcoarse.cli.channels import are_channels, join_channels
 from medcoarse.cli.main import CommandError, main
 from medcoarse.readers.formats import read_drawing
+from tests.bundles.commands import refused, text
 from tests.cases_folders import BACKGROUND, OBLIQUE, volume, write_volumes
 from tests.drawings import SHAPE, write_dicom_seg, write_series
-
-
-def text(*words: Any) -> list[str]:
-    return [str(word) for word in words]
 
 
 def write_channels(folder: Path, number: int = 3) -> Path:
@@ -35,12 +32,6 @@ def write_channels(folder: Path, number: int = 3) -> Path:
 def train_words(folder: Path, *more: Any) -> list[str]:
     words = text("train", folder / "images", folder / "drawings", "--output_dir", folder / "run")
     return words + text("--background", BACKGROUND, *more)
-
-
-def refusal(capfd: pytest.CaptureFixture[str], *words: Any) -> str:
-    capfd.readouterr()
-    assert main(text(*words)) == 1
-    return capfd.readouterr().err
 
 
 def test_planned_trained_and_predicted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +52,7 @@ def test_planned_trained_and_predicted(tmp_path: Path, capfd: pytest.CaptureFixt
     np.testing.assert_allclose(found.affine, OBLIQUE, atol=1e-5)
     assert main(text("evaluate", tmp_path / "out", tmp_path / "masks")) == 0
     (tmp_path / "images" / "case1_0001.nii.gz").unlink()
-    said = refusal(capfd, *words, "--overwrite")
+    said = refused(capfd, *words, "--overwrite")
     assert "must have the same channels, 0000, 0001" in said
     assert "0000: case1.nii.gz" in said
 
@@ -70,10 +61,10 @@ def test_channels_that_differ(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     write_channels(tmp_path)
     second = tmp_path / "images" / "case1_0001.nii.gz"
     nib.save(nib.Nifti1Image(volume(1)[0][:-1], OBLIQUE), second)
-    said = refusal(capfd, *train_words(tmp_path, "--plan_only"))
+    said = refused(capfd, *train_words(tmp_path, "--plan_only"))
     assert "case1_0001.nii.gz lies on another grid than case1_0000.nii.gz" in said
     second.unlink()
-    said = refusal(capfd, *train_words(tmp_path, "--plan_only"))
+    said = refused(capfd, *train_words(tmp_path, "--plan_only"))
     assert "images of several files must have the same channels, 0000, 0001" in said
     assert "there are 0000: case1.nii.gz; 0000, 0001: case0.nii.gz, case2.nii.gz" in said
 
@@ -106,7 +97,7 @@ def test_channels_that_are_dicom_series(tmp_path: Path, capfd: pytest.CaptureFix
     )
     (tmp_path / "images" / "s1_0001" / "2.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"Mustermann")
     words = text("predict", tmp_path / "run", tmp_path / "images", "--output_dir", tmp_path / "out")
-    said = refusal(capfd, *words)
+    said = refused(capfd, *words)
     assert "1 of 3 images" in said
     assert "Muster" not in said
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["s0.dcm", "s2.dcm"]

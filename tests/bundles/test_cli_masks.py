@@ -14,14 +14,11 @@ from PIL import Image
 
 from medcoarse.cli.main import main
 from medcoarse.cli.simulate import EXAMPLES
+from tests.bundles.commands import refused, text
 from tests.cases_folders import write_pictures, write_volumes
 
 LEFT = np.repeat([[1, 1, 0, 0, 0, 0]], 5, 0).astype(np.uint8)
 MIDDLE = np.repeat([[0, 1, 1, 0, 0, 0]], 5, 0).astype(np.uint8)
-
-
-def text(*words: Any) -> list[str]:
-    return [str(word) for word in words]
 
 
 def save(path: Path, values: np.ndarray) -> Path:
@@ -38,12 +35,6 @@ def scores(folder: Path, *more: str) -> dict[str, Any]:
     words = text("evaluate", folder / "said", folder / "true", "--output_dir", folder / "scores", *more)
     assert main(words) == 0
     return json.loads((folder / "scores" / "scores.json").read_text())
-
-
-def refusal(capfd: pytest.CaptureFixture[str], *words: Any) -> str:
-    capfd.readouterr()
-    assert main(text(*words)) == 1
-    return capfd.readouterr().err
 
 
 # --- what 255 means ----------------------------------------------------------------------------------------------
@@ -80,7 +71,7 @@ def test_masks_that_mean_different_things_are_refused(tmp_path: Path, capfd: pyt
     for name in ("a", "b"):
         save(tmp_path / "said" / f"{name}.png", LEFT)
     words = text("evaluate", tmp_path / "said", tmp_path / "true")
-    said = refusal(capfd, *words)
+    said = refused(capfd, *words)
     assert "b.png has 255 and no class, a.png has classes" in said
     assert "write all masks of a folder alike" in said
 
@@ -120,7 +111,7 @@ def test_simulation_from_binary_masks(tmp_path: Path) -> None:
 def test_masks_of_one_name_are_not_simulated_over_each_other(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for person in ("x", "y"):
         save(tmp_path / "masks" / person / "a.png", MIDDLE)
-    said = refusal(capfd, "simulate", tmp_path / "masks", tmp_path / "out")
+    said = refused(capfd, "simulate", tmp_path / "masks", tmp_path / "out")
     assert "x/a.png and" in said
     assert "y/a.png have the same name" in said
     assert not (tmp_path / "out").exists()
@@ -138,7 +129,7 @@ def test_masks_for_scores_of_other_formats_are_refused(
     if path.suffix == ".dcm":
         path.write_bytes(b"\0" * 128 + b"DICM")
     words = text("train", tmp_path / "images", tmp_path / "drawings", "--labels", tmp_path / "masks", "--plan_only")
-    said = refusal(capfd, *words, "--output_dir", tmp_path / "run")
+    said = refused(capfd, *words, "--output_dir", tmp_path / "run")
     assert f"{name}: masks for scores are read as .nii, .nii.gz, .nrrd, .mha, .png, .tif, .tiff, .bmp" in said
     assert not (tmp_path / "run").exists()
 
@@ -182,7 +173,7 @@ def test_binary_labels_of_several_classes_are_refused(tmp_path: Path, capfd: pyt
         nib.save(nib.Nifti1Image(strokes, drawing.affine), tmp_path / "drawings" / f"case{number}_drawn.nii.gz")
         nib.save(nib.Nifti1Image(255 * mask, drawing.affine), tmp_path / "masks" / f"case{number}.nii.gz")
     words = text("train", tmp_path / "images", tmp_path / "drawings", "--labels", tmp_path / "masks", "--plan_only")
-    said = refusal(capfd, *words, "--background", 3, "--output_dir", tmp_path / "run")
+    said = refused(capfd, *words, "--background", 3, "--output_dir", tmp_path / "run")
     assert "the masks tell 2 classes apart (0 and 255), the drawings 3" in said
 
 
@@ -196,7 +187,7 @@ def test_labels_of_other_classes_than_the_drawings_are_refused(
     values[0, 0, 0], values[1, 0, 0] = 7, 255
     nib.save(nib.Nifti1Image(values, mask.affine), path)
     words = text("train", tmp_path / "images", tmp_path / "drawings", "--labels", tmp_path / "masks", "--plan_only")
-    said = refusal(capfd, *words, "--background", 3, "--output_dir", tmp_path / "run")
+    said = refused(capfd, *words, "--background", 3, "--output_dir", tmp_path / "run")
     assert "case1.nii.gz: has the values [7], and the classes of the drawings are 2: background, class 1" in said
     assert not (tmp_path / "run").exists()
 
@@ -218,7 +209,7 @@ def test_partial_evaluation_leaves_out_on_both_sides(tmp_path: Path, capfd: pyte
         save(tmp_path / "said" / f"{said}.png", LEFT)
     for true in ("a", "a_1", "y_mask"):
         save(tmp_path / "true" / f"{true}.png", LEFT)
-    said = refusal(capfd, "evaluate", tmp_path / "said", tmp_path / "true")
+    said = refused(capfd, "evaluate", tmp_path / "said", tmp_path / "true")
     assert "1 segmentations without a mask: x.png" in said
     assert "2 masks without a segmentation: a_1.png, y_mask.png" in said
     assert "--partial" in said
@@ -232,7 +223,7 @@ def test_a_mask_of_two_segmentations(tmp_path: Path, capfd: pytest.CaptureFixtur
     for said in ("a_first", "a_second"):
         save(tmp_path / "said" / f"{said}.png", LEFT)
     save(tmp_path / "true" / "a.png", LEFT)
-    said = refusal(capfd, "evaluate", tmp_path / "said", tmp_path / "true", "--partial")
+    said = refused(capfd, "evaluate", tmp_path / "said", tmp_path / "true", "--partial")
     assert "a.png could belong to a_first.png, a_second.png" in said
 
 
@@ -268,13 +259,13 @@ def test_fusion_of_a_name_and_one_that_goes_on(tmp_path: Path) -> None:
 def test_what_fusion_cannot_pair(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "all" / "case_1.png", LEFT)
     save(tmp_path / "all" / "case_2.png", LEFT)
-    said = refusal(capfd, "fuse", tmp_path / "all", "--output_dir", tmp_path / "out")
+    said = refused(capfd, "fuse", tmp_path / "all", "--output_dir", tmp_path / "out")
     assert "2 of 2 files are the only ones of their images: case_1.png, case_2.png" in said
     save(tmp_path / "ada" / "a.png", LEFT)
     save(tmp_path / "ada" / "a_old.png", LEFT)
     save(tmp_path / "ben" / "a.png", LEFT)
-    said = refusal(capfd, "fuse", tmp_path / "ada", tmp_path / "ben", "--output_dir", tmp_path / "out")
+    said = refused(capfd, "fuse", tmp_path / "ada", tmp_path / "ben", "--output_dir", tmp_path / "out")
     assert "are both of 'a' by one annotator" in said
-    said = refusal(capfd, "fuse", tmp_path / "ben", tmp_path / "ada" / ".." / "ben", "--output_dir", tmp_path / "out")
+    said = refused(capfd, "fuse", tmp_path / "ben", tmp_path / "ada" / ".." / "ben", "--output_dir", tmp_path / "out")
     assert "ben: is named 2 times; name the folder of each annotator once" in said
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,210 @@
+"""What `medcoarse train` makes of images and drawings before it trains, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medcoarse.cli.main import main
+from medcoarse.own_data import prepare_drawings
+from tests.bundles.commands import refused, text, train_words
+from tests.cases_folders import BACKGROUND, OBLIQUE, volume, write_volumes
+
+
+def test_unpaired_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    (tmp_path / "drawings" / "case1_drawn.nii.gz").rename(tmp_path / "drawings" / "other.nii.gz")
+    said = refused(capfd, *train_words(tmp_path))
+    assert "1 of 3 images have no drawing: case1.nii.gz" in said
+    assert "1 of 3 drawings have no image: other.nii.gz" in said
+    shutil.copy(tmp_path / "drawings" / "case0_drawn.nii.gz", tmp_path / "drawings" / "case0_too.nii.gz")
+    (tmp_path / "drawings" / "other.nii.gz").rename(tmp_path / "drawings" / "case1.nii.gz")
+    assert "case0.nii.gz has two drawings" in refused(capfd, *train_words(tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_value_outside_the_mapping(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    mapping = '{"0": null, "1": [1, "positive"]}'
+    said = refused(capfd, *train_words(tmp_path, "--mapping", mapping))
+    assert "'3'" in said
+    assert "not in the mapping" in said
+    assert "no drawing holds 7" in refused(capfd, *train_words(tmp_path, "--background", 7))
+    words = [word for word in train_words(tmp_path) if word not in ("--background", str(BACKGROUND))]
+    assert "Pass --background VALUE" in refused(capfd, *words)
+    assert "none of itksnap" in refused(capfd, *train_words(tmp_path, "--mapping", "itk"))
+    assert "--class_names must be 1" in refused(capfd, *train_words(tmp_path, "--class_names", "a", "b"))
+
+
+def test_a_drawing_in_another_orientation(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    path = tmp_path / "drawings" / "case1_drawn.nii.gz"
+    nib.save(nib.Nifti1Image(volume(1)[2], OBLIQUE @ np.diag([-1, 1, 1, 1])), path)
+    said = refused(capfd, *train_words(tmp_path))
+    assert "lies on another grid" in said
+    assert "case1_drawn" in said
+    assert "`medcoarse train --resample`" in said
+    assert main(train_words(tmp_path, "--resample")) == 0
+    settings = json.loads((tmp_path / "run" / "configs" / "train.json").read_text())
+    assert settings["resample"] is True
+    datalist = str(tmp_path / "run" / "datalist.json")
+    reading = [datalist, lambda: tmp_path, settings["mapping"], 3, 1, 2]
+    with pytest.raises(SystemExit, match=r"lies on another grid.*--resample True of the bundle"):
+        prepare_drawings(*reading, resample=False)
+    assert prepare_drawings(*reading, resample=True) == datalist
+
+
+def test_empty_missing_and_damaged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    (tmp_path / "empty").mkdir()
+    words = text("train", tmp_path / "empty", tmp_path / "drawings", "--output_dir", tmp_path / "run")
+    assert "holds no image" in refused(capfd, *words)
+    words[1] = str(tmp_path / "nowhere")
+    assert "no such file or folder" in refused(capfd, *words)
+    (tmp_path / "images" / "case1.nii.gz").write_bytes(b"damaged")
+    said = refused(capfd, *train_words(tmp_path))
+    assert "case1.nii.gz: damaged" in said
+    write_volumes(tmp_path, 3)
+    (tmp_path / "drawings" / "case2_drawn.nii.gz").write_bytes(b"damaged")
+    assert "case2_drawn.nii.gz: damaged" in refused(capfd, *train_words(tmp_path))
+
+
+def test_images_of_one_patient_stay_together(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 6)
+    words = train_words(tmp_path, "--patient", "case[0-2]|case", "--validation", 0.5)
+    assert main(words) == 0
+    assert "6 images of 4 patients with drawings: 3 for training, 3 for validation" in capfd.readouterr().out
+    sections = json.loads((tmp_path / "run" / "datalist.json").read_text())
+    assert {len([item for item in items if item["image"][-8] in "345"]) for items in sections.values()} == {0, 3}
+    assert main(words) == 0
+    assert "holds a training with patient 'case[0-2]|case', not None" in refused(capfd, *words[:-4], *words[-2:])
+    shutil.rmtree(tmp_path / "run")
+    assert "finds nothing in case0.nii.gz" in refused(capfd, *train_words(tmp_path, "--patient", "case[1-9]"))
+
+
+def test_what_is_refused_before_and_said_after_inspecting(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    words = [*train_words(tmp_path), "--plan_only"]
+    place = words.index("--output_dir") + 1
+    words[place] = str(tmp_path / "masks" / "case0.nii.gz" / "run")
+    assert "cannot be written to (Not a directory)" in refused(capfd, *words)
+    words[place] = str(tmp_path / "run")
+    assert "--device_memory must be more than 0" in refused(capfd, *words, "--device_memory", 0)
+    assert "'grey' is no number" in refused(capfd, *words, "--background", "grey")
+    drawing = tmp_path / "drawings" / "case1_drawn.nii.gz"
+    nib.save(nib.Nifti1Image(0 * volume(1)[2], OBLIQUE), drawing)
+    assert main([*words, "--loops"]) == 0
+    assert "NOTHING IS DRAWN in case1_drawn.nii.gz" in capfd.readouterr().out
+    assert json.loads((tmp_path / "run" / "configs" / "train.json").read_text())["loops"] is True
+    assert "a training with loops True, not None" in refused(capfd, *words)
+    assert main([*words, "--loops"]) == 0
+
+
+@pytest.mark.parametrize("name", ["$__import__('os').abort()", "@network", "%x", "tumour #1"])
+def test_names_that_a_configuration_would_evaluate_are_refused(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Names of classes come from files too: of segments, made by other people."""
+    write_volumes(tmp_path, 2)
+    assert "begins with $, @ or %, or holds a #; rename it" in refused(
+        capfd, *train_words(tmp_path, "--class_names", name)
+    )
+    assert not (tmp_path / "run").exists()
+    moved = (tmp_path / "images").rename(tmp_path / "images #2")
+    words = [str(moved) if word == str(tmp_path / "images") else word for word in train_words(tmp_path)]
+    assert "holds a #" in refused(capfd, *words)
+
+
+def test_a_class_that_is_drawn_on_one_image(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    words = train_words(tmp_path, "--mapping", "itksnap")
+    assert main(words) == 0
+    item = json.loads((tmp_path / "run" / "datalist.json").read_text())["validation"][0]
+    shutil.rmtree(tmp_path / "run")
+    drawing = tmp_path / "run" / item["drawing"]
+    (tmp_path / "run").mkdir()
+    drawn = nib.load(drawing)
+    values = np.asarray(drawn.dataobj).copy()
+    values[15:17] = 2
+    nib.save(nib.Nifti1Image(values, drawn.affine), drawing)
+    said = refused(capfd, *words)
+    assert f"class 2: is drawn only on images to validate on ({Path(item['image']).name})" in said
+    assert "pass another --seed, or --validation 0" in said
+    assert main([*words, "--validation", "0"]) == 0
+
+
+def test_closed_lines_of_background_are_pointed_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    assert main([*train_words(tmp_path), "--loops", "--output_dir", str(tmp_path / "asked")]) == 0
+    assert "a closed line of background goes round strokes on 0 of 12 slices only" in capfd.readouterr().out
+    for index in range(3):
+        drawing = volume(index)[2]
+        drawing[3, 3:19] = drawing[20, 3:19] = drawing[3:21, 3] = drawing[3:21, 18] = BACKGROUND
+        nib.save(nib.Nifti1Image(drawing, OBLIQUE), tmp_path / "drawings" / f"case{index}_drawn.nii.gz")
+    assert main(train_words(tmp_path)) == 0
+    assert "A CLOSED LINE OF BACKGROUND goes round strokes on 12 of 12 slices" in capfd.readouterr().out
+
+
+def planned_spread(folder: Path, *more: Any) -> tuple[float, str]:
+    """The setting, and why; as ``train.json`` and ``plan.json`` have them."""
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    assert main(train_words(folder, *more)) == 0
+    plan = json.loads((folder / "run" / "configs" / "plan.json").read_text())
+    setting = json.loads((folder / "run" / "configs" / "train.json").read_text())["spread_background"]
+    assert plan["settings"]["spread_background"] == setting
+    return setting, plan["reasons"]["spread_background"]
+
+
+def test_how_far_background_speaks_is_planned(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    ratio, reason = planned_spread(tmp_path)
+    assert ratio == 0.3
+    assert "no image has several strokes" in reason
+
+    def draw(x: int, y: int) -> None:
+        """One more stroke on each image."""
+        for index in range(3):
+            drawing = volume(index)[2]
+            drawing[x, y, 4] = 1
+            nib.save(nib.Nifti1Image(drawing, OBLIQUE), tmp_path / "drawings" / f"case{index}_drawn.nii.gz")
+
+    draw(15, 8)  # near the other stroke
+    assert planned_spread(tmp_path) == (
+        0.5,
+        "0 of 6 strokes, each left out in turn, would become background; one in 20 may",
+    )
+    assert planned_spread(tmp_path, "--loops")[0] == 0.3
+    assert "spread_background 0.3: 0 of 6 strokes" in capfd.readouterr().out
+    draw(4, 8)  # 2 voxels from background, 8 from the other stroke
+    assert planned_spread(tmp_path)[0] == 0.2
+    assert planned_spread(tmp_path, "--spread_background", 0) == (0, "as asked for")
+    assert "a training with spread_background 0.0, not None" in refused(capfd, *train_words(tmp_path))
+    assert main(train_words(tmp_path, "--spread_background", "0.0")) == 0
+    assert "must be a ratio from 0 to 1, got 2" in refused(capfd, *train_words(tmp_path, "--spread_background", 2))
+
+
+def test_images_of_two_kinds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 2)
+    image, _, drawing = volume(2, (24, 22, 1))
+    nib.save(nib.Nifti1Image(image, OBLIQUE), tmp_path / "images" / "flat.nii.gz")
+    nib.save(nib.Nifti1Image(drawing, OBLIQUE), tmp_path / "drawings" / "flat.nii.gz")
+    assert "are not alike" in refused(capfd, *train_words(tmp_path))
+
+
+def test_an_output_folder_that_is_something_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 2)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("all of it")
+    assert "is no training of this command" in refused(capfd, *train_words(tmp_path))
+    words = text("simulate", tmp_path / "masks", tmp_path / "run")
+    assert "not empty" in refused(capfd, *words)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+    assert main([*words, "--overwrite"]) == 0
+    words[-1] = str(tmp_path / "run" / "thesis.txt" / "out")
+    assert "thesis.txt/out: cannot be written to (Not a directory); choose another folder" in refused(capfd, *words)
