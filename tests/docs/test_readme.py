@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -62,3 +65,15 @@ def test_every_key_that_a_documented_command_overrides_is_in_the_configuration()
                 configs = "".join(path.read_text() for path in (ROOT / bundle / "configs").glob("*.json"))
                 for key in re.findall(r"--(\w+)[ =]", run):
                     assert key in {"config_file"} or f'"{key}"' in configs, key
+
+
+@pytest.mark.parametrize("name", ["annotations", "strokes"])
+def test_scripts_draw_the_pictures_that_are_shown(name, tmp_path):
+    runpy.run_path(str(ROOT / "examples" / f"draw_{name}.py"))["main"](tmp_path / f"{name}.png")
+    kept_file = ROOT / "examples" / f"{name}.png"
+    with Image.open(tmp_path / f"{name}.png") as again, Image.open(kept_file) as kept:
+        assert again.size == kept.size
+        difference = np.asarray(again.convert("L"), float) - np.asarray(kept.convert("L"), float)
+    assert (np.abs(difference) > 32).mean() < 0.02  # other fonts and versions of Matplotlib may move a letter
+    assert (tmp_path / f"{name}.png").stat().st_size < 300_000
+    assert len(list(tmp_path.iterdir())) == 1
