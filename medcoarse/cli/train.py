@@ -318,10 +318,11 @@ def _spreading(options: argparse.Namespace, classes: Classes) -> tuple[float, st
 
     # Closed lines leave a margin only, in which the border lies.
     ratio = safe_ratio(classes.losing, most=0.3 if options.loops else 0.5)
+    rule = "undrawn is background up to this ratio of the distances to drawn background and to structures"
     strokes, lost = len(classes.losing), sum(losing <= ratio for losing in classes.losing)
     if not strokes:
-        return ratio, "no image has several strokes of structures, to see what becomes of one that is left out"
-    return ratio, f"{lost} of {strokes} strokes, each left out in turn, would become background; one in 20 may"
+        return ratio, f"{rule}; no image has several strokes of structures, to see what becomes of one left out"
+    return ratio, f"{rule}; {lost} of {strokes} strokes, each left out in turn, would be, and one in 20 may"
 
 
 def _item(
