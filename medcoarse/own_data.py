@@ -24,7 +24,7 @@ from medcoarse.inspection import files_of
 from medcoarse.readers.dicom import require_one_series
 from medcoarse.transforms.array import spacing_of
 from medcoarse.transforms.dictionary import MergeStrokesd
-from medcoarse.transforms.drawn import LoadCoarseAnnotationd
+from medcoarse.transforms.drawn import LoadCoarseAnnotationd, LoadStrokesOfEachd
 from medcoarse.transforms.expand import (
     SpreadBackgroundd,
     fill_beyond_loops,
@@ -205,7 +205,8 @@ def prepare_drawings(
     class_names: Sequence[str] | None = None,
     supervision: str = "strokes",
     annotators: Sequence[str] = (),
-    spread_ratio: float = 0.0,
+    loops: bool = False,
+    spread_background: float = 0.0,
     **reading: Any,
 ) -> str:
     """The verified datalist to train on: the one that is given, else that of drawn volumes.
@@ -222,7 +223,9 @@ def prepare_drawings(
         class_names: L names, background first.
         supervision: ``"dense"`` learns from labels and needs no drawings.
         annotators: names of those whose drawings are kept apart; none merges them.
-        spread_ratio: of `medcoarse.transforms.expand.SpreadBackgroundd`; where the strokes speak against it, it warns.
+        loops: whether what lies beyond closed lines of background is background.
+        spread_background: ratio of `medcoarse.transforms.expand.SpreadBackgroundd`, or 0; where the strokes speak
+            against it, it warns.
         reading: further arguments of `LoadCoarseAnnotationd`.
 
     Raises:
@@ -232,13 +235,29 @@ def prepare_drawings(
     try:
         path = Path(datalist) if datalist else draw() / "datalist.json"
         sections = {name: load_datalist(path, name) for name in _present(path)}
-        read = LoadCoarseAnnotationd("drawing", mapping, num_classes, class_names, **reading)
         verify_annotators(sections, annotators)
-        SpreadBackgroundd("positive", spread_ratio)  # refuses what is no ratio
-        verify_drawings(sections, read, spatial_dims, in_channels, num_classes, class_names, supervision, spread_ratio)
+        SpreadBackgroundd("positive", spread_background)  # refuses what is no ratio
+        read = _reading(annotators, mapping, num_classes, class_names, reading)
+        spreading = (loops, spread_background)
+        verify_drawings(sections, read, spatial_dims, in_channels, num_classes, class_names, supervision, *spreading)
     except (ValueError, FileExistsError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     return str(path)
+
+
+def _reading(
+    annotators: Sequence[str],
+    mapping: str | Mapping[Any, Any],
+    num_classes: int,
+    class_names: Sequence[str] | None,
+    options: Mapping[str, Any],
+) -> Compose:
+    """Strokes as they were drawn, under "positive": of everybody who is kept apart, or merged into one map."""
+    given = {"num_classes": num_classes, "mapping": mapping, "class_names": class_names, **options}
+    if annotators:
+        return Compose([LoadStrokesOfEachd("drawing", annotators, **given)])
+    merge = MergeStrokesd(merged_key="positive", num_classes=num_classes, allow_missing_keys=True)
+    return Compose([LoadCoarseAnnotationd("drawing", **given), merge])
 
 
 def verify_annotators(sections: Mapping[str, Sequence[Item]], annotators: Sequence[str]) -> None:
@@ -282,15 +301,16 @@ def one_each(items: Sequence[Item], annotators: Sequence[str]) -> bool:
 
 def verify_drawings(
     sections: Mapping[str, Sequence[Item]],
-    read: LoadCoarseAnnotationd,
+    read: Callable[[Item], Item],
     spatial_dims: int,
     in_channels: int,
     num_classes: int,
     class_names: Sequence[str] | None = None,
     supervision: str = "strokes",
-    ratio: float = 0.0,
+    loops: bool = False,
+    spread: float = 0.0,
 ) -> dict[str, int]:
-    """Verify images, labels and drawings; count what was drawn for training, before background is spread by ``ratio``.
+    """Verify images, labels and drawings; count what was drawn for training, before more background is read into it.
 
     Returns:
         Voxels drawn of each class in the training items, by name.
@@ -315,20 +335,22 @@ def verify_drawings(
         sections, mask_keys=(), label_values=(*range(num_classes), 255), allow_missing_annotation=True, num_threads=1
     )
     load = Compose([LoadImageOrSeriesd("image"), EnsureChannelFirstd("image")])
-    merge = MergeStrokesd(merged_key="positive", num_classes=num_classes, allow_missing_keys=True)
     counts, background_read, losing = np.zeros(256, np.int64), 0, list[float]()
     for name, items in sections.items():
         for item in items:
             image = load({"image": item["image"]})
             _check_image(image["image"], str(item["image"]), spatial_dims, in_channels)
-            if item.get("drawing"):
-                drawn = np.asarray(merge(read({**image, "drawing": item["drawing"]}))["positive"])
-                if name == "training":
-                    spacing = spacing_of(image["image"], None)
-                    counts += np.bincount(drawn.ravel(), minlength=256)
-                    losing += [stroke for one in drawn for stroke in losing_ratios(one, spacing)]
-                    filled = (spread_background(fill_beyond_loops(one), spacing, ratio) for one in drawn)
-                    background_read += sum(int((one == 0).sum()) for one in filled)
+            if not item.get("drawing"):
+                continue
+            drawn = np.asarray(read({**item, **image})["positive"])
+            if name == "training":
+                counts += np.bincount(drawn.ravel(), minlength=256)
+            if name == "training" and supervision != "dense":
+                spacing = spacing_of(image["image"], None)
+                for one in drawn:
+                    filled = fill_beyond_loops(one)
+                    background_read += int((spread_background(filled, spacing, spread) == 0).sum())
+                    losing += losing_ratios(filled if loops else one, spacing) if spread else []
     found = dict(zip(names, counts[:num_classes].tolist(), strict=True))
     nobody = [name for name, number in found.items() if number == 0]
     if nobody and supervision != "dense":
@@ -338,12 +360,13 @@ def verify_drawings(
         )
     logger.info("Voxels drawn for training: %s", ", ".join(f"{name} {number}" for name, number in found.items()))
     if supervision != "dense":
-        _warn_of_background(found, background_read, losing, ratio)
+        _warn_of_little_background(found, background_read)
+        _warn_of_spreading(losing, spread, loops)
     return found
 
 
-def _warn_of_background(found: Mapping[str, int], read: int, losing: Sequence[float], ratio: float) -> None:
-    """Where there is too little of it, with what lies beyond closed lines and what is spread; or too much is spread."""
+def _warn_of_little_background(found: Mapping[str, int], read: int) -> None:
+    """What lies beyond closed lines, and what is spread, counts too."""
     background, *structures = found.values()
     if read < sum(structures):
         logger.warning(
@@ -352,15 +375,19 @@ def _warn_of_background(found: Mapping[str, int], read: int, losing: Sequence[fl
             background,
             sum(structures),
         )
-    lost, safe = sum(one <= ratio for one in losing), safe_ratio(losing)
-    if safe < ratio and 20 * lost > len(losing):
+
+
+def _warn_of_spreading(losing: Sequence[float], spread: float, loops: bool) -> None:
+    lost = sum(ratio <= spread for ratio in losing)
+    if 20 * lost > len(losing):
         logger.warning(
-            "Spread by %g, background would reach %d of the %d strokes of structures, each left out in turn, and so "
-            "structures on which nobody drew; pass spread_background %g",
-            ratio,
+            "With --spread_background %g, %d of the %d strokes of structures would be called background, had they not "
+            "been drawn, and so structures that nobody drew on; pass %g instead (`medcoarse train`: into another "
+            "--output_dir)",
+            spread,
             lost,
             len(losing),
-            safe,
+            safe_ratio(losing, loops),
         )
 
 

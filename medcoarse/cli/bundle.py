@@ -16,8 +16,8 @@ from medcoarse.cli.main import CommandError
 from medcoarse.files import write_json
 
 _PLACE = "bundles/drawings/configs/train.json"
-_UNPLANNED = frozenset({*OVERLAYS.values(), "case_report.json"})
-"""What is merged over a plan, by MONAI Label or for a report, and must not be overwritten by it."""
+_UNPLANNED = frozenset(OVERLAYS.values())
+"""What is merged over a plan by MONAI Label, and must not be overwritten by it."""
 
 _PAGE = """# Segmentation learned from rough drawings
 

@@ -47,7 +47,8 @@ class Classes:
         said: how the mapping was found, in words.
         silent: drawings in which nothing is drawn, by name.
         loops: slices with strokes of a class, and how many of them have a closed line of background round them.
-        losing: at which ratios strokes would be called background; see `medcoarse.transforms.expand.losing_ratios`.
+        losing: of each image, at which ratios its strokes would be called background; see
+            `medcoarse.transforms.expand.losing_ratios`.
         drawn: classes that are drawn on each image, by number.
     """
 
@@ -56,7 +57,7 @@ class Classes:
     said: str
     silent: tuple[str, ...] = ()
     loops: tuple[int, int] = (0, 0)
-    losing: tuple[float, ...] = ()
+    losing: Mapping[Path, Sequence[float]] = field(default_factory=dict)
     drawn: Mapping[Path, frozenset[int]] = field(default_factory=dict)
 
 
@@ -319,8 +320,9 @@ def _check_drawings(
     except ValueError as error:
         raise CommandError(f"--mapping: {error}") from None
     merge = MergeStrokesd(num_classes=len(classes.names), allow_missing_keys=True)
-    drawn, silent, problems, losing, loops = [], [], [], list[float](), (0, 0)
+    drawn, silent, problems, loops = [], [], [], (0, 0)
     seen: dict[Path, frozenset[int]] = dict.fromkeys(pairs, frozenset())
+    losing: dict[Path, list[float]] = {path: [] for path in pairs}
     both = [(path, drawing) for path, drawings in pairs.items() for drawing in drawings]
     for path, drawing in tqdm(both, "reading drawings", leave=False, disable=None):
         image = load_image(path, channels)
@@ -338,9 +340,9 @@ def _check_drawings(
         seen[path] |= set(np.unique(strokes).tolist()) - {UNLABELED}
         slices, closed = count_loops(strokes)
         loops = (loops[0] + slices, loops[1] + closed)
-        losing += losing_ratios(fill_beyond_loops(strokes) if read_loops else strokes, spacing_of(image, None))
+        losing[path] += losing_ratios(fill_beyond_loops(strokes) if read_loops else strokes, spacing_of(image, None))
     if problems:
         raise CommandError(f"{len(problems)} of {len(both)} drawings cannot be used: {'; '.join(problems[:3])}")
     every = np.concatenate(drawn)
     ranges = (float(np.percentile(every, 0.5)), float(np.percentile(every, 99.5))) if every.size else None
-    return ranges, replace(classes, silent=tuple(silent), loops=loops, losing=tuple(losing), drawn=seen)
+    return ranges, replace(classes, silent=tuple(silent), loops=loops, losing=losing, drawn=seen)

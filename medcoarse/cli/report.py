@@ -29,7 +29,6 @@ EXAMPLES = """examples:
 """
 _CASES = "case_report.json"
 _REVIEW: dict[str, Any] = {
-    "spread_background": 0,  # people are judged by what they drew
     "review": {
         "_target_": "medcoarse.review.AnnotatorReview",
         "model": "@coarse_model",

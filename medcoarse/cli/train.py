@@ -42,6 +42,8 @@ EXAMPLES = """examples:
     medcoarse train images/ drawings/ --output_dir run --mapping unlabeled_255
   the same, and a line of background around what is to be segmented closes it in:
     medcoarse train images/ drawings/ --output_dir run --mapping unlabeled_255 --loops
+  a few strokes of background here and there, and a stroke on every structure of an image:
+    medcoarse train images/ drawings/ --output_dir run --background 3 --spread_background
   folders drawings/Ada and drawings/Max, who drew some of the images each and err in ways of their own:
     medcoarse train images/ drawings/ --output_dir run --annotators --background 3
     medcoarse report run                                              what each of them gets wrong
@@ -76,9 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--spread_background",
         type=float,
+        nargs="?",
+        const=True,  # as planned
         metavar="RATIO",
-        help="what nobody drew is background where it is at most RATIO times as far from drawn background as from any "
-        "stroke of a structure; 0 for nowhere; by default planned, from whether the strokes lie together",
+        help="every structure in an image got a stroke, so what nobody drew is background where it is at most RATIO "
+        "times as far from drawn background as from any of them; without a number as far as the strokes allow",
     )
     add(
         "--annotators",
@@ -115,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"--validation must be a share from 0 to below 1, got {options.validation}")
     if options.epochs is not None and options.epochs < 1:
         raise CommandError(f"--epochs must be at least 1, got {options.epochs}")
-    if options.spread_background is not None and not 0 <= options.spread_background <= 1:
+    if isinstance(options.spread_background, float) and not 0 <= options.spread_background <= 1:
         raise CommandError(f"--spread_background must be a ratio from 0 to 1, got {options.spread_background:g}")
     if options.device_memory is not None and options.device_memory <= 0:
         raise CommandError(f"--device_memory must be more than 0 GB, got {options.device_memory:g}")
@@ -146,10 +150,8 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         key: os.path.abspath(getattr(options, key)) if getattr(options, key) else None  # noqa: PTH100
         for key in ("images", "drawings", "labels")
     }
-    later = ("loops", "resample", "annotators", "patient")  # plans of before these options say nothing of them
+    later = ("loops", "spread_background", "resample", "annotators", "patient")  # older plans say nothing of them
     given = {key: getattr(options, key) for key in later if getattr(options, key)}
-    if options.spread_background is not None:
-        given["spread_background"] = options.spread_background
     return places | {key: getattr(options, key) for key in keys} | given
 
 
@@ -198,7 +200,8 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         settings = {**plan.settings, **_settings(options, classes), "binary_labels": binary, "annotators": annotators}
         texts = ("class_names", "annotators", "mapping", "dataset_dir")
         require_text("names of classes, segments, annotators and folders", [settings[key] for key in texts])
-        settings["spread_background"], why_spread = _spreading(options, classes)
+        losing = [ratio for image in sections["training"] for ratio in classes.losing[image]]
+        settings["spread_background"], why_spread = _spreading(options, losing)
         reasons = {**plan.reasons, "spread_background": why_spread}
         reasons |= {"max_epochs": "as asked for"} if options.epochs else {}
         for line in _said(classes, patients, sections, settings, reasons):
@@ -310,19 +313,19 @@ def _settings(options: argparse.Namespace, classes: Classes) -> dict[str, Any]:
     return settings | ({"max_epochs": options.epochs} if options.epochs else {})
 
 
-def _spreading(options: argparse.Namespace, classes: Classes) -> tuple[float, str]:
+def _spreading(options: argparse.Namespace, losing: Sequence[float]) -> tuple[float, str]:
     """How far strokes of background speak for what lies around them, and why."""
-    if options.spread_background is not None:
+    if isinstance(options.spread_background, float):
         return options.spread_background, "as asked for"
     from medcoarse.transforms.expand import safe_ratio
 
-    # Closed lines leave a margin only, in which the border lies.
-    ratio = safe_ratio(classes.losing, most=0.3 if options.loops else 0.5)
-    rule = "undrawn is background up to this ratio of the distances to drawn background and to structures"
-    strokes, lost = len(classes.losing), sum(losing <= ratio for losing in classes.losing)
-    if not strokes:
-        return ratio, f"{rule}; no image has several strokes of structures, to see what becomes of one left out"
-    return ratio, f"{rule}; {lost} of {strokes} strokes, each left out in turn, would be, and one in 20 may"
+    ratio = safe_ratio(losing, options.loops)
+    lost = f"{sum(one <= ratio for one in losing)} of {len(losing)} strokes, each left out in turn, would be background"
+    if options.spread_background is None:
+        advice = f"; IF EVERY STRUCTURE IN AN IMAGE GOT A STROKE, pass --spread_background, which is {ratio:g} ({lost})"
+        return 0, "background is what was drawn as background" + (advice if losing and ratio else "")
+    alone = "in no image could a stroke be left out: it has one only, no background, or nothing undrawn"
+    return ratio, f"{lost}, and one in 20 may" if losing else alone
 
 
 def _item(
