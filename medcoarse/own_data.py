@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -251,13 +251,14 @@ def _reading(
     num_classes: int,
     class_names: Sequence[str] | None,
     options: Mapping[str, Any],
-) -> Compose:
-    """Strokes as they were drawn, under "positive": of everybody who is kept apart, or merged into one map."""
+) -> Callable[[Any], dict[Hashable, Any]]:
+    """Adds the strokes as they were drawn, under "positive": of everybody who is kept apart, or merged into one map."""
     given = {"num_classes": num_classes, "mapping": mapping, "class_names": class_names, **options}
     if annotators:
-        return Compose([LoadStrokesOfEachd("drawing", annotators, **given)])
+        return LoadStrokesOfEachd("drawing", annotators, **given)
+    load = LoadCoarseAnnotationd("drawing", **given)
     merge = MergeStrokesd(merged_key="positive", num_classes=num_classes, allow_missing_keys=True)
-    return Compose([LoadCoarseAnnotationd("drawing", **given), merge])
+    return lambda item: merge(load(item))  # no Compose, which wraps what is wrong in an error of its own
 
 
 def verify_annotators(sections: Mapping[str, Sequence[Item]], annotators: Sequence[str]) -> None:
@@ -301,7 +302,7 @@ def one_each(items: Sequence[Item], annotators: Sequence[str]) -> bool:
 
 def verify_drawings(
     sections: Mapping[str, Sequence[Item]],
-    read: Callable[[Item], Item],
+    read: Callable[[Any], dict[Hashable, Any]],
     spatial_dims: int,
     in_channels: int,
     num_classes: int,

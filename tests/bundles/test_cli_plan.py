@@ -161,31 +161,82 @@ def planned_spread(folder: Path, *more: Any) -> tuple[float, str]:
     return setting, plan["reasons"]["spread_background"]
 
 
-def test_how_far_background_speaks_is_planned(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def add_strokes(folder: Path, place: tuple[int, int, int], affine: np.ndarray = OBLIQUE) -> None:
+    """One more stroke of the structure on each image."""
+    for index in range(3):
+        drawing = volume(index)[2]
+        drawing[place] = 1
+        nib.save(nib.Nifti1Image(drawing, affine), folder / "drawings" / f"case{index}_drawn.nii.gz")
+
+
+def test_background_is_spread_if_asked_for_as_far_as_the_strokes_allow(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Columns 1 and 2 are background, column 12 is the one stroke of each image."""
+    asked = ("--validation", 0, "--spread_background")
     write_volumes(tmp_path, 3)
-    ratio, reason = planned_spread(tmp_path)
+    assert planned_spread(tmp_path) == (0, "background is what was drawn as background")
+    ratio, reason = planned_spread(tmp_path, *asked)
     assert ratio == 0.3
-    assert "no image has several strokes" in reason
+    assert reason.startswith("in no image could a stroke be left out")
+    add_strokes(tmp_path, (15, 8, 4))
+    assert planned_spread(tmp_path, *asked) == (
+        0.5,
+        "0 of 6 strokes, each left out in turn, would be background, and one in 20 may",
+    )
+    assert planned_spread(tmp_path, *asked, "--loops")[0] == 0.3
+    capfd.readouterr()
+    assert planned_spread(tmp_path, "--validation", 0)[0] == 0
+    assert (
+        "IF EVERY STRUCTURE IN AN IMAGE GOT A STROKE, pass --spread_background, which is 0.5" in capfd.readouterr().out
+    )
+    assert planned_spread(tmp_path, "--spread_background", 0.7) == (0.7, "as asked for")
+    assert "a training with spread_background 0.7, not None" in refused(capfd, *train_words(tmp_path))
+    assert main(train_words(tmp_path, "--spread_background", "0.7")) == 0
+    for wrong in (2, "nan"):
+        assert "must be a ratio from 0 to 1" in refused(capfd, *train_words(tmp_path, "--spread_background", wrong))
 
-    def draw(x: int, y: int) -> None:
-        """One more stroke on each image."""
-        for index in range(3):
-            drawing = volume(index)[2]
-            drawing[x, y, 4] = 1
-            nib.save(nib.Nifti1Image(drawing, OBLIQUE), tmp_path / "drawings" / f"case{index}_drawn.nii.gz")
 
-    draw(15, 8)  # near the other stroke
-    ratio, reason = planned_spread(tmp_path)
+def test_strokes_far_from_each_other_keep_background_from_spreading(tmp_path: Path) -> None:
+    asked = ("--validation", 0, "--spread_background")
+    write_volumes(tmp_path, 3)
+    add_strokes(tmp_path, (4, 8, 4))  # 2 voxels from background, 8 from the other stroke
+    assert planned_spread(tmp_path, *asked)[0] == 0.2
+
+
+def test_distances_between_strokes_are_in_mm(tmp_path: Path) -> None:
+    """By hand: the line from y = 6 to 10 is 10 mm from background, its middle 12 voxels from the other stroke."""
+    for height, ratio in ((1.0, 0.5), (3.0, 0.2)):
+        affine = np.diag([1.0, height, 1.0, 1.0])
+        write_volumes(tmp_path, 3, affine)
+        add_strokes(tmp_path, (12, 20, 4), affine=affine)
+        assert planned_spread(tmp_path, "--validation", 0, "--spread_background")[0] == ratio
+
+
+def test_what_is_validated_on_does_not_decide_how_far_background_speaks(tmp_path: Path) -> None:
+    write_volumes(tmp_path, 3)
+    assert main(train_words(tmp_path, "--validation", 0.34)) == 0
+    held_out = json.loads((tmp_path / "run" / "datalist.json").read_text())["validation"][0]["image"]
+    add_strokes(tmp_path, (15, 8, 4))
+    drawing = volume(int(held_out[-8]))[2]
+    drawing[4, 8, 4] = 1
+    nib.save(nib.Nifti1Image(drawing, OBLIQUE), tmp_path / "drawings" / f"case{held_out[-8]}_drawn.nii.gz")
+    ratio, reason = planned_spread(tmp_path, "--validation", 0.34, "--spread_background")
     assert ratio == 0.5
-    assert reason.endswith("; 0 of 6 strokes, each left out in turn, would be, and one in 20 may")
-    assert planned_spread(tmp_path, "--loops")[0] == 0.3
-    assert "spread_background 0.3: undrawn is background up to this ratio" in capfd.readouterr().out
-    draw(4, 8)  # 2 voxels from background, 8 from the other stroke
-    assert planned_spread(tmp_path)[0] == 0.2
-    assert planned_spread(tmp_path, "--spread_background", 0) == (0, "as asked for")
-    assert "a training with spread_background 0.0, not None" in refused(capfd, *train_words(tmp_path))
-    assert main(train_words(tmp_path, "--spread_background", "0.0")) == 0
-    assert "must be a ratio from 0 to 1, got 2" in refused(capfd, *train_words(tmp_path, "--spread_background", 2))
+    assert reason.startswith("0 of 4 strokes")
+
+
+def test_what_lies_beyond_closed_lines_is_reckoned_with(tmp_path: Path) -> None:
+    """Two strokes 11.2 mm apart and 5.1 from a line around them; loops make background of a slice 3 mm away."""
+    write_volumes(tmp_path, 3)
+    for index in range(3):
+        drawing = np.zeros_like(volume(index)[2])
+        drawing[6, 10, 4] = drawing[17, 10, 4] = 1
+        drawing[1:23, 5:16:10, 4] = drawing[1:23:21, 5:16, 4] = drawing[0, 0, 5] = BACKGROUND
+        nib.save(nib.Nifti1Image(drawing, OBLIQUE), tmp_path / "drawings" / f"case{index}_drawn.nii.gz")
+    asked = ("--validation", 0, "--spread_background")
+    assert planned_spread(tmp_path, *asked)[0] == 0.4
+    assert planned_spread(tmp_path, *asked, "--loops")[0] == 0.2
 
 
 def test_images_of_two_kinds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

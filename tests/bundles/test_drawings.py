@@ -11,7 +11,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
+from monai.transforms import Compose
 from PIL import Image
 
 from medcoarse.synthetic.pelvis import CLASS_NAMES
@@ -110,18 +112,42 @@ def test_training_leaves_weights_and_scores(bundle, trained):
     assert (trained / "figures" / "epoch_0002.png").is_file()
 
 
-def test_strokes_are_read_with_the_background_that_they_speak_for(bundle, tmp_path):
-    """Drawn voxels stay as they are; the more is spread the more is background, beyond the loops and within."""
-    read = {}
-    for ratio in (0, 0.3, 0.6):
-        data = parsed(bundle, tmp_path, "train#drawings", spread_background=ratio, spacing=None)
-        read[ratio] = np.concatenate([np.asarray(item["positive"]).ravel() for item in data])
-    sizes = [(strokes == 0).sum() for strokes in read.values()]
-    assert sizes == sorted(set(sizes))
-    for strokes in read.values():
-        known = read[0] != 255
-        assert np.array_equal(strokes[known], read[0][known])
-        assert set(np.unique(strokes[~known])) <= {0, 255}
+def test_background_is_spread_for_training_alone(bundle, tmp_path):
+    """What was drawn stays as it is; what is scored and reviewed is what was drawn."""
+    strokes, undrawn = {}, {}
+    for ratio in (0, 1.0):
+        drawings, spreading, data = parsed(
+            bundle, tmp_path, "train#drawings", "spreading", "train#dataset", spread_background=ratio, spacing=None
+        )
+        items = [item["positive"] for item in drawings]
+        strokes[ratio] = np.concatenate([np.asarray(one).ravel() for one in items])
+        undrawn[ratio] = np.mean([np.mean(np.asarray(patch["positive"]) == 255) for (patch,) in data])
+        for one in items:
+            spread = Compose(spreading)({"positive": one})["positive"] if ratio else one
+            added = np.asarray(spread != one)
+            assert set(np.unique(one[added])) <= {255}
+            assert set(np.unique(spread[added])) <= {0}
+            assert added.any() == bool(ratio)
+    assert np.array_equal(strokes[0], strokes[1.0])
+    assert undrawn[1.0] < 0.7 * undrawn[0]
+
+
+def test_only_drawn_volumes_are_known_to_be_spread(bundle, tmp_path):
+    """Their habit is known; of one's own drawings it has to be said, and MONAI Label's are never finished."""
+    parser = ConfigParser()
+    parser.read_config([str(bundle.root / "configs" / name) for name in ("train.json", "monailabel.json")])
+    assert parser.get_parsed_content("spread_background") == 0
+    parser.read_config(str(bundle.root / "configs" / "train.json"))
+    assert parser.get_parsed_content("spread_background") == 0.3
+    assert parsed(bundle, tmp_path, "spread_background") == 0
+    assert parsed(bundle, tmp_path, "spreading", spread_background=0.5, supervision="dense") == []
+
+
+def test_strokes_that_background_would_be_spread_over_are_warned_of(bundle, tmp_path, capfd):
+    for ratio, warned in ((1, True), (0.05, False)):
+        parsed(bundle, tmp_path, "data", spread_background=ratio)
+        said = capfd.readouterr()
+        assert ("would be called background" in said.out + said.err) == warned
 
 
 def test_evaluation_and_inference_write_the_same_on_the_grid_of_the_image(bundle, trained, tmp_path):

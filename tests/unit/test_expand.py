@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigComponent
 from monai.data import MetaTensor
 from scipy import ndimage
 
@@ -180,10 +181,14 @@ def test_spreading_takes_the_spacing_of_the_image_and_each_annotator_for_himself
     assert SpreadBackgroundd("a", allow_missing_keys=True)({}) == {}
 
 
-@pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan"), None, "0.3", [0.3], True])
 def test_a_ratio_that_makes_no_sense_is_refused(ratio):
-    with pytest.raises(ValueError, match="ratio must be from 0"):
+    with pytest.raises(ValueError, match="ratio must be a number from 0"):
         SpreadBackgroundd("strokes", ratio)
+
+
+def test_bundles_of_before_find_what_they_name():
+    assert ConfigComponent({"_target_": "medcoarse.transforms.drawn.FillBeyondLoopsd", "keys": "a"}).instantiate().keys
 
 
 def test_a_stroke_far_from_the_others_is_lost_early():
@@ -206,6 +211,13 @@ def test_what_is_lost_is_what_would_be_spread_over():
         for at, lost in ((1.001 * ratio, True), (0.999 * ratio, False)):
             called = spread_background(without, spacing, at)[parts == part] == 0
             assert (called.mean() >= 0.5) == lost
+
+
+def test_a_stroke_is_lost_once_half_of_it_is():
+    """A line that leads away from background, 1 to 20 mm, with the other stroke 40 mm beside all of it."""
+    strokes = np.full((41, 22), 255, np.uint8)
+    strokes[0, 1:21], strokes[40, 1:21], strokes[0, 0] = 1, 1, 0
+    assert losing_ratios(strokes, [1.0, 1.0])[0] == pytest.approx(10 / 40)
 
 
 def test_of_many_and_large_strokes_some_are_looked_at(monkeypatch):
@@ -252,4 +264,5 @@ def test_one_stroke_says_nothing_of_what_is_left_out():
 )
 def test_the_ratio_loses_one_stroke_in_twenty_at_most(losing, ratio):
     assert safe_ratio(losing) == ratio
+    assert safe_ratio(losing, looped=True) == min(ratio, 0.3)
     assert sum(one <= ratio for one in losing) <= len(losing) / 20

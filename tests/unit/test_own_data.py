@@ -29,8 +29,8 @@ ITEM = {"image": "image.nii.gz", "drawing": "drawing.nii.gz"}
 OPTIONS = {"mapping": "unlabeled_255", "spatial_dims": 3, "in_channels": 1, "num_classes": 2}
 
 
-def save(path: Path, array: np.ndarray) -> None:
-    nibabel.save(nibabel.Nifti1Image(array, np.diag([1.0, 1.0, 3.0, 1.0])), path)
+def save(path: Path, array: np.ndarray, spacing: tuple[float, float, float] = (1.0, 1.0, 3.0)) -> None:
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([*spacing, 1.0])), path)
 
 
 @pytest.fixture
@@ -97,21 +97,90 @@ def test_a_closed_line_of_background_stands_for_all_beyond_it(folder, caplog):
     assert "(19 voxels) than structures (24)" in warned
 
 
-def test_background_that_would_be_spread_over_strokes_is_warned_of(folder, caplog):
-    """One stroke 4 voxels from the next and 1 from background is lost from 0.25 on; the other from 0.75 (3 and 4)."""
+def scattered() -> np.ndarray:
+    """One stroke 4 voxels (of 1 mm) from the next and 1 from background: lost from 0.25 on; the other from 1."""
     drawing = np.full((8, 6, 4), 255, np.uint8)
     drawing[1, 2, 1] = drawing[5, 2, 1] = 1
-    drawing[6, 1:4, 1], drawing[0, 5, 1] = 0, 0
-    save(folder / "drawing.nii.gz", drawing)
+    drawing[6, 1:4, 1] = 0
+    return drawing
+
+
+def test_background_that_would_be_spread_over_strokes_is_warned_of(folder, caplog):
+    save(folder / "drawing.nii.gz", scattered())
     path = write(folder, training=[ITEM])
     for ratio in (0.0, 0.2):
-        prepare_drawings(path, lambda: folder, **OPTIONS, spread_ratio=ratio)
+        prepare_drawings(path, lambda: folder, **OPTIONS, spread_background=ratio)
         assert warnings_of(caplog) == []
-    prepare_drawings(path, lambda: folder, **OPTIONS, spread_ratio=0.3)
+    prepare_drawings(path, lambda: folder, **OPTIONS, spread_background=0.3)
     (warned,) = warnings_of(caplog)
-    assert "would reach 1 of the 2 strokes" in warned
-    assert warned.endswith("pass spread_background 0.2")
-    assert "ratio must be from 0" in refused(path, spread_ratio=1.5)
+    assert warned.startswith("With --spread_background 0.3, 1 of the 2 strokes")
+    assert "pass 0.2 instead" in warned
+    for wrong in (1.5, None, "0.3"):
+        assert "ratio must be a number from 0" in refused(path, spread_background=wrong)
+
+
+def test_spreading_is_judged_in_mm(folder, caplog):
+    """Slices are 3 mm apart: a stroke two slices from the next is 6 mm away from it, not 2."""
+    drawing = np.full((8, 6, 4), 255, np.uint8)
+    drawing[4, 3, 0] = drawing[4, 3, 2] = 1
+    drawing[2, 3, :3:2] = 0  # 2 mm from either: lost from 1/3 on, and in voxels from 1 on
+    save(folder / "drawing.nii.gz", drawing)
+    path = write(folder, training=[ITEM])
+    prepare_drawings(path, lambda: folder, **OPTIONS, spread_background=0.4)
+    (warned,) = warnings_of(caplog)
+    assert "2 of the 2 strokes" in warned
+    assert "pass 0.3 instead" in warned
+
+
+def test_strokes_that_lie_together_or_alone_are_not_warned_of(folder, caplog):
+    drawing = np.full((8, 6, 4), 255, np.uint8)
+    drawing[2, 2, 1] = drawing[4, 2, 1] = 1
+    drawing[7, 1:4, 1] = 0
+    save(folder / "drawing.nii.gz", drawing)
+    path = write(folder, training=[ITEM])
+    prepare_drawings(path, lambda: folder, **OPTIONS, spread_background=0.6)
+    drawing[4, 2, 1] = 255
+    save(folder / "drawing.nii.gz", drawing)
+    prepare_drawings(path, lambda: folder, **OPTIONS, spread_background=0.6)
+    assert warnings_of(caplog) == []
+
+
+def test_what_lies_beyond_closed_lines_is_reckoned_with(folder, caplog):
+    """Two strokes 5 mm apart, background 2 mm around them; beyond the end, said by a corner, all of a slice."""
+    drawing = np.full((8, 6, 4), 255, np.uint8)
+    drawing[:, ::5, 1] = drawing[::7, :, 1] = drawing[0, 0, 2] = 0
+    drawing[2, 2, 1] = drawing[2, 3, 1] = drawing[6, 2, 1] = 1
+    save(folder / "drawing.nii.gz", drawing, (1.0, 1.0, 0.5))
+    save(folder / "image.nii.gz", np.random.default_rng(0).normal(size=(8, 6, 4)), (1.0, 1.0, 0.5))
+    path = write(folder, training=[ITEM])
+    for loops, lost in ((False, ()), (True, ("2 of the 2 strokes", "pass 0.1 instead"))):
+        prepare_drawings(path, lambda: folder, **OPTIONS, spread_background=0.2, loops=loops)
+        assert [all(words in warned for words in lost) for warned in warnings_of(caplog)] == [True] * bool(lost)
+
+
+def test_only_what_is_trained_on_is_judged(folder, caplog):
+    save(folder / "scattered.nii.gz", scattered())
+    save(folder / "other.nii.gz", np.random.default_rng(1).normal(size=(8, 6, 4)).astype(np.float32))
+    other = {"image": "other.nii.gz", "drawing": "scattered.nii.gz"}
+    prepare_drawings(
+        write(folder, training=[ITEM], validation=[other]), lambda: folder, **OPTIONS, spread_background=0.3
+    )
+    assert warnings_of(caplog) == []
+
+
+def test_everybody_is_judged_by_their_own_strokes(folder, caplog):
+    """Max fills in between Ada's strokes; spread are hers, and his."""
+    between = np.full((8, 6, 4), 255, np.uint8)
+    between[2:5, 2, 1], between[7, 1:4, 1] = 1, 0
+    save(folder / "drawing.nii.gz", scattered())
+    save(folder / "between.nii.gz", between)
+    item = {"image": "image.nii.gz", "drawing": ["drawing.nii.gz", "between.nii.gz"], "annotators": ["Ada", "Max"]}
+    path = write(folder, training=[item])
+    prepare_drawings(path, lambda: folder, **OPTIONS, spread_background=0.3)
+    assert warnings_of(caplog) == [], "merged, one line"
+    prepare_drawings(path, lambda: folder, **OPTIONS, spread_background=0.3, annotators=["Ada", "Max"])
+    (warned,) = warnings_of(caplog)
+    assert "1 of the 2 strokes" in warned
 
 
 def test_spread_background_counts_as_background(folder, caplog):
@@ -119,7 +188,7 @@ def test_spread_background_counts_as_background(folder, caplog):
     drawing[2, 2:4, 1], drawing[6, 2, 1] = 1, 0
     save(folder / "drawing.nii.gz", drawing)
     path = write(folder, training=[ITEM])
-    prepare_drawings(path, lambda: folder, **OPTIONS, spread_ratio=0.3)
+    prepare_drawings(path, lambda: folder, **OPTIONS, spread_background=0.3)
     assert warnings_of(caplog) == []
 
 
