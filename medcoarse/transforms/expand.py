@@ -181,7 +181,7 @@ def safe_ratio(losing: Sequence[float], looped: bool = False, unknown: float = 0
     if not losing:
         return unknown
     first_kept = sorted(losing)[len(losing) // 20]
-    tenths = math.ceil(10 * first_kept - 1e-9) - 1  # below it, not at it
+    tenths = math.ceil(10 * first_kept) - 1  # below it, not at it
     return min(0.3 if looped else 0.5, max(0, tenths) / 10)
 
 

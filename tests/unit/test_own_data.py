@@ -145,6 +145,30 @@ def test_strokes_that_lie_together_or_alone_are_not_warned_of(folder, caplog):
     assert warnings_of(caplog) == []
 
 
+@pytest.mark.parametrize(("number", "warned"), [(19, False), (18, True)])
+def test_one_stroke_in_twenty_may_be_lost(folder, caplog, number, warned):
+    """A row of strokes 2 mm apart, and the last alone beside background."""
+    drawing = np.full((60, 6, 4), 255, np.uint8)
+    drawing[: 2 * number : 2, 2, 1], drawing[58, 2, 1], drawing[59, :, 1] = 1, 1, 0
+    drawing[0, 5, :] = 0
+    save(folder / "drawing.nii.gz", drawing)
+    save(folder / "image.nii.gz", np.random.default_rng(0).normal(size=drawing.shape))
+    prepare_drawings(write(folder, training=[ITEM]), lambda: folder, **OPTIONS, spread_background=0.4)
+    assert bool([one for one in warnings_of(caplog) if "--spread_background" in one]) == warned
+
+
+@pytest.mark.parametrize(("loops", "instead"), [(False, "pass 0.4 instead"), (True, "pass 0.3 instead")])
+def test_beside_closed_lines_less_is_advised(folder, caplog, loops, instead):
+    """Both strokes are 2 mm from background and 4.1 from each other."""
+    drawing = np.full((8, 6, 4), 255, np.uint8)
+    drawing[2, 2, 1] = drawing[6, 3, 1] = 1
+    drawing[2, 4, 1] = drawing[6, 5, 1] = 0
+    save(folder / "drawing.nii.gz", drawing)
+    prepare_drawings(write(folder, training=[ITEM]), lambda: folder, **OPTIONS, spread_background=0.6, loops=loops)
+    (warned,) = warnings_of(caplog)
+    assert instead in warned
+
+
 def test_what_lies_beyond_closed_lines_is_reckoned_with(folder, caplog):
     """Two strokes 5 mm apart, background 2 mm around them; beyond the end, said by a corner, all of a slice."""
     drawing = np.full((8, 6, 4), 255, np.uint8)
