@@ -14,7 +14,7 @@ from medcoarse.synthetic.brain import FLUID, OUTSIDE, brain_tissue, ms_lesions, 
 from medcoarse.synthetic.lung import nodule_crop, read_nodule
 from medcoarse.synthetic.pelvis import draw_strokes, pelvis_scan
 from medcoarse.synthetic.volumes import write_brats_dataset, write_lidc_dataset, write_ms_dataset, write_pelvis_dataset
-from medcoarse.transforms.expand import fill_beyond_loops
+from medcoarse.transforms.expand import fill_beyond_loops, losing_ratios, safe_ratio, spread_background
 
 FEW = {"num_training": 2, "num_validation": 1, "num_test": 1, "shape": (24, 24, 10)}
 MS_RULES = {"label_keys": ("label", "positive"), "label_values": (0, 1, 255), "mask_keys": ()}
@@ -299,3 +299,19 @@ def test_drawings_are_files_as_a_person_has_them(tmp_path):
         assert (np.asanyarray(label.dataobj)[values == 3] == 0).mean() > 0.9
         shapes.add(image.shape)
     assert len(shapes) == 2
+
+
+@pytest.mark.parametrize(("loop_mm", "ratio"), [(None, 0.5), (8.0, 0.5), (8.0, 0.3)])
+def test_what_is_spread_in_a_prostate_is_nearly_all_background(loop_mm, ratio):
+    """The figures of `spread_background`, and that the strokes themselves allow it; 0.3 is beside closed lines."""
+    added, right, undrawn, losing = 0, 0, 0, []
+    for seed in range(6):
+        scan = pelvis_scan(seed, loop_mm=loop_mm)
+        strokes = fill_beyond_loops(scan.strokes) if ratio == 0.3 else scan.strokes
+        spread = (spread_background(strokes, (1.25, 1.25, 3.6), ratio) == 0) & (strokes == 255)
+        added, right = added + spread.sum(), right + (spread & (scan.label == 0)).sum()
+        undrawn += ((strokes == 255) & (scan.label == 0)).sum()
+        losing += losing_ratios(strokes, (1.25, 1.25, 3.6))
+    assert right / added > 0.995
+    assert right / undrawn > 0.45
+    assert safe_ratio(losing, looped=ratio == 0.3) == ratio
