@@ -110,6 +110,8 @@ def spread_background(strokes: np.ndarray[Any, Any], spacing: Sequence[float], r
     Returns:
         A new label map.
 
+    Source: ours; it makes background of what is unlabeled, so it is for those who say that they draw so.
+
     Example:
         >>> row = np.array([0, 255, 255, 255, 255, 255, 1], np.uint8)
         >>> spread_background(row, spacing=[1.0], ratio=0.5).tolist()
@@ -138,6 +140,8 @@ def losing_ratios(strokes: np.ndarray[Any, Any], spacing: Sequence[float]) -> li
     Returns:
         One ratio for each stroke; none where there is but one, no background, or nothing undrawn. Of hundreds of
         strokes every n-th is left out, and of large ones every n-th voxel looked at, so that it takes seconds.
+
+    Source: ours.
 
     Example:
         >>> losing_ratios(np.array([1, 255, 1, 255, 255, 255, 255, 255, 0, 1], np.uint8), [1.0])
@@ -230,7 +234,7 @@ class SpreadBackgroundd(MapTransform):
         allow_missing_keys: skip items without strokes.
 
     Raises:
-        ValueError: a ratio outside 0 to 1.
+        ValueError: a ratio that is no number from 0 to 1.
 
     Example:
         >>> import torch
