@@ -6,13 +6,16 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
+from medcoarse.bundle_files import serve
 from medcoarse.cli.main import main
+from tests import label_double
 from tests.bundles.commands import refused, text
-from tests.cases_folders import BACKGROUND, write_volumes
+from tests.cases_folders import BACKGROUND, volume, write_volumes
 
 DREW = {"case0": ["Ada"], "case1": ["Max"], "case2": ["Max"], "case3": ["Ada"], "case4": ["Ada"], "case5": ["Max"]}
 
@@ -118,3 +121,14 @@ def test_drawings_of_nobody_are_refused(tmp_path, capfd):
     said = refused(capfd, *words, "--background", BACKGROUND, "--plan_only")
     assert "case1_drawn.nii.gz: lies beside the folders of the annotators; move it into the folder of who" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_monai_label_trains_on_what_one_reader_scribbles(trained, volumes, tmp_path):
+    """Whoever scribbles there is none of those who drew before, and has one network."""
+    served = serve(trained, tmp_path / "model", iterations_per_epoch=1, batch_size=1)
+    image, drawn = volumes / "images" / "case0.nii.gz", tmp_path / "case0.nii.gz"
+    strokes = np.choose(volume(0)[2], [0, 3, 0, 2]).astype(np.uint8)
+    nib.save(nib.Nifti1Image(strokes, nib.load(image).affine), drawn)
+    label_double.train(served, [{"image": str(image), "label": str(drawn)}] * 2, max_epochs=1, val_split=0.5)
+    (row,) = json.loads((served / "output" / "metrics.json").read_text())["validation"]
+    assert 0 <= row["drawn_agreement"] <= 1
