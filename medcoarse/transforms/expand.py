@@ -78,7 +78,8 @@ def _fill_beyond_the_end(slices: np.ndarray[Any, Any], closed: np.ndarray[Any, A
 
 
 def count_loops(strokes: np.ndarray[Any, Any]) -> tuple[int, int]:
-    """Slices with a stroke of another class than background, and how many of them have a closed line round it.
+    """Slices with a stroke of another class than background, and how many of them have a closed line round it that
+    speaks for something: beyond it lies what nobody drew.
 
     Args:
         strokes: as for `fill_beyond_loops`.
@@ -89,7 +90,10 @@ def count_loops(strokes: np.ndarray[Any, Any]) -> tuple[int, int]:
     """
     slices = np.moveaxis(strokes, 2, 0) if strokes.ndim == 3 else strokes[None]
     holding = [plane for plane in slices if ((plane != 0) & (plane != UNLABELED)).any()]
-    return len(holding), sum(_fill_beyond_the_loop(plane.copy()) for plane in holding)
+    filled = [plane.copy() for plane in holding]
+    closed = [_fill_beyond_the_loop(plane) for plane in filled]
+    speaking = [bool((after != plane).any()) for plane, after in zip(holding, filled, strict=True)]
+    return len(holding), sum(one and other for one, other in zip(closed, speaking, strict=True))
 
 
 def spread_background(strokes: np.ndarray[Any, Any], spacing: Sequence[float], ratio: float) -> np.ndarray[Any, Any]:

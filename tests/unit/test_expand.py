@@ -100,6 +100,11 @@ def test_loops_are_counted_on_slices_with_the_structure():
     assert count_loops(np.stack([loop(), gap, empty, loop()], axis=2)) == (3, 2)
     assert count_loops(loop()) == (1, 1)
     assert count_loops(np.full((4, 4, 2), 255, np.uint8)) == (0, 0)
+    dense = np.where(loop() == 255, 0, loop()).astype(np.uint8)
+    assert count_loops(dense) == (1, 0), "beyond the line nothing is left to speak for"
+    inside = dense.copy()
+    inside[4, 5] = 255
+    assert count_loops(inside) == (1, 0)
 
 
 def test_slices_are_read_one_by_one():
