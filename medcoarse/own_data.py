@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from monai.transforms import Compose, EnsureChannelFirstd
-from monai.utils import ensure_tuple_rep
 
+from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError, Item, load_datalist, verify_datalist
 from medcoarse.inspection import files_of
+from medcoarse.planning import block_size as block_size  # the bundle calls it
+from medcoarse.planning import factors
 from medcoarse.readers.dicom import require_one_series
 from medcoarse.transforms.array import spacing_of
 from medcoarse.transforms.dictionary import MergeStrokesd
@@ -130,27 +133,6 @@ def _place(image: Any) -> tuple[str, ...]:
     """Where an image is, whatever it is called by."""
     files = [image] if isinstance(image, str | Path) else image
     return tuple(str(Path(file).resolve()) for file in files)
-
-
-def factors(strides: Sequence[int | Sequence[int]], spatial_dims: int) -> list[int]:
-    """By how much a network with these strides makes an image smaller, for each axis.
-
-    Example:
-        >>> factors([[2, 2, 1], 2], 3)
-        [4, 4, 2]
-    """
-    steps = [ensure_tuple_rep(stride, spatial_dims) for stride in strides]
-    return [math.prod(step[axis] for step in steps) for axis in range(spatial_dims)]
-
-
-def block_size(strides: Sequence[int | Sequence[int]], spatial_dims: int) -> list[int]:
-    """Blocks of voxels that the annotators look at: what the segmenter's first two steps put together.
-
-    Example:
-        >>> block_size([[2, 2, 1], [2, 2, 2], [2, 2, 2]], 3)
-        [4, 4, 2]
-    """
-    return factors(strides[:2], spatial_dims)
 
 
 def check_patch(patch_size: Sequence[int], strides: Sequence[int | Sequence[int]], spatial_dims: int) -> None:
@@ -298,6 +280,18 @@ def one_each(items: Sequence[Item], annotators: Sequence[str]) -> bool:
         (True, False)
     """
     return len(annotators) > 1 and all(len(set(item.get("annotators", []))) == 1 for item in items)
+
+
+def drawn_ratio(items: Iterable[Mapping[str, Any]]) -> float:
+    """How much of the images anybody drew, 0 to 1: the mean over items with annotators' maps "positive", (R, *S).
+
+    Example:
+        >>> drawn_ratio([{"positive": torch.tensor([[[0, 1, 255, 255]], [[255, 1, 0, 255]]])}])
+        0.75
+    """
+    return statistics.fmean(
+        float((torch.as_tensor(item["positive"]) != UNLABELED).any(0).float().mean()) for item in items
+    )
 
 
 def verify_drawings(

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from monai.utils import ensure_tuple_rep
 
 BYTES_PER_VOXEL = 3000
 """Of a residual U-Net with 16 channels at the top, forward and backward, 32 bit."""
+
+BYTES_PER_ENTRY = 15
+"""Of a confusion matrix at every voxel, forward and backward, 32 bit; 10 to 15 were measured."""
 
 _MAX_POOLINGS = 4
 _SMALLEST_SIDE = 4
@@ -59,7 +63,14 @@ class Plan:
     reasons: Mapping[str, str]
 
 
-def make_plan(facts: Facts, gpu: bool = False, memory_gb: float = 4.0, num_training: int | None = None) -> Plan:
+def make_plan(
+    facts: Facts,
+    gpu: bool = False,
+    memory_gb: float = 4.0,
+    num_training: int | None = None,
+    num_classes: int = 2,
+    num_annotators: int = 1,
+) -> Plan:
     """Settings of the bundle `drawings` for a set of images.
 
     Args:
@@ -67,6 +78,8 @@ def make_plan(facts: Facts, gpu: bool = False, memory_gb: float = 4.0, num_train
         gpu: whether there is one.
         memory_gb: for training.
         num_training: how many of the images are trained on, by default all.
+        num_classes: L, background included.
+        num_annotators: whose drawings are kept apart; of several, blocks of voxels that they look at are planned too.
 
     Raises:
         ValueError: no images, or some with two axes and some with three.
@@ -79,12 +92,15 @@ def make_plan(facts: Facts, gpu: bool = False, memory_gb: float = 4.0, num_train
     dims = _spatial_dims(facts)
     spacing, why_spacing = target_spacing(facts)
     shape, steps = usual_shape(facts, spacing)
-    voxels = min(_MOST_VOXELS[dims, gpu], int(memory_gb * 1e9 / BYTES_PER_VOXEL / 2))
+    matrices = BYTES_PER_ENTRY * num_annotators * num_classes**2
+    fine = num_annotators > 1 and 2 * matrices <= BYTES_PER_VOXEL
+    most_voxels = memory_gb * 1e9 / (BYTES_PER_VOXEL + matrices * fine)
+    voxels = min(_MOST_VOXELS[dims, gpu], int(most_voxels / 2))
     sides = fitting_box(shape, steps, voxels)
     strides = choose_strides(sides, steps)
     patch = _rounded(sides, strides)
     channels = [min((32 if gpu else 16) * 2**level, 256) for level in range(len(strides) + 1)]
-    most = memory_gb * 1e9 / BYTES_PER_VOXEL if gpu else 2 * voxels
+    most = most_voxels if gpu else 2 * voxels
     batch = int(np.clip(most / math.prod(patch), 2, 8))
     images = num_training or len(facts.shapes)
     per_epoch = images * math.ceil(_PATCHES_PER_EPOCH / images)  # each image as often
@@ -116,9 +132,38 @@ def make_plan(facts: Facts, gpu: bool = False, memory_gb: float = 4.0, num_train
         "network_def#channels": "doubled at each halving, at most 256",
         "batch_size": f"as many patches as {'fit into memory' if gpu else f'have {most} voxels'}, from 2 to 8",
         "max_epochs": f"{epochs * steps_per_epoch} steps; {_STEPS} are meant, in 30 to 200 epochs of {per_epoch} "
-        f"patches, from each of {images} images as many; {epochs // 10} more epochs are for the annotators alone",
+        f"patches, from each of {images} images as many; {epochs // (3 if num_annotators > 1 else 10)} more epochs are "
+        "for the annotators alone",
     }
+    if num_annotators > 1:
+        settings["annotator_def#reduction"] = [1] * dims if fine else block_size(strides, dims)
+        reasons["annotator_def#reduction"] = (
+            f"matrices of {num_annotators} annotators and {num_classes} classes take {matrices} bytes a voxel, "
+            f"{'at most' if fine else 'over'} half of the segmenter's {BYTES_PER_VOXEL}, so annotators look at "
+            f"{'every voxel' if fine else 'averages over blocks of so many'}"
+        )
     return Plan(settings, reasons)
+
+
+def factors(strides: Sequence[int | Sequence[int]], spatial_dims: int) -> list[int]:
+    """By how much a network with these strides makes an image smaller, for each axis.
+
+    Example:
+        >>> factors([[2, 2, 1], 2], 3)
+        [4, 4, 2]
+    """
+    steps = [ensure_tuple_rep(stride, spatial_dims) for stride in strides]
+    return [math.prod(step[axis] for step in steps) for axis in range(spatial_dims)]
+
+
+def block_size(strides: Sequence[int | Sequence[int]], spatial_dims: int) -> list[int]:
+    """Blocks of voxels that the annotators look at: what the segmenter's first two steps put together.
+
+    Example:
+        >>> block_size([[2, 2, 1], [2, 2, 2], [2, 2, 2]], 3)
+        [4, 4, 2]
+    """
+    return factors(strides[:2], spatial_dims)
 
 
 def _equal_sided(facts: Facts) -> str:
@@ -223,12 +268,12 @@ def _rounded(sides: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int
     """Down to a multiple of what the segmenter divides by, and of what the annotators' network does, which halves the
     blocks of the first two levels once more; at least one of it.
     """
-    patch = []
-    for axis, side in enumerate(sides):
-        steps = [stride[axis] for stride in strides]
-        factor = math.lcm(math.prod(steps), 2 * math.prod(steps[:2]))
-        patch.append(max(side // factor, 1) * factor)
-    return patch
+    dims = len(sides)
+    divisors = [
+        math.lcm(whole, 2 * block)
+        for whole, block in zip(factors(strides, dims), block_size(strides, dims), strict=True)
+    ]
+    return [max(side // divisor, 1) * divisor for side, divisor in zip(sides, divisors, strict=True)]
 
 
 def choose_intensity(facts: Facts) -> tuple[str, str]:

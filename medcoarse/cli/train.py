@@ -194,9 +194,9 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         memory = options.device_memory or (torch.cuda.get_device_properties(0).total_memory / 1e9 if gpu else 4.0)
         sections = split(patients, options.validation, options.seed)
         _require_drawn(classes, sections["training"])
-        plan = make_plan(facts, gpu, memory, len(sections["training"]))
         binary = _are_binary(list(labels.values()), classes)
         annotators = _annotators(drawn, sections["training"])
+        plan = make_plan(facts, gpu, memory, len(sections["training"]), len(classes.names), len(annotators))
         settings = {**plan.settings, **_settings(options, classes), "binary_labels": binary, "annotators": annotators}
         texts = ("class_names", "annotators", "mapping", "dataset_dir")
         require_text("names of classes, segments, annotators and folders", [settings[key] for key in texts])

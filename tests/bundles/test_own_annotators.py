@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from medcoarse.bundle_files import serve
 from medcoarse.cli.main import main
@@ -54,6 +55,40 @@ def test_everybody_keeps_a_network_of_their_own(trained):
     states = torch.load(trained / "models" / "full.pt", weights_only=True)["model"]
     last = [value for name, value in states.items() if name.startswith("annotator.") and name.endswith("weight")][-1]
     assert len(last) == 2 * 2 * 2, "a matrix of two classes for each of two people"
+
+
+def planned(images: Path, drawings: Path, out: Path, *more: str) -> ConfigParser:
+    words = ["train", images, drawings, "--output_dir", out, "--annotators", "--class_names", "box", "--plan_only"]
+    assert main(text(*words, *more)) == 0
+    parser = ConfigParser()
+    parser.read_config(str(out / "configs" / "train.json"))
+    parser["bundle_root"] = str(out)
+    return parser
+
+
+def test_annotators_are_fitted_longer_and_at_every_voxel(volumes, tmp_path):
+    """As in the bundles with several annotators, where that was measured."""
+    parser = planned(volumes / "images", volumes / "drawings", tmp_path / "run", "--background", str(BACKGROUND))
+    got = parser.get_parsed_content
+    assert got("annotator_epochs") == got("max_epochs") // 3
+    assert got("annotator_final_rate") == pytest.approx(4 * got("learning_rate"))
+    assert got("annotator_def#reduction") == [1, 1, 1]
+    plan = json.loads((tmp_path / "run" / "configs" / "plan.json").read_text())
+    assert f"; {got('annotator_epochs')} more epochs" in plan["reasons"]["max_epochs"]
+
+
+@pytest.mark.parametrize(("folder", "fast"), [("drawings", False), ("masks", True)])
+def test_annotators_of_one_image_each_learn_fast_if_they_drew_all_of_it(volumes, tmp_path, folder, fast):
+    """With a few strokes of each image they would take the place of the segmenter."""
+    for case, (name,) in DREW.items():
+        (tmp_path / "drawings" / name).mkdir(parents=True, exist_ok=True)
+        drawn = volumes / folder / (f"{case}.nii.gz" if fast else f"{name}/{case}_drawn.nii.gz")
+        shutil.copy(drawn, tmp_path / "drawings" / name)
+    told = ["--mapping", "dense"] if fast else ["--background", str(BACKGROUND)]
+    got = planned(volumes / "images", tmp_path / "drawings", tmp_path / "run", *told).get_parsed_content
+    assert got("one_each") is fast
+    assert got("annotator_learning_rate") == pytest.approx((1 if fast else 0.05) * got("learning_rate"))
+    assert got("loss").coupled_dice_weight == (0 if fast else got("loss").dice_weight)
 
 
 def test_a_review_names_everybody(trained, tmp_path):

@@ -113,6 +113,45 @@ def test_as_many_steps_are_planned_as_are_trained(images: int, training: int | N
     assert batches * (epochs - 1) < 2000 <= batches * epochs
 
 
+@pytest.mark.parametrize(
+    ("annotators", "classes", "blocks"),
+    [
+        (25, 2, [1, 1, 1]),  # 25 * 4 * 15 bytes are half of 3000
+        (26, 2, [4, 4, 1]),
+        (6, 4, [1, 1, 1]),  # 6 * 16 = 96
+        (7, 4, [4, 4, 1]),
+    ],
+)
+def test_several_annotators_look_at_every_voxel_while_that_is_cheap(
+    annotators: int, classes: int, blocks: list[int]
+) -> None:
+    facts = Facts([(64, 64, 20)] * 5, [(1.0, 1.0, 4.0)] * 5, 1, "MR")
+    plan = make_plan(facts, num_classes=classes, num_annotators=annotators)
+    assert plan.settings["annotator_def#reduction"] == blocks
+    said = plan.reasons["annotator_def#reduction"]
+    assert f"matrices of {annotators} annotators and {classes} classes take {15 * annotators * classes**2} byt" in said
+    assert ("every voxel" in said) == (max(blocks) == 1)
+    epochs = plan.settings["max_epochs"]
+    assert f"; {epochs // 3} more epochs are for the annotators alone" in plan.reasons["max_epochs"]
+    assert set(plan.reasons) <= set(plan.settings)
+
+
+@pytest.mark.parametrize("annotators", [0, 1])
+def test_nothing_is_planned_for_a_single_annotator(annotators: int) -> None:
+    facts = Facts([(64, 64, 20)] * 5, [(1.0, 1.0, 4.0)] * 5, 1, "MR")
+    plan = make_plan(facts, num_annotators=annotators)
+    assert plan == make_plan(facts)
+    assert "annotator_def#reduction" not in plan.settings
+    assert f"; {plan.settings['max_epochs'] // 10} more epochs" in plan.reasons["max_epochs"]
+
+
+def test_matrices_of_every_voxel_take_memory_from_the_batch() -> None:
+    facts = Facts([(512, 512, 60)] * 200, [(0.8, 0.8, 5.0)] * 200, 1)
+    one, several = (make_plan(facts, gpu=True, memory_gb=16, num_annotators=who).settings for who in (1, 20))
+    voxels = math.prod(several["patch_size"])
+    assert several["batch_size"] == int(16e9 / (3000 + 15 * 20 * 4) / voxels) < one["batch_size"]
+
+
 def test_the_plan_of_pictures() -> None:
     plan = make_plan(Facts([(700, 600)] * 100, None, 3, "picture", 0, 255, 250), gpu=True, memory_gb=16)
     settings = plan.settings
