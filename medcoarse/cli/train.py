@@ -315,15 +315,16 @@ def _settings(options: argparse.Namespace, classes: Classes) -> dict[str, Any]:
 
 def _spreading(options: argparse.Namespace, losing: Sequence[float]) -> tuple[float, str]:
     """How far strokes of background speak for what lies around them, and why."""
-    if isinstance(options.spread_background, float):
-        return options.spread_background, "as asked for"
     from medcoarse.transforms.expand import safe_ratio
 
-    ratio = safe_ratio(losing, options.loops)
+    asked = options.spread_background
+    ratio = asked if isinstance(asked, float) else safe_ratio(losing, options.loops)
     lost = f"{sum(one <= ratio for one in losing)} of {len(losing)} strokes, each left out in turn, would be background"
-    if options.spread_background is None:
+    if asked is None:
         advice = f"; IF EVERY STRUCTURE IN AN IMAGE GOT A STROKE, pass --spread_background, which is {ratio:g} ({lost})"
         return 0, "background is what was drawn as background" + (advice if losing and ratio else "")
+    if isinstance(asked, float):
+        return ratio, "as asked for" + (f"; {lost}, and one in 20 may" if losing and ratio else "")
     alone = "in no image could a stroke be left out: it has one only, no background, or nothing undrawn"
     return ratio, f"{lost}, and one in 20 may" if losing else alone
 

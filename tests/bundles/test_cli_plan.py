@@ -190,7 +190,10 @@ def test_background_is_spread_if_asked_for_as_far_as_the_strokes_allow(
     assert (
         "IF EVERY STRUCTURE IN AN IMAGE GOT A STROKE, pass --spread_background, which is 0.5" in capfd.readouterr().out
     )
-    assert planned_spread(tmp_path, "--spread_background", 0.7) == (0.7, "as asked for")
+    assert planned_spread(tmp_path, "--spread_background", 0.7) == (
+        0.7,
+        "as asked for; 0 of 4 strokes, each left out in turn, would be background, and one in 20 may",
+    )
     assert "a training with spread_background 0.7, not None" in refused(capfd, *train_words(tmp_path))
     assert main(train_words(tmp_path, "--spread_background", "0.7")) == 0
     for wrong in (2, "nan"):
@@ -202,6 +205,10 @@ def test_strokes_far_from_each_other_keep_background_from_spreading(tmp_path: Pa
     write_volumes(tmp_path, 3)
     add_strokes(tmp_path, (4, 8, 4))  # 2 voxels from background, 8 from the other stroke
     assert planned_spread(tmp_path, *asked)[0] == 0.2
+    ratio, reason = planned_spread(tmp_path, *asked, 0.3)
+    assert ratio == 0.3
+    assert reason.startswith("as asked for; 3 of 6 strokes, each left out in turn, would be background")
+    assert planned_spread(tmp_path, *asked, "0") == (0, "as asked for")
 
 
 def test_distances_between_strokes_are_in_mm(tmp_path: Path) -> None:
