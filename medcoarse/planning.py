@@ -70,6 +70,7 @@ def make_plan(
     num_training: int | None = None,
     num_classes: int = 2,
     num_annotators: int = 1,
+    bfloat16: bool = False,
 ) -> Plan:
     """Settings of the bundle `drawings` for a set of images.
 
@@ -80,6 +81,7 @@ def make_plan(
         num_training: how many of the images are trained on, by default all.
         num_classes: L, background included.
         num_annotators: whose drawings are kept apart; of several, blocks of voxels that they look at are planned too.
+        bfloat16: whether the processor multiplies such numbers itself; not asked of a GPU.
 
     Raises:
         ValueError: no images, or some with two axes and some with three.
@@ -135,6 +137,9 @@ def make_plan(
         f"patches, from each of {images} images as many; {epochs // (3 if num_annotators > 1 else 10)} more epochs are "
         "for the annotators alone",
     }
+    if not gpu:
+        settings["amp"] = bfloat16
+        reasons["amp"] = f"the processor has {'' if bfloat16 else 'no '}instructions for bfloat16"
     if num_annotators > 1:
         settings["annotator_def#reduction"] = [1] * dims if fine else block_size(strides, dims)
         reasons["annotator_def#reduction"] = (

@@ -177,6 +177,7 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
     import torch
 
     from medcoarse.cli.facts import inspect
+    from medcoarse.inferers import has_bfloat16
     from medcoarse.planning import make_plan
 
     draft = _draft(out)
@@ -196,7 +197,8 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         _require_drawn(classes, sections["training"])
         binary = _are_binary(list(labels.values()), classes)
         annotators = _annotators(drawn, sections["training"])
-        plan = make_plan(facts, gpu, memory, len(sections["training"]), len(classes.names), len(annotators))
+        sizes = (len(sections["training"]), len(classes.names), len(annotators))
+        plan = make_plan(facts, gpu, memory, *sizes, bfloat16=has_bfloat16())
         settings = {**plan.settings, **_settings(options, classes), "binary_labels": binary, "annotators": annotators}
         texts = ("class_names", "annotators", "mapping", "dataset_dir")
         require_text("names of classes, segments, annotators and folders", [settings[key] for key in texts])
