@@ -146,7 +146,7 @@ def _resized(inputs: Tensor, longest: int) -> Tensor:
 def has_bfloat16() -> bool:
     """Whether the processor has instructions for bfloat16 (AVX512-BF16, AMX), as far as this version of PyTorch says.
 
-    Without them bfloat16 is slower than float32.
+    Without them bfloat16 is slower than float32. Those of ARM were not measured, and do not count.
 
     Example:
         >>> inferer = MixedPrecisionInferer(enabled=has_bfloat16())

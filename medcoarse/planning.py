@@ -70,7 +70,6 @@ def make_plan(
     num_training: int | None = None,
     num_classes: int = 2,
     num_annotators: int = 1,
-    bfloat16: bool = False,
 ) -> Plan:
     """Settings of the bundle `drawings` for a set of images.
 
@@ -81,7 +80,6 @@ def make_plan(
         num_training: how many of the images are trained on, by default all.
         num_classes: L, background included.
         num_annotators: whose drawings are kept apart; of several, blocks of voxels that they look at are planned too.
-        bfloat16: whether the processor multiplies such numbers itself; not asked of a GPU.
 
     Raises:
         ValueError: no images, or some with two axes and some with three.
@@ -120,6 +118,7 @@ def make_plan(
         "network_def#strides": strides,
         "batch_size": batch,
         "max_epochs": epochs,
+        "amp": "$inferers.has_bfloat16() and not torch.cuda.is_available()",
     }
     if intensity == "ct":
         settings["ct_window"] = window(facts)
@@ -136,10 +135,8 @@ def make_plan(
         "max_epochs": f"{epochs * steps_per_epoch} steps; {_STEPS} are meant, in 30 to 200 epochs of {per_epoch} "
         f"patches, from each of {images} images as many; {epochs // (3 if num_annotators > 1 else 10)} more epochs are "
         "for the annotators alone",
+        "amp": "bfloat16, where training runs on a processor that PyTorch knows to have instructions for it",
     }
-    if not gpu:
-        settings["amp"] = bfloat16
-        reasons["amp"] = f"the processor has {'' if bfloat16 else 'no '}instructions for bfloat16"
     if num_annotators > 1:
         settings["annotator_def#reduction"] = [1] * dims if fine else block_size(strides, dims)
         reasons["annotator_def#reduction"] = (

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,14 @@ def run(options: argparse.Namespace) -> int:
             raise CommandError(f"{bundle}: has no configs/review.json")
         named = {"annotator_names": "$@annotators or None"} if "annotators" in content else {}
         write_json(overlay, _REVIEW | {"review": _REVIEW["review"] | named})
-    run_bundle(bundle, ["train.json", "review.json"], "reviewing", output_dir=str(output))
+    run_bundle(bundle, ["train.json", "review.json"], "reviewing", output_dir=str(output), **_without_training(content))
     print(f"written: {output / 'annotators.html'} and annotators.json")
     return 0
+
+
+def _without_training(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What keeps a report from reading what was trained on, which only tells how fast annotators are to learn."""
+    return {"one_each": False} if "one_each" in content else {}
 
 
 def _cases(bundle: Path, places: list[str]) -> list[str | list[str]]:
@@ -115,8 +121,12 @@ def _report(bundle: Path, cases: list[str | list[str]], output: Path, show_names
             f"{bundle}: reports are made with python -m monai.bundle run reporting --config_file "
             f"\"['{bundle}/configs/inference.json','{overlay}']\" --dataset_dir IMAGES"
         )
-    given = {"cases": cases, "output_dir": str(output), "show_names": show_names}
-    if "annotators" not in config_of(bundle, "train.json"):
+    content = config_of(bundle, "train.json")
+    given = {"cases": cases, "output_dir": str(output), "show_names": show_names, **_without_training(content)}
+    listed = bundle / "datalist.json"
+    if listed.is_file() and "known" in config_of(bundle, _CASES):
+        given["known"] = str(listed.absolute())  # else it is verified, every file of it
+    if "annotators" not in content:
         given["annotators"] = []  # an earlier version merged everybody's drawings
     run_bundle(bundle, ["train.json", _CASES], "reporting", **given)
     print(f"written: {output / 'case_report.html'} and case_report.json")

@@ -177,7 +177,6 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
     import torch
 
     from medcoarse.cli.facts import inspect
-    from medcoarse.inferers import has_bfloat16
     from medcoarse.planning import make_plan
 
     draft = _draft(out)
@@ -197,8 +196,7 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         _require_drawn(classes, sections["training"])
         binary = _are_binary(list(labels.values()), classes)
         annotators = _annotators(drawn, sections["training"])
-        sizes = (len(sections["training"]), len(classes.names), len(annotators))
-        plan = make_plan(facts, gpu, memory, *sizes, bfloat16=has_bfloat16())
+        plan = make_plan(facts, gpu, memory, len(sections["training"]), len(classes.names), len(annotators))
         settings = {**plan.settings, **_settings(options, classes), "binary_labels": binary, "annotators": annotators}
         texts = ("class_names", "annotators", "mapping", "dataset_dir")
         require_text("names of classes, segments, annotators and folders", [settings[key] for key in texts])
@@ -322,13 +320,15 @@ def _spreading(options: argparse.Namespace, losing: Sequence[float]) -> tuple[fl
     asked = options.spread_background
     ratio = asked if isinstance(asked, float) else safe_ratio(losing, options.loops)
     lost = f"{sum(one <= ratio for one in losing)} of {len(losing)} strokes, each left out in turn, would be background"
+    most = ", and at most one in 20 should be"
     if asked is None:
         advice = f"; IF EVERY STRUCTURE IN AN IMAGE GOT A STROKE, pass --spread_background, which is {ratio:g} ({lost})"
         return 0, "background is what was drawn as background" + (advice if losing and ratio else "")
     if isinstance(asked, float):
-        return ratio, "as asked for" + (f"; {lost}, and one in 20 may" if losing and ratio else "")
+        safe = f"{most}: {safe_ratio(losing, options.loops):g} is safe"
+        return ratio, "as asked for" + (f"; {lost}{safe}" if losing and ratio else "")
     alone = "in no image could a stroke be left out: it has one only, no background, or nothing undrawn"
-    return ratio, f"{lost}, and one in 20 may" if losing else alone
+    return ratio, f"{lost}{most}" if losing else alone
 
 
 def _item(
@@ -387,7 +387,7 @@ def _said(
 
 
 def _said_of_loops(slices: int, closed: int, read: bool) -> list[str]:
-    most = f"goes round strokes on {closed} of {slices} slices"
+    most = f"goes round strokes, and leaves something undrawn beyond it, on {closed} of {slices} slices"
     if 2 * closed >= slices > 0 and not read:
         return [f"  A CLOSED LINE OF BACKGROUND {most}: if it means that all beyond it is background, pass --loops"]
     return [f"  --loops: a closed line of background {most} only"] if read and 2 * closed < slices else []

@@ -142,13 +142,19 @@ def test_a_class_that_is_drawn_on_one_image(tmp_path: Path, capfd: pytest.Captur
 def test_closed_lines_of_background_are_pointed_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_volumes(tmp_path, 3)
     assert main([*train_words(tmp_path), "--loops", "--output_dir", str(tmp_path / "asked")]) == 0
-    assert "a closed line of background goes round strokes on 0 of 12 slices only" in capfd.readouterr().out
+    assert (
+        "a closed line of background goes round strokes, and leaves something undrawn beyond it, on 0 of 12 slices only"
+        in capfd.readouterr().out
+    )
     for index in range(3):
         drawing = volume(index)[2]
         drawing[3, 3:19] = drawing[20, 3:19] = drawing[3:21, 3] = drawing[3:21, 18] = BACKGROUND
         nib.save(nib.Nifti1Image(drawing, OBLIQUE), tmp_path / "drawings" / f"case{index}_drawn.nii.gz")
     assert main(train_words(tmp_path)) == 0
-    assert "A CLOSED LINE OF BACKGROUND goes round strokes on 12 of 12 slices" in capfd.readouterr().out
+    assert (
+        "A CLOSED LINE OF BACKGROUND goes round strokes, and leaves something undrawn beyond it, on 12 of 12 slices"
+        in capfd.readouterr().out
+    )
 
 
 def planned_spread(folder: Path, *more: Any) -> tuple[float, str]:
@@ -182,7 +188,7 @@ def test_background_is_spread_if_asked_for_as_far_as_the_strokes_allow(
     add_strokes(tmp_path, (15, 8, 4))
     assert planned_spread(tmp_path, *asked) == (
         0.5,
-        "0 of 6 strokes, each left out in turn, would be background, and one in 20 may",
+        "0 of 6 strokes, each left out in turn, would be background, and at most one in 20 should be",
     )
     assert planned_spread(tmp_path, *asked, "--loops")[0] == 0.3
     capfd.readouterr()
@@ -192,7 +198,8 @@ def test_background_is_spread_if_asked_for_as_far_as_the_strokes_allow(
     )
     assert planned_spread(tmp_path, "--spread_background", 0.7) == (
         0.7,
-        "as asked for; 0 of 4 strokes, each left out in turn, would be background, and one in 20 may",
+        "as asked for; 0 of 4 strokes, each left out in turn, would be background, and at most one in 20 should be: "
+        "0.5 is safe",
     )
     assert "a training with spread_background 0.7, not None" in refused(capfd, *train_words(tmp_path))
     assert main(train_words(tmp_path, "--spread_background", "0.7")) == 0
@@ -208,6 +215,7 @@ def test_strokes_far_from_each_other_keep_background_from_spreading(tmp_path: Pa
     ratio, reason = planned_spread(tmp_path, *asked, 0.3)
     assert ratio == 0.3
     assert reason.startswith("as asked for; 3 of 6 strokes, each left out in turn, would be background")
+    assert reason.endswith(": 0.2 is safe")
     assert planned_spread(tmp_path, *asked, "0") == (0, "as asked for")
 
 

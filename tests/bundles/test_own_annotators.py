@@ -91,6 +91,27 @@ def test_annotators_of_one_image_each_learn_fast_if_they_drew_all_of_it(volumes,
     assert got("loss").coupled_dice_weight == (0 if fast else got("loss").dice_weight)
 
 
+def test_what_lies_beyond_lines_is_not_drawn(volumes, tmp_path):
+    """Nine tenths of an image may be background that was read, not drawn."""
+    parser = planned(volumes / "images", volumes / "drawings", tmp_path, "--background", str(BACKGROUND), "--loops")
+    parser["train#drawings"] = [{"positive": torch.zeros(2, 4, 4)}]
+    assert parser.get_parsed_content("one_each") is False
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_what_is_planned_trains_in_bfloat16_where_it_runs_on_a_processor_that_has_it(
+    volumes, tmp_path, monkeypatch, has
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has}, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    got = planned(
+        volumes / "images", volumes / "drawings", tmp_path, "--background", str(BACKGROUND)
+    ).get_parsed_content
+    assert got("amp") is has
+    assert got("train#inferer").enabled is has
+    assert got("train#trainer#amp") is False, "which is for GPUs"
+
+
 def test_a_review_names_everybody(trained, tmp_path):
     assert main(text("report", trained, "--output_dir", tmp_path)) == 0
     content = json.loads((tmp_path / "annotators.json").read_text())
@@ -123,6 +144,17 @@ def test_cases_are_reported_with_calibration_and_everybodys_errors(trained, volu
     assert "Only what was <strong>drawn</strong>" in page
     assert "Nora" not in page
     assert "case0" not in page
+
+
+def test_cases_are_reported_without_what_was_trained_on(trained, volumes, tmp_path):
+    shutil.copytree(volumes, tmp_path / "copy")
+    listed = json.loads((trained / "datalist.json").read_text())
+    for item in listed["training"]:
+        (tmp_path / "copy" / trained.name / item["image"]).unlink()
+    new = volumes / trained.name / listed["training"][0]["image"]
+    words = ["report", tmp_path / "copy" / trained.name, "--cases", new, "--output_dir", tmp_path / "out"]
+    assert main(text(*words)) == 0
+    assert json.loads((tmp_path / "out" / "case_report.json").read_text())["calibration"]["num_images"] >= 1
 
 
 def test_a_bundle_of_before_the_report_gets_it(trained, volumes, tmp_path, monkeypatch):

@@ -145,15 +145,6 @@ def test_nothing_is_planned_for_a_single_annotator(annotators: int) -> None:
     assert f"; {plan.settings['max_epochs'] // 10} more epochs" in plan.reasons["max_epochs"]
 
 
-@pytest.mark.parametrize("bfloat16", [True, False])
-def test_processors_with_bfloat16_use_it(bfloat16: bool) -> None:
-    facts = Facts([(28, 28)] * 5, None, 1, "picture", 0, 255, 250)
-    plan = make_plan(facts, bfloat16=bfloat16)
-    assert plan.settings["amp"] is bfloat16
-    assert plan.reasons["amp"] == f"the processor has {'' if bfloat16 else 'no '}instructions for bfloat16"
-    assert "amp" not in make_plan(facts, gpu=True, bfloat16=bfloat16).settings
-
-
 def test_matrices_of_every_voxel_take_memory_from_the_batch() -> None:
     facts = Facts([(512, 512, 60)] * 200, [(0.8, 0.8, 5.0)] * 200, 1)
     one, several = (make_plan(facts, gpu=True, memory_gb=16, num_annotators=who).settings for who in (1, 20))
