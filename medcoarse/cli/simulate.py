@@ -1,8 +1,9 @@
 """Draw rough annotations of masks: what an annotator of a given care would have drawn.
 
 For each mask a label map of the same geometry, as `medcoarse train` reads it: what all profiles together say, where
-they do not contradict each other. Value k is class k, 255 is nothing drawn. With --separate a label map for each mask
-and profile: in a negative profile k is "not class k". parameters.json has what was drawn with, to replay every drawing.
+they do not contradict each other. Value k is class k, 255 is nothing drawn. With --annotators a folder for each
+profile, as `medcoarse train --annotators` reads them. With --separate a label map for each mask and profile: in a
+negative profile k is "not class k". parameters.json has what was drawn with, to replay every drawing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ EXAMPLES = """examples:
   medcoarse train images/ drawings/ --output_dir run --mapping unlabeled_255
 others who draw:
   medcoarse simulate masks/ strokes/ --profile stroke_positive stroke_negative --seed 1
-  medcoarse simulate masks/ annotators/ --profile dhe_good dhe_over dhe_under --separate
+several people, each with errors of their own, and what each of them gets wrong:
+  medcoarse simulate masks/ drawings/ --profile dhe_good dhe_over dhe_under --annotators
+  medcoarse train images/ drawings/ --output_dir run --annotators --mapping dense
+  medcoarse report run
 `medcoarse simulate --list` names the profiles; examples/annotations.md shows them.
 """
 
@@ -41,7 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("output_dir", metavar="OUT", nargs="?", help="where the drawings go")
     add("--profile", nargs="+", default=["coarse_positive", "coarse_negative"], help="who draws (default: %(default)s)")
     add("--seed", type=int, default=0, help="the same seed gives the same drawings (default 0)")
-    add(
+    apart = parser.add_mutually_exclusive_group().add_argument
+    apart(
+        "--annotators",
+        action="store_true",
+        help="a folder for each profile, all of them positive: for `medcoarse train --annotators`",
+    )
+    apart(
         "--separate",
         action="store_true",
         help="a drawing for each mask and profile, which is not for `medcoarse train`",
@@ -60,20 +70,29 @@ def run(options: argparse.Namespace) -> int:
     if not options.masks or not options.output_dir:
         raise CommandError("pass a folder of masks and one for the drawings, or --list")
     profiles = {name: as_profile(name) for name in options.profile}
+    negative = [name for name, profile in profiles.items() if profile.kind == "negative"]
+    if options.annotators and negative:
+        raise CommandError(
+            f"--annotators: {', '.join(negative)} draws what is not the structure, in the same values; name positive "
+            "profiles alone (`medcoarse simulate --list`)"
+        )
     masks = find_drawings(options.masks)
     by_stem(masks)  # drawings get the names of their masks, which have to differ
     binary = are_binary(masks)
     output = new_folder(options.output_dir, options.overwrite)
     record: dict[str, Any] = {"seed": options.seed, "profiles": list(profiles), "masks": {}}
+    places = {"{name}/{stem}": options.annotators, "{stem}_{name}": options.separate}
+    place = next((place for place, chosen in places.items() if chosen), None)
     for number, mask in enumerate(masks, 1):
-        record["masks"][mask.name] = _draw(mask, binary, profiles, options.seed, output, options.separate)
+        record["masks"][mask.name] = _draw(mask, binary, profiles, options.seed, output, place)
         print(f"[{number}/{len(masks)}] {mask}", flush=True)
     write_json(output / "parameters.json", record)
-    print(f"{len(masks) * (len(profiles) if options.separate else 1)} drawings and parameters.json in {output}")
+    print(f"{len(masks) * (len(profiles) if place else 1)} drawings and parameters.json in {output}")
     return 0
 
 
-def _draw(mask: Path, binary: bool, profiles: dict[str, Any], seed: int, output: Path, separate: bool) -> Any:
+def _draw(mask: Path, binary: bool, profiles: dict[str, Any], seed: int, output: Path, place: str | None) -> Any:
+    """Write one drawing of all profiles, or each to its place; what was drawn with."""
     import torch
     from monai.data.meta_tensor import MetaTensor
 
@@ -90,7 +109,7 @@ def _draw(mask: Path, binary: bool, profiles: dict[str, Any], seed: int, output:
     item = draw({"label": label})
     names = ["background", *(f"class {k}" for k in range(1, num_classes))]
     suffix = _suffix(mask)
-    if not separate:
+    if place is None:
         together = MergeStrokesd(merged_key="merged", num_classes=num_classes, allow_missing_keys=True)(item)["merged"]
         found = make_segmentation(together[0].numpy(), grid.affine, names)
         write_segmentation(output / f"{stem_of(mask)}{suffix}", found)
@@ -98,7 +117,8 @@ def _draw(mask: Path, binary: bool, profiles: dict[str, Any], seed: int, output:
     for kind, some in kinds.items():
         for index, name in enumerate(some):
             values = item[kind][index].numpy()
-            path = output / f"{stem_of(mask)}_{name}{suffix}"
+            path = output / (place.format(name=name, stem=stem_of(mask)) + suffix)
+            path.parent.mkdir(exist_ok=True)
             write_segmentation(path, make_segmentation(values, grid.affine, names))
     return json.loads(item["coarse_parameters"])
 

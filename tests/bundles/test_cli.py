@@ -314,6 +314,30 @@ def test_simulation_can_be_trained_on(volumes: Path, tmp_path: Path) -> None:
     assert len(list(again.glob("*.nii.gz"))) == 8
 
 
+def test_simulated_annotators_can_be_told_apart(
+    volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = text("simulate", volumes / "masks", tmp_path / "drawings", "--annotators", "--profile")
+    assert main([*words, "dhe_over", "coarse_negative"]) == 1
+    assert "coarse_negative draws what is not the structure" in capsys.readouterr().err
+    assert not (tmp_path / "drawings").exists()
+    assert main([*words, "dhe_good", "dhe_over"]) == 0
+    assert "8 drawings and parameters.json" in capsys.readouterr().out
+    for case in range(4):
+        faithful, wide = (
+            np.asarray(nib.load(tmp_path / "drawings" / name / f"case{case}.nii.gz").dataobj)
+            for name in ("dhe_good", "dhe_over")
+        )
+        np.testing.assert_array_equal(faithful, volume(case)[1])
+        assert wide.sum() > faithful.sum()
+    words = text("train", volumes / "images", tmp_path / "drawings", "--output_dir", tmp_path / "run", "--plan_only")
+    assert main([*words, *text("--annotators", "--mapping", "dense")]) == 0
+    assert json.loads((tmp_path / "run" / "configs" / "train.json").read_text())["annotators"] == [
+        "dhe_good",
+        "dhe_over",
+    ]
+
+
 def test_report(trained: Path) -> None:
     assert main(text("report", trained)) == 0
     assert (trained / "output" / "annotators.html").is_file()
