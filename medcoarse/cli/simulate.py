@@ -26,9 +26,9 @@ EXAMPLES = """examples:
 others who draw:
   medcoarse simulate masks/ strokes/ --profile stroke_positive stroke_negative --seed 1
 several people, each with errors of their own, and what each of them gets wrong:
-  medcoarse simulate masks/ drawings/ --profile dhe_good dhe_over dhe_under --annotators
-  medcoarse train images/ drawings/ --output_dir run --annotators --mapping dense
-  medcoarse report run
+  medcoarse simulate masks/ annotators/ --profile dhe_good dhe_over dhe_under --annotators
+  medcoarse train images/ annotators/ --output_dir people --annotators --mapping dense
+  medcoarse report people
 `medcoarse simulate --list` names the profiles; examples/annotations.md shows them.
 """
 

@@ -139,12 +139,14 @@ def test_what_the_help_of_simulate_says_can_be_typed(tmp_path: Path, monkeypatch
     shutil.rmtree(tmp_path / "drawings")
     monkeypatch.chdir(tmp_path)
     commands = [line.split()[1:] for line in EXAMPLES.splitlines() if line.startswith("  medcoarse ")]
-    assert [words[0] for words in commands] == ["simulate", "train", "simulate", "simulate"]
+    assert [words[0] for words in commands] == ["simulate", "train", "simulate", "simulate", "train", "report"]
     for words in commands:
         assert main([*words, *(["--epochs", "1"] if words[0] == "train" else [])]) == 0
     assert (tmp_path / "run" / "models" / "model.pt").is_file()
-    files = {place: len(list((tmp_path / place).glob("*.nii.gz"))) for place in ("drawings", "strokes", "annotators")}
+    files = {place: len(list((tmp_path / place).rglob("*.nii.gz"))) for place in ("drawings", "strokes", "annotators")}
     assert files == {"drawings": 3, "strokes": 3, "annotators": 9}
+    reviewed = json.loads((tmp_path / "people" / "output" / "annotators.json").read_text())
+    assert {one["name"] for one in reviewed["annotators"]} == {"dhe_good", "dhe_over", "dhe_under"}
 
 
 def test_training_with_binary_labels_scores_the_structure(tmp_path: Path) -> None:
