@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _without_training(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What keeps a report from reading what was trained on, which only tells how fast annotators are to learn."""
+    """How fast annotators learn no longer matters, and to tell it all that was trained on would be read."""
     return {"one_each": False} if "one_each" in content else {}
 
 
