@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ignite.engine import Events
+from PIL import Image
+from scipy import ndimage
 
 from medcoarse.selftrain.label_files import read_label
 from medcoarse.selftrain.rounds import weights_digest
@@ -50,8 +53,8 @@ def test_strokes_are_filled_round_by_round(bundle, tmp_path, key):
     assert [item["file"] for item in again["items"]] == names, "by the weights that training left"
 
 
-def streets(folder: Path, *configs: str, stop: int | None = None, **overrides):
-    """A tiny training on drawn streets, killed after some epochs if asked for; or what the last configuration runs."""
+def build_streets(folder: Path, *configs: str, **overrides):
+    """A tiny training on drawn streets, ready to run."""
     bundle = Bundle("cityscapes", Path(), SMALL, "", (32, 48), "validation")
     options = SMALL | {
         "dataset_dir": "",
@@ -66,6 +69,12 @@ def streets(folder: Path, *configs: str, stop: int | None = None, **overrides):
     }
     built = bundle.workflow("train.json", "lcc.json", *configs, **(options | overrides))
     built.initialize()
+    return built
+
+
+def streets(folder: Path, *configs: str, stop: int | None = None, **overrides):
+    """The same, run, and killed after some epochs if asked for; or what the last configuration runs."""
+    built = build_streets(folder, *configs, **overrides)
     if stop is not None:
         trainer = built.parser.get_parsed_content("train#trainer")
         trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop), lambda engine: engine.terminate())
@@ -89,10 +98,34 @@ def test_streets_are_mixed_with_drawn_ones_and_only_those_show_masks(tmp_path):
     assert all((data[n]["label"] == 255).all() for n in range(4)), "the truth of real images stays out of reach"
     assert "dense" in built.parser.get_parsed_content("loss").parts
     assert (tmp_path / "pseudo_labels" / "round-1" / "provenance.json").is_file()
+    with Image.open(tmp_path / "figures" / "synthetic.png") as sheet:
+        assert sheet.size == (2 * 48, 3 * 32), "three synthetic streets, each beside its mask"
     streets(tmp_path, "choose.json", pool_section="training", num_chosen=3)
     found = json.loads((tmp_path / "annotate_next.json").read_text())
     assert len(set(found["images"])) == 3
     assert {Path(name) for name in found["images"]} < {Path(item["image"]) for item in items}
+
+
+def test_synthetic_streets_show_the_pixels_that_people_drew_on(tmp_path):
+    dressed, plain = (build_streets(tmp_path / str(on), dressed=on).parser for on in (True, False))
+    real = list(dressed.get_parsed_content("train#drawings"))
+    shown = 0
+    for clad, bare in zip(*(one.get_parsed_content("donors") for one in (dressed, plain)), strict=True):
+        label = np.asarray(clad["label"])[0]
+        np.testing.assert_array_equal(label, np.asarray(bare["label"])[0])
+        inner = ndimage.maximum_filter(label, 3) == ndimage.minimum_filter(label, 3)
+        changed = inner & (np.asarray(clad["image"]) != np.asarray(bare["image"])).any(0)
+        assert (label[changed] != 255).all()
+        for k in np.unique(label[changed]):
+            drawn = np.concatenate([np.asarray(one["image"])[:, one["positive"][0] == k].T for one in real])
+            seen = {tuple(value) for value in np.asarray(clad["image"])[:, changed & (label == k)].T}
+            assert seen <= {tuple(value) for value in drawn}
+            shown += 1
+    assert shown > 3
+    augmented = dressed.get_parsed_content("train#preprocessing")(dressed.get_parsed_content("train#dataset#data")[-1])
+    values = {tuple(value) for value in np.asarray(augmented["image"]).reshape(3, -1).T}
+    donor = dressed.get_parsed_content("donors")[-1]["image"]
+    assert values <= {tuple(value) for value in np.asarray(donor).reshape(3, -1).T}, "training shows what mixing pastes"
 
 
 def test_streets_are_chosen_round_by_round_and_a_resumed_run_is_the_same(tmp_path):
