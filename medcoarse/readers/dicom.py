@@ -26,6 +26,7 @@ _PLACE = ("ImagePositionPatient", "ImageOrientationPatient")
 _NO_IMAGES = ("SEG", "RTSTRUCT", "SR", "KO", "PR", "RTPLAN", "RTRECORD", "REG", "FID", "RWV", "DOC")
 """Modalities of what is made of images, and often exported into their folder."""
 _DIRECTION_TOLERANCE = 1e-3
+_RIGHT_ANGLE_TOLERANCE = 1e-2  # scanners write few digits
 _INSTALL = "pip install 'medcoarse[dicom]'"
 
 
@@ -127,11 +128,10 @@ def require_one_series(path: Path) -> None:
 def _place(path: Path, header: Any) -> dict[str, Any]:
     """Orientation and position of a slice."""
     try:
-        with quietly():
-            return {
-                "ImageOrientationPatient": np.array(header.ImageOrientationPatient, dtype=float).reshape(6),
-                "position": np.array(header.ImagePositionPatient, dtype=float).reshape(3),
-            }
+        return {
+            "ImageOrientationPatient": _numbers(header, "ImageOrientationPatient", 6),
+            "position": _numbers(header, "ImagePositionPatient", 3),
+        }
     except Exception:  # as above: no type is promised, and the text may quote the header
         raise DataError(
             f"{path}: does not say where it lies in its series (position, orientation); several such files are no "
@@ -153,8 +153,9 @@ def read_series(paths: Iterable[str | os.PathLike[str]]) -> Series:
         The volume and its geometry.
 
     Raises:
-        DataError: no slices, a damaged one, slices of several series, sizes or orientations, two slices at one place,
-            or a gap, i.e. a step between slices that differs by over 10% from the usual one.
+        DataError: no slices, a damaged one, one that does not say where it lies, slices of several series, sizes or
+            orientations, two slices at one place, or a gap, i.e. a step between slices that differs by over 10% from
+            the usual one.
     """
     files = [Path(path) for path in paths]
     if not files:
@@ -196,21 +197,59 @@ def _read(path: Path, **options: Any) -> Any:
         raise DataError(f"{path}: damaged or no DICOM file ({type(error).__name__}); fetch it again") from None
 
 
+def _numbers(header: Any, name: str, length: int) -> npt.NDArray[np.float64]:
+    """Values of an element, of that length and finite; raises what pydicom or NumPy do, or ValueError."""
+    with quietly():
+        values = np.array(header[name].value, dtype=float).reshape(length)
+    if not np.isfinite(values).all():
+        raise ValueError(name)
+    return values
+
+
 def _slice(path: Path) -> dict[str, Any]:
     """Pixels and geometry of one slice."""
     data = _read(path)
+    return {**_geometry(path, data), **_pixels(path, data)}
+
+
+def _geometry(path: Path, data: Any) -> dict[str, Any]:
+    """Where a slice lies, and whether it can."""
     try:
-        row_axis, column_axis = np.array(data.ImageOrientationPatient, dtype=float).reshape(2, 3)
+        orientation = _numbers(data, "ImageOrientationPatient", 6)
+        spacing = _numbers(data, "PixelSpacing", 2)
+        position = _numbers(data, "ImagePositionPatient", 3)
+        thickness = float(_numbers(data, "SliceThickness", 1)[0]) if data.get("SliceThickness") else 1.0
+    except Exception:  # as above
+        raise DataError(
+            f"{path}: does not say where it lies (orientation, spacing, position); fetch it again"
+        ) from None
+    row_axis, column_axis = orientation.reshape(2, 3)
+    between = np.stack([row_axis, column_axis]) @ np.stack([row_axis, column_axis]).T
+    if min(*spacing, thickness) <= 0 or not np.allclose(between, np.eye(2), atol=_RIGHT_ANGLE_TOLERANCE):
+        raise DataError(
+            f"{path}: its spacing is not above 0 mm, or its rows and columns are not at right angles; fetch it again"
+        )
+    return {
+        "position": position,
+        "axes": np.stack([np.cross(row_axis, column_axis), column_axis, row_axis]),
+        "ImageOrientationPatient": orientation,
+        "PixelSpacing": tuple(spacing.tolist()),
+        "thickness": thickness,
+    }
+
+
+def _pixels(path: Path, data: Any) -> dict[str, Any]:
+    """Hounsfield units of a slice, and which one it is."""
+    try:
         stored = data.pixel_array.astype(np.float32)
-        hounsfield = stored * float(data.RescaleSlope) + float(data.RescaleIntercept)
+        slope, intercept = (float(_numbers(data, name, 1)[0]) for name in ("RescaleSlope", "RescaleIntercept"))
+        with np.errstate(over="ignore", invalid="ignore"):
+            hounsfield = stored * np.float32(slope) + np.float32(intercept)
+        if stored.ndim != 2 or not np.isfinite(hounsfield).all():
+            raise ValueError
         return {
             "pixels": np.clip(np.rint(hounsfield), AIR_HU, 32767).astype(np.int16),
             "shape": stored.shape,
-            "position": np.array(data.ImagePositionPatient, dtype=float),
-            "axes": np.stack([np.cross(row_axis, column_axis), column_axis, row_axis]),
-            "ImageOrientationPatient": np.concatenate([row_axis, column_axis]),
-            "PixelSpacing": tuple(float(value) for value in data.PixelSpacing),
-            "thickness": float(data.get("SliceThickness") or 1),
             "SeriesInstanceUID": str(data.SeriesInstanceUID),
             "sop_uid": str(data.SOPInstanceUID),
         }

@@ -29,6 +29,12 @@ from medcoarse.datalist import DataError
 _CODE = np.array([1 << 40, 1 << 20, 1])
 """Makes one number of a voxel's three indices."""
 
+_LARGEST = 4096
+"""No CT slice has more rows or columns; bounds what an outline may cost."""
+
+_QUOTED = 120
+"""Characters of a file that an error shows, at most."""
+
 _CT, _RADIOGRAPH = "LidcReadMessage", "IdriReadMessage"
 
 
@@ -73,13 +79,13 @@ def read_lidc_xml(path: str | os.PathLike[str]) -> Reading | None:
     path = Path(path)
     try:
         root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise DataError(f"{path}: no XML file or cut short ({error}); fetch it again") from None
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two for what it says of its encoding
+        raise DataError(f"{path}: no XML file or cut short ({str(error)[:_QUOTED]}); fetch it again") from None
     kind = _local(root)
     if kind == _RADIOGRAPH:
         return None
     if kind != _CT:
-        raise DataError(f"{path}: expected {_CT}, got {kind}; is it an annotation file of LIDC-IDRI?")
+        raise DataError(f"{path}: expected {_CT}, got {kind[:_QUOTED]}; is it an annotation file of LIDC-IDRI?")
     try:
         header = _all(root, "ResponseHeader")[0]
         series_uid = next(
@@ -87,7 +93,8 @@ def read_lidc_xml(path: str | os.PathLike[str]) -> Reading | None:
         )
         readers = tuple(_nodules(session) for session in _all(root, "readingSession"))
     except (StopIteration, IndexError, ValueError) as error:
-        raise DataError(f"{path}: not in LIDC's format ({str(error) or 'no series UID'}); fetch it again") from None
+        problem = str(error)[:_QUOTED] or "no series UID"
+        raise DataError(f"{path}: not in LIDC's format ({problem}); fetch it again") from None
     return Reading(series_uid, readers)
 
 
@@ -119,11 +126,21 @@ def _outline(roi: ElementTree.Element) -> Outline:
     inclusion = _text(roi, "inclusion", "TRUE").upper()
     if inclusion not in ("TRUE", "FALSE"):
         raise ValueError(f"inclusion {inclusion!r}, expected TRUE or FALSE")
-    points = [(int(_text(edge, "xCoord")), int(_text(edge, "yCoord"))) for edge in _all(roi, "edgeMap")]
+    points = [(_coordinate(edge, "xCoord"), _coordinate(edge, "yCoord")) for edge in _all(roi, "edgeMap")]
     if not points:
         raise ValueError("roi without edgeMap")
     z_mm = float(_text(roi, "imageZposition"))
+    if not np.isfinite(z_mm):
+        raise ValueError(f"imageZposition {z_mm}, expected millimetres")
     return Outline(_text(roi, "imageSOP_UID", ""), z_mm, inclusion == "TRUE", np.array(points))
+
+
+def _coordinate(edge: ElementTree.Element, name: str) -> int:
+    """In pixels; an outline lies outside its nodule, so it may leave the slice by one."""
+    value = int(_text(edge, name))
+    if not -1 <= value <= _LARGEST:
+        raise ValueError(f"{name} {value} is outside any CT slice")
+    return value
 
 
 # --- pixels ------------------------------------------------------------------------------------------------------
@@ -195,7 +212,7 @@ def _slice_of(outline: Outline, sop_uids: Sequence[str], z_mm: Sequence[float]) 
     distances = np.abs(np.asarray(z_mm) - outline.z_mm)
     nearest = int(distances.argmin())
     step = abs(z_mm[-1] - z_mm[0]) / (len(z_mm) - 1) if len(z_mm) > 1 else 1.0
-    if distances[nearest] > step / 2:
+    if not distances[nearest] <= step / 2:  # nor where a position is no number
         raise DataError(
             f"an outline is at z = {outline.z_mm:g} mm, the series goes from {min(z_mm):g} to {max(z_mm):g} mm and has "
             "no slice within half a step of it; fetch the series again"
