@@ -14,10 +14,12 @@ import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from monai.data import MetaTensor
 
 from medcoarse.datalist import DataError
 from medcoarse.readers.dicom import Series, read_series, require_one_series
 from medcoarse.readers.lidc import Reading, nodule_voxels, read_lidc_xml
+from medcoarse.transforms.series import LoadImageOrSeriesd
 from tests import drawings as made
 from tests.unit.test_readers_hostile import EDITS, MAX_MEGABYTES, MAX_SECONDS, QUICK, change, edited
 
@@ -241,3 +243,33 @@ def test_entities_do_not_multiply(tmp_path: Path):
     )
     (tmp_path / "b.xml").write_text(outside.replace("1.2<", "&e;<", 1))
     assert isinstance(lidc(tmp_path / "b.xml"), DataError), "nothing of another file is read"
+
+
+def image_of(path: Path) -> MetaTensor | DataError:
+    """A volume with a place in space, or what is wrong with it."""
+    image = bounded(lambda: LoadImageOrSeriesd("image")({"image": str(path)})["image"])
+    if not isinstance(image, DataError):
+        assert image.ndim in (2, 3)  # a single slice is a picture
+        assert np.isfinite(np.asarray(image.affine)).all()
+        assert abs(np.linalg.det(np.asarray(image.affine))) > 0
+    return image
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_mutated_tags_of_images(number: int, slices: list[Path], tmp_path: Path):
+    whole = [pydicom.dcmread(path) for path in slices[:number]]
+    paths = [tmp_path / path.name for path in slices[:number]]
+
+    @QUICK
+    @given(STEPS, st.booleans())
+    def tried(steps: list[tuple[list[int], Any, bool]], every: bool) -> None:
+        for n, (data, path) in enumerate(zip(map(copy.deepcopy, whole), paths, strict=True)):
+            for place, value, delete in steps[:3] if every or n == 0 else ():
+                change(data, place, value, delete)
+            try:
+                data.save_as(path)
+            except Exception:
+                return  # pydicom refuses to write it
+        image_of(tmp_path)
+
+    tried()
