@@ -41,7 +41,7 @@ def cover(where: Mask, source: Source, drawn: Mask) -> Floats:
 
     The region is moved, as little as need be, to where it meets nearly as many drawn pixels as it can anywhere. What
     still meets none takes what is as far behind the nearest drawn pixel as it is before it, as in a mirror, and the
-    nearest drawn pixel itself if nobody drew there.
+    nearest drawn pixel itself if nobody drew there. Distances are counted in pixels.
 
     Args:
         where: ``(*S)``, the region, not empty.
