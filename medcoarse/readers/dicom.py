@@ -26,7 +26,7 @@ _PLACE = ("ImagePositionPatient", "ImageOrientationPatient")
 _NO_IMAGES = ("SEG", "RTSTRUCT", "SR", "KO", "PR", "RTPLAN", "RTRECORD", "REG", "FID", "RWV", "DOC")
 """Modalities of what is made of images, and often exported into their folder."""
 _DIRECTION_TOLERANCE = 1e-3
-_RIGHT_ANGLE_TOLERANCE = 1e-2  # scanners write few digits
+_LENGTH_TOLERANCE, _RIGHT_ANGLE_TOLERANCE = 5e-2, 1e-2  # directions are written with few digits
 _INSTALL = "pip install 'medcoarse[dicom]'"
 
 
@@ -218,23 +218,22 @@ def _geometry(path: Path, data: Any) -> dict[str, Any]:
         orientation = _numbers(data, "ImageOrientationPatient", 6)
         spacing = _numbers(data, "PixelSpacing", 2)
         position = _numbers(data, "ImagePositionPatient", 3)
-        thickness = float(_numbers(data, "SliceThickness", 1)[0]) if data.get("SliceThickness") else 1.0
     except Exception:  # as above
         raise DataError(
             f"{path}: does not say where it lies (orientation, spacing, position); fetch it again"
         ) from None
-    row_axis, column_axis = orientation.reshape(2, 3)
-    between = np.stack([row_axis, column_axis]) @ np.stack([row_axis, column_axis]).T
-    if min(*spacing, thickness) <= 0 or not np.allclose(between, np.eye(2), atol=_RIGHT_ANGLE_TOLERANCE):
-        raise DataError(
-            f"{path}: its spacing is not above 0 mm, or its rows and columns are not at right angles; fetch it again"
-        )
+    lengths = np.linalg.norm(orientation.reshape(2, 3), axis=1)
+    if min(spacing) <= 0 or not np.allclose(lengths, 1, atol=_LENGTH_TOLERANCE):
+        raise DataError(f"{path}: PixelSpacing is not above 0 mm or directions have no length; fetch it again")
+    row_axis, column_axis = orientation.reshape(2, 3) / lengths[:, None]
+    if abs(row_axis @ column_axis) > _RIGHT_ANGLE_TOLERANCE:
+        raise DataError(f"{path}: its rows and columns are not at right angles; fetch it again")
     return {
         "position": position,
         "axes": np.stack([np.cross(row_axis, column_axis), column_axis, row_axis]),
         "ImageOrientationPatient": orientation,
         "PixelSpacing": tuple(spacing.tolist()),
-        "thickness": thickness,
+        "thickness": data.get("SliceThickness"),
     }
 
 
@@ -268,11 +267,14 @@ def _require_one(slices: Sequence[tuple[Path, Mapping[str, Any]]], key: str, whe
             raise DataError(f"{where}: {names} differ in {key}; keep the slices of one series in a folder")
 
 
-def _step(heights: npt.NDArray[np.float64], thickness: float, where: Path) -> float:
-    """Distance between slices, which must be the same all along."""
-    steps = np.diff(heights)
-    if not len(steps):
-        return thickness
+def _step(heights: npt.NDArray[np.float64], thickness: Any, where: Path) -> float:
+    """Distance between slices, which must be the same all along; of a single one its thickness, 1 mm if not stated."""
+    if len(heights) == 1:
+        return _thickness(thickness, where) if thickness else 1.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        steps = np.diff(heights)
+    if not np.isfinite(steps).all():
+        raise DataError(f"{where}: slices are too far apart to be a series; fetch it again")
     usual = float(np.median(steps))
     if usual <= 0 or steps.min() < 0.01 * usual:
         raise DataError(f"{where}: two slices at one position; remove the copy or fetch the series again")
@@ -283,6 +285,16 @@ def _step(heights: npt.NDArray[np.float64], thickness: float, where: Path) -> fl
             f"{worst + 2} of {len(heights)} in the order of position; a slice may be missing, fetch the series again"
         )
     return float(steps.mean())
+
+
+def _thickness(value: Any, where: Path) -> float:
+    try:
+        thickness = float(value)
+    except (TypeError, ValueError):
+        thickness = np.nan
+    if not 0 < thickness < np.inf:
+        raise DataError(f"{where}: the SliceThickness of its only slice is not above 0 mm; fetch it again")
+    return thickness
 
 
 def resample(

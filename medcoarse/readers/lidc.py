@@ -29,8 +29,8 @@ from medcoarse.datalist import DataError
 _CODE = np.array([1 << 40, 1 << 20, 1])
 """Makes one number of a voxel's three indices."""
 
-_LARGEST = 4096
-"""No CT slice has more rows or columns; bounds what an outline may cost."""
+_LARGEST = 1024
+"""No slice of the collection has more rows or columns, most have 512; bounds what an outline may cost."""
 
 _QUOTED = 120
 """Characters of a file that an error shows, at most."""
@@ -125,22 +125,31 @@ def _nodules(session: ElementTree.Element) -> tuple[tuple[Outline, ...], ...]:
 def _outline(roi: ElementTree.Element) -> Outline:
     inclusion = _text(roi, "inclusion", "TRUE").upper()
     if inclusion not in ("TRUE", "FALSE"):
-        raise ValueError(f"inclusion {inclusion!r}, expected TRUE or FALSE")
+        raise ValueError("inclusion is neither TRUE nor FALSE")
     points = [(_coordinate(edge, "xCoord"), _coordinate(edge, "yCoord")) for edge in _all(roi, "edgeMap")]
     if not points:
         raise ValueError("roi without edgeMap")
-    z_mm = float(_text(roi, "imageZposition"))
-    if not np.isfinite(z_mm):
-        raise ValueError(f"imageZposition {z_mm}, expected millimetres")
+    z_mm = _number(roi, "imageZposition")
     return Outline(_text(roi, "imageSOP_UID", ""), z_mm, inclusion == "TRUE", np.array(points))
+
+
+def _number(element: ElementTree.Element, name: str) -> float:
+    """A finite one; an error does not quote what is there, for nobody knows what it is."""
+    try:
+        value = float(_text(element, name))
+    except ValueError:
+        value = np.nan
+    if not np.isfinite(value):
+        raise ValueError(f"{_local(element)} without one {name} that is a number")
+    return value
 
 
 def _coordinate(edge: ElementTree.Element, name: str) -> int:
     """In pixels; an outline lies outside its nodule, so it may leave the slice by one."""
-    value = int(_text(edge, name))
-    if not -1 <= value <= _LARGEST:
-        raise ValueError(f"{name} {value} is outside any CT slice")
-    return value
+    value = _number(edge, name)
+    if value != int(value) or not -1 <= value <= _LARGEST:
+        raise ValueError(f"{name} is no pixel of a CT slice")
+    return int(value)
 
 
 # --- pixels ------------------------------------------------------------------------------------------------------

@@ -13,14 +13,14 @@ import numpy as np
 from ignite.engine import Engine, Events
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
-from monai.utils.type_conversion import convert_to_dst_type
+from monai.utils.type_conversion import convert_to_dst_type, convert_to_numpy
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage, signal
 
 from medcoarse.confusion import UNLABELED
 from medcoarse.files import write_atomically
-from medcoarse.pictures import label_picture, picture
+from medcoarse.pictures import label_picture, picture, plane_of
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.uint8]
@@ -36,17 +36,18 @@ class Source(NamedTuple):
     drawing: Labels
 
 
-def cover(where: Mask, source: Source, drawn: Mask) -> Floats:
+def cover(where: Mask, source: Source, drawn: Mask, nearest: NDArray[np.int32] | None = None) -> Floats:
     """Values for a region, from the pixels of a real image that were drawn.
 
-    The region is moved, as little as need be, to where it meets nearly as many drawn pixels as it can anywhere. What
-    still meets none takes what is as far behind the nearest drawn pixel as it is before it, as in a mirror, and the
-    nearest drawn pixel itself if nobody drew there. Distances are counted in pixels.
+    The region is moved, as little as need be, to where it meets nearly as many drawn pixels as it can anywhere. Beyond
+    its borders the image goes on mirrored. What still meets no drawn pixel takes what is as far behind the nearest one
+    as it is before it, and the nearest one itself if nobody drew there. Distances are counted in pixels.
 
     Args:
         where: ``(*S)``, the region, not empty.
         source: a real image, of any size.
         drawn: ``(*T)``, which of its pixels may be taken, not none.
+        nearest: `nearest_drawn` of it, to have it once for several regions.
 
     Returns:
         ``(C, n)``, for the n pixels of the region in their order.
@@ -62,12 +63,24 @@ def cover(where: Mask, source: Source, drawn: Mask) -> Floats:
     places = np.argwhere(overlap >= _ENOUGH * overlap.max()) - (np.array(region.shape) - 1)
     home = np.array([one.start for one in box])
     step = places[np.argmin(np.square(places - home).sum(1))]
-    last = np.array(drawn.shape)[:, None] - 1
-    points = np.clip((np.argwhere(region) + step).T, 0, last)
-    nearest = ndimage.distance_transform_edt(~drawn, return_distances=False, return_indices=True)[:, *points]
-    mirrored = np.clip(2 * nearest - points, 0, last)
-    taken = np.where(drawn[*mirrored], mirrored, nearest)
+    shape = np.array(drawn.shape)[:, None]
+    points = _folded((np.argwhere(region) + step).T, shape)
+    closest = (nearest_drawn(drawn) if nearest is None else nearest)[:, *points]
+    mirrored = _folded(2 * closest - points, shape)
+    taken = np.where(drawn[*mirrored], mirrored, closest)
     return np.asarray(source.image[:, *taken])
+
+
+def nearest_drawn(drawn: Mask) -> NDArray[np.int32]:
+    """Index of the nearest drawn pixel at every pixel, ``(number of axes, *T)``."""
+    found: NDArray[np.int32] = ndimage.distance_transform_edt(~drawn, return_distances=False, return_indices=True)
+    return found
+
+
+def _folded(points: NDArray[Any], shape: NDArray[Any]) -> NDArray[Any]:
+    """Points beyond the borders, mirrored into the image as often as need be."""
+    points = np.mod(points, 2 * shape)
+    return np.where(points < shape, points, 2 * shape - 1 - points)
 
 
 def dress(
@@ -76,8 +89,9 @@ def dress(
     """Show each region of a mask with pixels of its class from a real image.
 
     Every connected region takes a random one of the sources on which enough of its class is drawn, see :func:`cover`;
-    regions of fewer pixels than that take one together. Where classes meet, the result is blurred a little, as a lens
-    would.
+    regions of fewer pixels than that take one together. Where a region that was dressed meets another class, the result
+    is blurred a little, as a lens would. Every region costs a Fourier transform of its source: a picture takes a tenth
+    of a second, a volume of 100^3 voxels seconds.
 
     Args:
         image: ``(C, *S)``, kept where nobody drew the class, and where the mask is 255.
@@ -90,30 +104,35 @@ def dress(
         ``(C, *S)``, a new one.
 
     Raises:
-        ValueError: images that differ in their number of channels or of dimensions.
+        ValueError: images that differ in their number of channels or of dimensions, or an image in size from its mask
+            or drawing.
 
     Source: none; the synthetic images of LCC (Das et al., WACV 2023) were rendered by a game, and look like streets.
 
     Example:
         >>> real = Source(np.array([[5, 6, 7, 8]], np.float32), np.array([0, 0, 1, 1], np.uint8))
-        >>> mask = np.array([1, 1, 2, 255], np.uint8)
-        >>> dress(np.zeros((1, 4), np.float32), mask, [real], np.random.default_rng(0), min_pixels=1).round().tolist()
-        [[7.0, 6.0, 1.0, 0.0]]
+        >>> mask = np.array([1, 1, 255, 2], np.uint8)
+        >>> dress(np.zeros((1, 4), np.float32), mask, [real], np.random.default_rng(0), min_pixels=1).tolist()
+        [[7.0, 8.0, 0.0, 0.0]]
     """
-    for source in sources:
-        if len(source.image) != len(image) or source.drawing.ndim != label.ndim:
-            got = f"{image.shape} and {source.image.shape}"
-            raise ValueError(f"a synthetic image and a real one need as many channels and dimensions, got {got}")
-    result = image.copy()
+    if any(len(one.image) != len(image) or one.image.ndim != image.ndim for one in sources):
+        got = f"{image.shape} and {sorted({one.image.shape for one in sources})}"
+        raise ValueError(f"a synthetic image and real ones need as many channels and dimensions, got {got}")
+    for shown, labels in ((image, label), *sources):
+        if shown.shape[1:] != labels.shape:
+            raise ValueError(f"an image and its mask or drawing must be of one size, got {shown.shape}, {labels.shape}")
+    result, dressed = image.copy(), np.zeros(label.shape, bool)
     for k in np.unique(label[label != UNLABELED]):
         drawn = [source.drawing == k for source in sources]
         able = [n for n, one in enumerate(drawn) if np.count_nonzero(one) >= min_pixels]
-        if not able:
-            continue
-        for where in _regions(label == k, min_pixels):
+        nearest: dict[int, NDArray[np.int32]] = {}
+        for where in _regions(label == k, min_pixels) if able else ():
             n = int(rng.choice(able))
-            result[:, where] = cover(where, sources[n], drawn[n])
-    return _blurred(result, label)
+            if n not in nearest:
+                nearest[n] = nearest_drawn(drawn[n])
+            result[:, where] = cover(where, sources[n], drawn[n], nearest[n])
+            dressed |= where
+    return _blurred(result, label, dressed)
 
 
 def _regions(where: Mask, min_pixels: int) -> list[Mask]:
@@ -125,10 +144,12 @@ def _regions(where: Mask, min_pixels: int) -> list[Mask]:
     return [parts == k for k in large] + ([small] if small.any() else [])
 
 
-def _blurred(image: Floats, label: Labels) -> Floats:
-    """The image, smooth where a neighbour has another class."""
-    border = ndimage.maximum_filter(label, 3) != ndimage.minimum_filter(label, 3)
-    smooth = ndimage.gaussian_filter(image, (0, *[0.6] * label.ndim))
+def _blurred(image: Floats, label: Labels, dressed: Mask) -> Floats:
+    """The image, smooth where what was dressed has a neighbour of another class, and none without."""
+    highest = ndimage.maximum_filter(label, 3)
+    border = (highest != ndimage.minimum_filter(label, 3)) & (highest != UNLABELED)
+    border &= ndimage.maximum_filter(dressed, 3)
+    smooth = ndimage.gaussian_filter(image, 0.6, axes=tuple(range(1, image.ndim)), radius=1)
     return np.where(border, smooth, image)
 
 
@@ -152,7 +173,8 @@ class DressSyntheticd(MapTransform):
         seed: >= 0.
 
     Raises:
-        ValueError: several keys, no sources, numbers below 1, a negative seed; when called, as :func:`dress`.
+        ValueError: several keys, no sources, numbers below 1, a negative seed; when called, as :func:`dress`, maps that
+            hold no classes 0 to 255, a real item on which nobody could draw.
 
     Example:
         >>> real = {"image": np.array([[[9.0, 8.0, 7.0]]]), "positive": np.array([[[0, 0, 255]]])}
@@ -187,26 +209,47 @@ class DressSyntheticd(MapTransform):
         return [self._source(self.sources[int(n)]) for n in sorted(chosen)]
 
     def _source(self, item: Mapping[Hashable, Any]) -> Source:
-        drawings = np.asarray(item[self.drawing_key], np.uint8)
+        drawings = _classes(item, self.drawing_key)
+        if len(drawings) == 0:
+            raise ValueError(
+                f"dressing takes pixels from where people drew, and {self.drawing_key!r} has no annotators"
+            )
         agreed = np.where((drawings == drawings[:1]).all(0), drawings[0], np.uint8(UNLABELED))
-        return Source(np.asarray(item[self.keys[0]], np.float32), agreed)
+        return Source(_floats(item[self.keys[0]]), agreed)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item, dressed if it is synthetic."""
         item = dict(data)
         if item.get(self.flag_key, False):
-            key, label = self.keys[0], np.ascontiguousarray(item[self.label_key], np.uint8)[0]
+            key, label = self.keys[0], _classes(item, self.label_key)[0]
             rng = np.random.default_rng([self.seed, zlib.crc32(label.tobytes())])
-            dressed = dress(np.asarray(item[key], np.float32), label, self._read, rng, self.min_pixels)
-            item[key] = convert_to_dst_type(dressed, item[key])[0]
+            dressed = dress(_floats(item[key]), label, self._read, rng, self.min_pixels)
+            whole = not np.issubdtype(convert_to_numpy(item[key]).dtype, np.floating)
+            item[key] = convert_to_dst_type(np.rint(dressed) if whole else dressed, item[key])[0]
         return item
+
+
+def _floats(image: Any) -> Floats:
+    return np.asarray(convert_to_numpy(image), np.float32)
+
+
+def _classes(item: Mapping[Hashable, Any], key: Hashable) -> Labels:
+    """A map of an item, (channels, *S)."""
+    if key not in item:
+        raise ValueError(f"dressing needs {key!r}, the item has {sorted(map(str, item))}")
+    values = convert_to_numpy(item[key])
+    found = values.astype(np.uint8)
+    if not np.array_equal(found, values):
+        raise ValueError(f"{key!r} must hold classes from 0 to 254, or 255, got {values.min()} to {values.max()}")
+    return np.ascontiguousarray(found)
 
 
 class SyntheticSheet:
     """Save a picture of the synthetic images that training will see, with their masks, when training begins.
 
     Args:
-        dataset: synthetic items with ``image`` and ``label``.
+        dataset: synthetic items with ``image`` ``(C, *S)`` and ``label`` ``(1, *S)``; of a volume the middle plane of
+            its last axis is shown.
         path: of the PNG; its folder is made.
         num_classes: L.
         number: of items shown, the first ones.
@@ -233,9 +276,12 @@ class SyntheticSheet:
         """Draw."""
         rows = []
         for n in range(min(self.number, len(self.dataset))):
-            item = self.dataset[n]
-            pair = picture(item["image"]), label_picture(item["label"], self.num_classes, background=None)
+            image, label = (convert_to_numpy(self.dataset[n][key]) for key in ("image", "label"))
+            pair = picture(image), label_picture(plane_of(label, None), self.num_classes, background=None)
             rows.append(np.concatenate([one.swapaxes(0, 1) for one in pair], 1))
         if rows:
-            sheet = Image.fromarray(np.concatenate(rows))
+            width = max(row.shape[1] for row in rows)
+            sheet = Image.fromarray(
+                np.concatenate([np.pad(r, ((0, 0), (0, width - r.shape[1]), (0, 0))) for r in rows])
+            )
             write_atomically(self.path, lambda file: sheet.save(file, format="PNG"))

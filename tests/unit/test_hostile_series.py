@@ -127,13 +127,77 @@ def test_mutated_bytes_of_a_slice(slices: list[Path], tmp_path: Path):
         ("RescaleIntercept", "inf"),
     ],
 )
-def test_geometry_that_is_none_is_refused(tag: str, value: Any, slices: list[Path], tmp_path: Path):
-    data = pydicom.dcmread(slices[0])
-    pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
-    setattr(data, tag, value)
-    data.save_as(tmp_path / "a.dcm")
-    with pytest.raises(DataError, match=r"a\.dcm: .*"):
-        read_series([tmp_path / "a.dcm"])
+def test_geometry_that_is_none_is_refused(tag: str, value: Any, slices: list[Path], tmp_path: Path, careless: None):
+    path = changed(slices[0], tmp_path / "a.dcm", {tag: value})
+    with pytest.raises(DataError, match=rf"{tmp_path}.*"):
+        read_series([path])
+
+
+@pytest.mark.parametrize("thickness", [None, "", "0", "-2", "nan"])
+def test_only_a_single_slice_needs_its_thickness(
+    thickness: str | None, slices: list[Path], tmp_path: Path, careless: None
+):
+    paths = [changed(path, tmp_path / path.name, {"SliceThickness": thickness}) for path in slices]
+    assert read_series(paths).spacing_mm[0] == pytest.approx(made.SPACING[2])
+    if thickness in ("-2", "nan"):
+        with pytest.raises(DataError, match="SliceThickness of its only slice"):
+            read_series(paths[:1])
+    else:
+        assert read_series(paths[:1]).spacing_mm[0] == 1
+
+
+def test_directions_of_few_digits_are_those_of_unit_vectors(slices: list[Path], tmp_path: Path):
+    paths = [
+        changed(path, tmp_path / path.name, {"ImageOrientationPatient": ["0.70", "0.70", "0", "-0.71", "0.71", "0"]})
+        for path in slices
+    ]
+    series = read_series(paths)
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(series.axes, [[0, 0, 1], [-half, half, 0], [half, half, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"ImageOrientationPatient": ["1", "0", "0", "0.5", "0.866", "0"]}, "not at right angles"),
+        ({"ImageOrientationPatient": ["2", "0", "0", "0", "2", "0"]}, "directions have no length"),
+        ({"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB"}, "no whole CT slice"),
+        ({"RescaleSlope": "1e308"}, "no whole CT slice"),
+    ],
+)
+def test_what_is_no_slice(tags: dict[str, Any], message: str, slices: list[Path], tmp_path: Path, careless: None):
+    data = pydicom.dcmread(slices[1])
+    content = data.PixelData * int(tags.get("SamplesPerPixel", 1))
+    path = changed(slices[1], tmp_path / "a.dcm", {**tags, "PixelData": content})
+    with pytest.raises(DataError, match=message):
+        read_series([path])
+
+
+def test_slices_at_the_ends_of_the_world_are_no_series(slices: list[Path], tmp_path: Path):
+    ends = ["-1.7e308", "1.7e308"]
+    paths = [
+        changed(path, tmp_path / path.name, {"ImagePositionPatient": ["0", "0", end]})
+        for path, end in zip(slices, ends, strict=False)
+    ]
+    for call in (lambda: read_series(paths), lambda: require_one_series(tmp_path)):
+        with pytest.raises(DataError, match="too far apart"):
+            call()
+
+
+def changed(path: Path, new: Path, tags: dict[str, Any]) -> Path:
+    data = pydicom.dcmread(path)
+    for tag, value in tags.items():
+        setattr(data, tag, value)
+        if value is None:
+            delattr(data, tag)
+    data.save_as(new)
+    return new
+
+
+@pytest.fixture
+def careless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pydicom writes what it would refuse."""
+    monkeypatch.setattr(pydicom.config.settings, "writing_validation_mode", pydicom.config.IGNORE)
 
 
 def test_slices_without_a_place_are_refused_before_they_are_stacked(slices: list[Path], tmp_path: Path):
@@ -155,7 +219,8 @@ ROI = (
 )
 XML = (
     '<?xml version="1.0" encoding="UTF-8"?><LidcReadMessage uid="x" xmlns="http://www.nih.gov"><ResponseHeader>'
-    "<SeriesInstanceUid>1.2</SeriesInstanceUid></ResponseHeader><readingSession><unblindedReadNodule><noduleID>4</noduleID>"
+    "<SeriesInstanceUid>1.2</SeriesInstanceUid></ResponseHeader><readingSession>"
+    "<unblindedReadNodule><noduleID>Mustermann 4711</noduleID>"
     f"{ROI}{ROI.replace('-7.5', '-5.0')}</unblindedReadNodule></readingSession></LidcReadMessage>"
 )
 
@@ -219,9 +284,12 @@ def test_absurd_fields_of_annotations(old: str, tmp_path: Path):
     [
         ("-7.5", "nan", "imageZposition"),
         ("-7.5", "inf", "imageZposition"),
-        ("<xCoord>1<", "<xCoord>99999999<", "outside"),
-        ("<xCoord>1<", f"<xCoord>{'9' * 30}<", "outside"),
-        ("<yCoord>3<", "<yCoord>-2<", "outside"),
+        ("<xCoord>1<", "<xCoord>1025<", "xCoord is no pixel"),
+        ("<xCoord>1<", "<xCoord>1.5<", "xCoord is no pixel"),
+        ("<xCoord>1<", f"<xCoord>{'9' * 30}<", "xCoord is no pixel"),
+        ("<yCoord>3<", "<yCoord>-2<", "yCoord is no pixel"),
+        ("<yCoord>3<", "<yCoord>Mustermann 4711<", "edgeMap without one yCoord that is a number"),
+        ("TRUE", "Mustermann 4711", "inclusion is neither"),
         ("UTF-8", "rot13", "no XML file"),
     ],
 )
@@ -231,6 +299,13 @@ def test_annotations_that_are_refused(old: str, new: str, message: str, tmp_path
     error = lidc(path)
     assert isinstance(error, DataError)
     assert message in str(error)
+
+
+def test_outlines_may_leave_the_slice_by_one_pixel(tmp_path: Path):
+    (tmp_path / "a.xml").write_text(XML.replace("<xCoord>1<", "<xCoord>-1<"))
+    reading = lidc(tmp_path / "a.xml")
+    assert isinstance(reading, Reading)
+    assert reading.readers[0][0][0].points.min() == -1
 
 
 def test_entities_do_not_multiply(tmp_path: Path):

@@ -117,6 +117,9 @@ def test_slices_are_found_by_uid_then_by_position():
     assert nodule_voxels([square(0, 2, 999.0, "c")], UIDS, Z).tolist() == [[2, 1, 1]]
     assert nodule_voxels([square(0, 2, -7.0, "unknown")], UIDS, Z).tolist() == [[1, 1, 1]]
     assert nodule_voxels([square(0, 2, -3.9)], UIDS[::-1], Z[::-1]).tolist() == [[0, 1, 1]]
+    for nowhere in ([square(0, 2, float("nan"))], Z), ([square(0, 2)], [float("nan")] * len(Z)):
+        with pytest.raises(DataError, match="no slice within half a step"):
+            nodule_voxels(nowhere[0], UIDS, nowhere[1])
     with pytest.raises(DataError, match=r"at z = -3.5 mm, the series goes from -10 to -5 mm .* fetch the series again"):
         nodule_voxels([square(0, 2, -3.5)], UIDS, Z)
 
@@ -213,14 +216,14 @@ def test_radiographs_are_passed_over(tmp_path: Path):
         (HEAD + "<ResponseHeader/></LidcReadMessage>", r"not in LIDC's format \(no series UID\)"),
         (
             HEAD + RESPONSE + session(roi("1,2", "MAYBE")) + "</LidcReadMessage>",
-            "inclusion 'MAYBE', expected TRUE or FALSE",
+            "inclusion is neither TRUE nor FALSE",
         ),
-        (HEAD + RESPONSE + session(roi("1,x")) + "</LidcReadMessage>", "invalid literal for int"),
+        (HEAD + RESPONSE + session(roi("1,x")) + "</LidcReadMessage>", "edgeMap without one yCoord that is a number"),
         (HEAD + RESPONSE + session(roi("")) + "</LidcReadMessage>", "roi without edgeMap"),
         (HEAD + RESPONSE + session("<roi/>") + "</LidcReadMessage>", "roi without edgeMap"),
         (
             HEAD + RESPONSE + session(roi("1,2").replace("imageZposition", "z")) + "</LidcReadMessage>",
-            "roi with 0 imageZposition, expected 1",
+            "roi without one imageZposition that is a number",
         ),
     ],
 )
