@@ -22,6 +22,21 @@ from medcoarse.selftrain.selection import balanced_choice, class_content, images
 logger = logging.getLogger(__name__)
 
 
+def require_undressed(dressed: bool) -> None:
+    """Refuse synthetic images in pixels of real ones (:mod:`.dressing`), on some of which nobody has drawn yet.
+
+    Raises:
+        ValueError: they are asked for.
+
+    Example:
+        >>> require_undressed(True)
+        Traceback (most recent call last):
+        ValueError: dressed synthetic images would show images that are not annotated yet; leave dressed false
+    """
+    if dressed:
+        raise ValueError("dressed synthetic images would show images that are not annotated yet; leave dressed false")
+
+
 class DrawnSampler(Sampler[int]):
     """Random order of the items that are annotated so far, of the same length whatever their number.
 

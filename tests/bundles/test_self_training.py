@@ -128,6 +128,14 @@ def test_synthetic_streets_show_the_pixels_that_people_drew_on(tmp_path):
     assert values <= {tuple(value) for value in np.asarray(donor).reshape(3, -1).T}, "training shows what mixing pastes"
 
 
+def test_images_that_nobody_drew_on_yet_are_not_shown(tmp_path):
+    with pytest.raises(RuntimeError, match="Failed to evaluate") as caught:
+        build_streets(tmp_path, "sampling.json", dressed=True)
+    assert "not annotated yet; leave dressed false" in str(caught.value.__cause__)
+    initialize = build_streets(tmp_path, "sampling.json").parser["initialize"]
+    assert any("set_determinism" in str(step) for step in initialize), "what the bundle does first, it still does"
+
+
 def test_streets_are_chosen_round_by_round_and_a_resumed_run_is_the_same(tmp_path):
     options = {"num_drawn": [1, 3]}
     whole = streets(tmp_path / "whole", "sampling.json", **options)
