@@ -1,14 +1,14 @@
-"""How networks are run: on large pictures window by window, at several scales, mirrored or not; in half precision."""
+"""Segmentation of large pictures: windows of bounded memory, several scales, mirrored or not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.inferers.inferer import Inferer, SimpleInferer, SlidingWindowInferer
+from monai.inferers.inferer import Inferer, SlidingWindowInferer
 from monai.transforms import Resize
 from monai.utils.type_conversion import convert_to_dst_type
 from torch import Tensor
@@ -141,39 +141,3 @@ def _resized(inputs: Tensor, longest: int) -> Tensor:
         return torch.as_tensor(inputs)
     resize = Resize(longest, size_mode="longest", mode="bilinear", anti_aliasing=True)
     return torch.stack([torch.as_tensor(resize(picture)) for picture in torch.as_tensor(inputs)])
-
-
-def has_bfloat16() -> bool:
-    """Whether the processor has instructions for bfloat16 (AVX512-BF16, AMX), as far as this version of PyTorch says.
-
-    Without them bfloat16 is slower than float32. Those of ARM were not measured, and do not count.
-
-    Example:
-        >>> inferer = MixedPrecisionInferer(enabled=has_bfloat16())
-    """
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))
-
-
-class MixedPrecisionInferer(SimpleInferer):
-    """Run a network in bfloat16 on a processor; weights and losses stay in float32.
-
-    MONAI's trainers mix precisions on a GPU only (``amp=True``), where this changes nothing.
-
-    Args:
-        enabled: ``False`` is MONAI's ``SimpleInferer``.
-
-    Example:
-        >>> image, network = torch.rand(1, 1, 8, 8), torch.nn.Conv2d(1, 2, 1)
-        >>> [MixedPrecisionInferer(enabled)(image, network).dtype for enabled in (True, False)]
-        [torch.bfloat16, torch.float32]
-    """
-
-    def __init__(self, enabled: bool = True) -> None:
-        super().__init__()
-        self.enabled = enabled
-
-    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What the network returns."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.enabled):
-            return super().__call__(inputs, network, *args, **kwargs)

@@ -118,7 +118,6 @@ def make_plan(
         "network_def#strides": strides,
         "batch_size": batch,
         "max_epochs": epochs,
-        "amp": "$inferers.has_bfloat16() and not torch.cuda.is_available()",
     }
     if intensity == "ct":
         settings["ct_window"] = window(facts)
@@ -135,7 +134,6 @@ def make_plan(
         "max_epochs": f"{epochs * steps_per_epoch} steps; {_STEPS} are meant, in 30 to 200 epochs of {per_epoch} "
         f"patches, from each of {images} images as many; {epochs // (3 if num_annotators > 1 else 10)} more epochs are "
         "for the annotators alone",
-        "amp": "bfloat16, where training runs on a processor that PyTorch knows to have instructions for it",
     }
     if num_annotators > 1:
         settings["annotator_def#reduction"] = [1] * dims if fine else block_size(strides, dims)

@@ -296,6 +296,7 @@ class SaveCheckpoint:
 
     Raises:
         ValueError: ``flat`` with several objects.
+        FloatingPointError: weights that are not finite: training came apart. The file stays as the last epoch left it.
     """
 
     def __init__(self, objects: Mapping[str, Any], path: str | Path, flat: bool = False, interval: int = 1) -> None:
@@ -317,8 +318,20 @@ class SaveCheckpoint:
             return
         objects = self.objects if self.flat else self.objects | {"trainer": engine}
         states = {name: item.state_dict() for name, item in objects.items()}
+        self._require_finite(states, engine.state.epoch)
         content = next(iter(states.values())) if self.flat else states
         write_atomically(self.path, lambda file: torch.save(content, file))
+
+    def _require_finite(self, states: Mapping[str, Any], epoch: int) -> None:
+        """Weights that are no numbers would be trained on, exported and used: nothing downstream looks again."""
+        for state in states.values():
+            for name, values in state.items():
+                if isinstance(values, Tensor) and not values.isfinite().all():
+                    kept = f"{self.path} keeps those of an earlier epoch" if self.path.exists() else "nothing was saved"
+                    raise FloatingPointError(
+                        f"training came apart: after epoch {epoch} the weights {name} are not finite ({kept}). Look "
+                        "for images with nan or huge values, lower learning_rate, or leave mixed precision (amp) out"
+                    )
 
 
 class Resume:

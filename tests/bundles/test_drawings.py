@@ -143,16 +143,6 @@ def test_only_drawn_volumes_are_known_to_be_spread(bundle, tmp_path):
     assert parsed(bundle, tmp_path, "spreading", spread_background=0.5, supervision="dense") == []
 
 
-@pytest.mark.parametrize("amp", [True, False])
-def test_mixed_precision_is_bfloat16_on_a_processor(bundle, tmp_path, amp):
-    """MONAI's trainers know it of GPUs only, and would warn."""
-    inferer = parsed(bundle, tmp_path, "train#inferer", amp=amp, device="cpu")
-    found = inferer(torch.rand(1, 1, 8, 8, 8), torch.nn.Conv3d(1, 2, 1))
-    assert found.dtype == (torch.bfloat16 if amp else torch.float32)
-    if not torch.cuda.is_available():
-        assert parsed(bundle, tmp_path, "train#trainer#amp", amp=amp) is False
-
-
 def test_strokes_that_background_would_be_spread_over_are_warned_of(bundle, tmp_path, capfd):
     for ratio, warned in ((1, True), (0.05, False)):
         parsed(bundle, tmp_path, "data", spread_background=ratio)

@@ -98,20 +98,6 @@ def test_what_lies_beyond_lines_is_not_drawn(volumes, tmp_path):
     assert parser.get_parsed_content("one_each") is False
 
 
-@pytest.mark.parametrize("has", [True, False])
-def test_what_is_planned_trains_in_bfloat16_where_it_runs_on_a_processor_that_has_it(
-    volumes, tmp_path, monkeypatch, has
-):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has}, raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    got = planned(
-        volumes / "images", volumes / "drawings", tmp_path, "--background", str(BACKGROUND)
-    ).get_parsed_content
-    assert got("amp") is has
-    assert got("train#inferer").enabled is has
-    assert got("train#trainer#amp") is False, "which is for GPUs"
-
-
 def test_a_review_names_everybody(trained, tmp_path):
     assert main(text("report", trained, "--output_dir", tmp_path)) == 0
     content = json.loads((tmp_path / "annotators.json").read_text())

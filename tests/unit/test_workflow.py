@@ -237,6 +237,26 @@ def test_checkpoints_at_the_interval_and_at_the_end(tmp_path):
     assert written == [False, True, False, True, True]
 
 
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, flat, value):
+    """The last good ones stay; without any, nothing is left that looks like a result."""
+
+    def run(values):
+        network, values = nn.Linear(1, 1), iter(values)
+        engine, arguments = engine_of(3, 1, lambda item: network.bias.data.fill_(next(values)))
+        SaveCheckpoint({"model": network}, tmp_path / "m.pt", flat).attach(engine)
+        engine.run(**arguments)
+
+    with pytest.raises(FloatingPointError, match=r"epoch 1 the weights bias are not finite .nothing was saved.*lower"):
+        run([value])
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FloatingPointError, match=r"after epoch 3 .*m\.pt keeps those of an earlier epoch"):
+        run([1.0, 2.0, value])
+    saved = torch.load(tmp_path / "m.pt", weights_only=True)
+    assert (saved if flat else saved["model"])["bias"] == 2
+
+
 def monitored(logits, target, confusion=None):
     output = CoupledOutput(logits, confusion)
     engine = Engine(lambda engine, item: {"pred": output, "label": target, "loss": torch.zeros(())})
