@@ -43,16 +43,31 @@ from medcoarse.likelihoods import (
 _LEAST_VARIANCE = 1e-2  # within the classes, as a share of the variance of the whole image
 
 
-def dense_nll(log_probs: Tensor, label: Tensor) -> Tensor:
+def dense_nll(log_probs: Tensor, label: Tensor, balance: float = 0.0) -> Tensor:
     """Cross-entropy on dense masks ``(B, 1, *S)``, mean over labelled pixels; 0 when the batch has none.
 
+    Args:
+        log_probs: ``(B, L, *S)``.
+        label: ``(B, 1, *S)``, classes or 255.
+        balance: what a class counts, ``n^(1 - balance)`` for n pixels in the batch: at 0 every pixel counts alike, at 1
+            every class that is there does.
+
     Example:
-        >>> dense_nll(torch.tensor([0.2, 0.8]).log().view(1, 2, 1), torch.tensor([[[1]]]))
-        tensor(0.2231)
+        >>> log_probs = torch.tensor([0.2, 0.8]).log().view(1, 2, 1).expand(1, 2, 3)
+        >>> label = torch.tensor([[[1, 1, 0]]])
+        >>> round(dense_nll(log_probs, label).item(), 4)  # -(2 log 0.8 + log 0.2) / 3
+        0.6852
+        >>> round(dense_nll(log_probs, label, balance=1).item(), 4)  # -(log 0.8 + log 0.2) / 2
+        0.9163
     """
-    drawn = label != UNLABELED
-    total = F.nll_loss(log_probs, label[:, 0].long(), ignore_index=UNLABELED, reduction="sum")
-    return total / drawn.sum().clamp_min(1)
+    target = label[:, 0].long()
+    if not balance:
+        total = F.nll_loss(log_probs, target, ignore_index=UNLABELED, reduction="sum")
+        return total / (label != UNLABELED).sum().clamp_min(1)
+    counts = target.flatten().bincount(minlength=UNLABELED)[: log_probs.shape[1]]
+    weights = counts.clamp_min(1).to(log_probs.dtype) ** -balance
+    total = F.nll_loss(log_probs, target, weights, ignore_index=UNLABELED, reduction="sum")
+    return total / (weights * counts).sum().clamp_min(torch.finfo(weights.dtype).tiny)
 
 
 def partial_dice(probs: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
@@ -276,6 +291,9 @@ class CoupledLoss(nn.Module):
             of the consensus, which counts every voice alike. For several people who drew the same images: who is wrong
             shows by what the others drew. Like STAPLE it sides with those who agree, so it can be led astray where two
             share a habit and differ from the others. Every matrix is written out at every pixel, ``R L^2`` numbers.
+        balance: of the classes, from 0 to 1, in the cross-entropy of the warm-up's consensus and of masks, see
+            :func:`dense_nll`: with many classes, of which some are rare, all pixels alike learn the rare ones late.
+            The annotators' likelihood is never balanced: weights by what was drawn would be taken for how people err.
         negative_sets: the negative maps of an image are one annotator's and rule out a set of classes at each pixel,
             see :func:`ruled_out_nll`; the model then has one negative annotator and ``transition`` is not used.
         appearance_weight: weight of :func:`appearance_nll`, beside drawings, where no mask is known; 0 leaves it out.
@@ -283,8 +301,8 @@ class CoupledLoss(nn.Module):
         appearance_smoothing: standard deviation in pixels of the Gaussian that smooths the image for it; 0 does not.
 
     Raises:
-        ValueError: a weight that is negative, an unknown warm-up, a matrix that is no transition; ``joint`` together
-            with ``negative_sets``.
+        ValueError: a weight that is negative, a balance beyond 0 and 1, an unknown warm-up, a matrix that is no
+            transition; ``joint`` together with ``negative_sets``.
 
     Source: CL Eq. 6, DHE Eq. 4, with the warm-up that keeps classes from being permuted, Dice and the appearance prior.
 
@@ -313,6 +331,7 @@ class CoupledLoss(nn.Module):
         dice_weight: float = 0.0,
         coupled_dice_weight: float | None = None,
         joint: bool = False,
+        balance: float = 0.0,
     ) -> None:
         super().__init__()
         coupled_dice_weight = dice_weight if coupled_dice_weight is None else coupled_dice_weight
@@ -329,6 +348,8 @@ class CoupledLoss(nn.Module):
             raise ValueError(f"appearance_smoothing must not be negative, got {appearance_smoothing}")
         if warmup not in ("consensus", "identity"):
             raise ValueError(f'warmup must be "consensus" or "identity", got {warmup!r}')
+        if not 0 <= balance <= 1:
+            raise ValueError(f"balance must be from 0 (all pixels alike) to 1 (all classes alike), got {balance}")
         if joint and negative_sets:
             raise ValueError("joint explains drawings one by one, negative_sets rule out a set of classes; choose one")
         matrix = swap_transition(num_classes) if transition is None else check_transition(torch.as_tensor(transition))
@@ -345,6 +366,7 @@ class CoupledLoss(nn.Module):
         self.dice_weight = dice_weight
         self.coupled_dice_weight = coupled_dice_weight
         self.joint = joint
+        self.balance = balance
         self.register_buffer("log_transition", matrix.log(), persistent=False)
         self.parts: dict[str, Tensor] = {}
 
@@ -364,7 +386,7 @@ class CoupledLoss(nn.Module):
                 agreed = self._agreed(warm, target) if drawn else None
                 objectives, self.parts = self._coarse_terms(logits, output, target, agreed)
             if target.label is not None:
-                self.parts["dense"] = dense_nll(logits.log_softmax(1), target.label)
+                self.parts["dense"] = dense_nll(logits.log_softmax(1), target.label, self.balance)
                 objectives.append(self.dense_weight * self.parts["dense"])
             probs = logits.softmax(1)  # once for all terms: the pass over the pixels, and the one back
             objectives += self._dice_terms(probs, self._consensus_dice(warm), agreed, target.label)
@@ -429,7 +451,7 @@ class CoupledLoss(nn.Module):
         warm = output.positive is None and output.negative is None
         if warm and self.warmup == "consensus":
             assert agreed is not None
-            nll = dense_nll(logits.log_softmax(1), agreed)
+            nll = dense_nll(logits.log_softmax(1), agreed, self.balance)
             return [nll], {"consensus": nll}
         trace_weight = 0.0 if warm else self.trace_weight
         groups: dict[str, Terms] = {}

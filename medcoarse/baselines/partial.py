@@ -9,28 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from medcoarse.confusion import UNLABELED, Annotations, CoupledOutput
+from medcoarse.confusion import Annotations, CoupledOutput
 from medcoarse.losses import CoupledLoss, consensus, dense_nll, partial_dice
-
-
-def balanced_nll(log_probs: Tensor, label: Tensor) -> Tensor:
-    """Cross-entropy in which every class counts alike: the mean over the classes drawn of each one's mean.
-
-    Args:
-        log_probs: ``(B, L, *S)``.
-        label: ``(B, 1, *S)``, classes or 255.
-
-    Returns:
-        Scalar in nats; 0 when nothing is labelled.
-
-    Example:
-        >>> log_probs = torch.tensor([0.2, 0.8]).log().view(1, 2, 1).expand(1, 2, 3)
-        >>> round(balanced_nll(log_probs, torch.tensor([[[1, 1, 0]]])).item(), 4)  # (-log 0.8 - log 0.2) / 2
-        0.9163
-    """
-    losses = [dense_nll(log_probs, label.masked_fill(label != k, UNLABELED)) for k in range(log_probs.shape[1])]
-    number = sum((label == k).any().to(log_probs.dtype) for k in range(log_probs.shape[1]))
-    return torch.stack(losses).sum() / torch.as_tensor(number).clamp_min(1)
 
 
 class PartialLoss(CoupledLoss):
@@ -67,10 +47,10 @@ class PartialLoss(CoupledLoss):
             labels["drawn"] = consensus(target, self.num_classes)
         logits = output.logits.float()
         log_probs, probs = logits.log_softmax(1), logits.softmax(1)
-        likelihood = balanced_nll if self.balanced else dense_nll
         objectives, self.parts = [], {}
         for name, label in labels.items():
-            nll, dice = likelihood(log_probs, label), partial_dice(probs, label)
+            nll = dense_nll(log_probs, label, balance=float(self.balanced))
+            dice = partial_dice(probs, label)
             objectives.append(nll + self.dice_weight * dice)
             self.parts |= {f"{name} nll": nll.detach(), f"{name} dice": dice.detach()}
         return torch.stack(objectives).sum()

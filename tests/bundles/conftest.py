@@ -97,6 +97,13 @@ class Bundle:
             **overrides,
         )
 
+    def parsed(self, output: Path, *keys: str, **overrides: Any) -> Any:
+        """What training is made of: the content of one key, or a list of several."""
+        built = self.workflow("train.json", **(self.small | self.places(output) | overrides))
+        built.initialize()
+        found = [built.parser.get_parsed_content(key) for key in keys]
+        return found[0] if len(found) == 1 else found
+
     def run(self, *configs: str, kind: str = "train", **overrides: Any) -> ConfigWorkflow:
         built = self.workflow(*configs, kind=kind, **overrides)
         built.initialize()

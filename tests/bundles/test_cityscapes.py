@@ -7,7 +7,6 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -80,11 +79,13 @@ def trained(bundle, tmp_path_factory) -> Path:
     return output
 
 
-def parsed(bundle: Bundle, output: Path, *keys: str, **overrides: Any) -> Any:
-    built = bundle.workflow("train.json", **(bundle.small | bundle.places(output) | overrides))
-    built.initialize()
-    found = [built.parser.get_parsed_content(key) for key in keys]
-    return found[0] if len(found) == 1 else found
+@pytest.mark.parametrize("configs", [["train.json"], ["train.json", "lcc.json"]])
+def test_rare_classes_count_more_than_their_pixels(bundle, tmp_path, configs):
+    for balance in (0.5, 0.25):  # as it comes, and as asked for
+        given = {} if balance == 0.5 else {"balance": balance}
+        built = bundle.workflow(*configs, **bundle.small, **bundle.places(tmp_path), **given)
+        built.initialize()
+        assert built.parser.get_parsed_content("loss").balance == balance
 
 
 def test_training_leaves_weights_and_scores(bundle, trained):
@@ -98,7 +99,7 @@ def test_training_leaves_weights_and_scores(bundle, trained):
 
 
 def test_matrices_of_many_classes_are_structured(bundle, tmp_path):
-    annotator = parsed(bundle, tmp_path, "annotator_def")
+    annotator = bundle.parsed(tmp_path, "annotator_def")
     assert (annotator.structure, annotator.rank, annotator.reduction) == ("low_rank", 1, (4, 4))
     assert annotator.head.out_channels == 2 * 2 * 19, "two numbers for each class of each of two annotators"
 
@@ -170,7 +171,7 @@ def test_drawings_look_alike_at_any_resolution(bundle, tmp_path):
     data = write_street_dataset(tmp_path / "large", 3, 1, 1, size=(128, 256))
     shares = []
     for side in (128, 256):
-        items = parsed(bundle, tmp_path, "train#drawings", dataset_dir=str(data), longest_side=side, num_training=3)
+        items = bundle.parsed(tmp_path, "train#drawings", dataset_dir=str(data), longest_side=side, num_training=3)
         drawn, right, known = 0, 0, 0
         for item in items:
             label, positive = (np.asarray(item[key])[0] for key in ("label", "positive"))
@@ -198,7 +199,7 @@ def test_real_drawings_are_read_as_drawn(bundle, tmp_path):
     assert script.main(["--folder", str(folder), "--held_out", "sketchford"]) == 0
     official = StreetBundle(**{**vars(bundle), "data": folder})
     side = {"longest_side": SIZE[1]}  # as it is
-    items, supervision, table = parsed(official, tmp_path, "train#drawings", "supervision", "class_table", **side)
+    items, supervision, table = official.parsed(tmp_path, "train#drawings", "supervision", "class_table", **side)
     assert supervision == "positive"
     for item, listed in zip(items, official.items("training"), strict=False):
         expected = np.array(table)[np.array(Image.open(folder / listed["coarse"]))].T
@@ -218,7 +219,7 @@ def test_classes_are_those_of_the_data(bundle, tmp_path):
         Image.fromarray(label).save(path)
     assert script.main(["--folder", str(folder)]) == 0
     few = StreetBundle(**{**vars(bundle), "data": folder})
-    names, network = parsed(few, tmp_path, "class_names", "network_def")
+    names, network = few.parsed(tmp_path, "class_names", "network_def")
     assert names == ["road", "sky", "car"]
     assert network.out_channels == 3
 

@@ -78,13 +78,6 @@ def trained(bundle, tmp_path_factory) -> Path:
     return output
 
 
-def parsed(bundle: Bundle, output: Path, *keys: str, **overrides: Any) -> Any:
-    built = bundle.workflow("train.json", **(bundle.small | bundle.places(output) | overrides))
-    built.initialize()
-    found = [built.parser.get_parsed_content(key) for key in keys]
-    return found[0] if len(found) == 1 else found
-
-
 def load(path: Path) -> np.ndarray:
     return np.asanyarray(nibabel.load(path).dataobj)
 
@@ -116,8 +109,8 @@ def test_background_is_spread_for_training_alone(bundle, tmp_path):
     """What was drawn stays as it is; what is scored and reviewed is what was drawn."""
     strokes, undrawn = {}, {}
     for ratio in (0, 1.0):
-        drawings, spreading, data = parsed(
-            bundle, tmp_path, "train#drawings", "spreading", "train#dataset", spread_background=ratio, spacing=None
+        drawings, spreading, data = bundle.parsed(
+            tmp_path, "train#drawings", "spreading", "train#dataset", spread_background=ratio, spacing=None
         )
         items = [item["positive"] for item in drawings]
         strokes[ratio] = np.concatenate([np.asarray(one).ravel() for one in items])
@@ -139,13 +132,13 @@ def test_only_drawn_volumes_are_known_to_be_spread(bundle, tmp_path):
     assert parser.get_parsed_content("spread_background") == 0
     parser.read_config(str(bundle.root / "configs" / "train.json"))
     assert parser.get_parsed_content("spread_background") == 0.3
-    assert parsed(bundle, tmp_path, "spread_background") == 0
-    assert parsed(bundle, tmp_path, "spreading", spread_background=0.5, supervision="dense") == []
+    assert bundle.parsed(tmp_path, "spread_background") == 0
+    assert bundle.parsed(tmp_path, "spreading", spread_background=0.5, supervision="dense") == []
 
 
 def test_strokes_that_background_would_be_spread_over_are_warned_of(bundle, tmp_path, capfd):
     for ratio, warned in ((1, True), (0.05, False)):
-        parsed(bundle, tmp_path, "data", spread_background=ratio)
+        bundle.parsed(tmp_path, "data", spread_background=ratio)
         said = capfd.readouterr()
         assert ("would be called background" in said.out + said.err) == warned
 
@@ -218,7 +211,7 @@ def test_one_drawn_image_is_enough(bundle, tmp_path):
 def test_patches_are_centred_on_every_class_and_on_what_nobody_drew(bundle, tmp_path):
     """Each a quarter, but for patches moved in at the border, and those turned."""
     small = {"patch_size": [8, 8, 4], "patches_per_epoch": 96, "spacing": None, "flip_axes": []}
-    data = parsed(bundle, tmp_path, "train#dataset", **small)
+    data = bundle.parsed(tmp_path, "train#dataset", **small)
     centres = np.array([int(part["positive"][0, 4, 4, 2]) for item in data for part in item])
     shares = [float((centres == value).mean()) for value in (0, 1, 2, 255)]
     assert min(shares) > 0.1
@@ -228,7 +221,7 @@ def test_patches_are_centred_on_every_class_and_on_what_nobody_drew(bundle, tmp_
 
 def test_what_comes_from_beyond_the_image_is_unlabeled(bundle, tmp_path):
     """Also when patches are turned: MONAI would fill them with 0, which is background."""
-    data = parsed(bundle, tmp_path, "train#dataset", patch_size=[40, 40, 16], patches_per_epoch=24, spacing=None)
+    data = bundle.parsed(tmp_path, "train#dataset", patch_size=[40, 40, 16], patches_per_epoch=24, spacing=None)
     drawn = load(bundle.data / bundle.items("training")[0]["drawing"])
     most = (drawn == 3).sum() * 1.6  # strokes drawn as background, enlarged by a tenth along two axes, and some
     for item in data:
@@ -269,7 +262,7 @@ def test_pictures_and_slices(tmp_path, kind):
         **({} if kind == "png" else {"spacing": [1.0, 1.0]}),
     )  # fmt: skip
     own.train(tmp_path)
-    item = parsed(own, tmp_path, "validate#dataset")[1]
+    item = own.parsed(tmp_path, "validate#dataset")[1]
     assert item["positive"].ndim == item["label"].ndim == 3
     assert isinstance(item["image"], MetaTensor)
     if kind == "png":
@@ -311,7 +304,7 @@ def test_a_drawing_on_another_grid_is_moved_only_when_asked(bundle, tmp_path):
     own = bundle_of(listed(tmp_path / "own", training=items))
     with pytest.raises(SystemExit, match=r"lies on another grid.*--resample True"):
         own.workflow("train.json", **(own.small | own.places(tmp_path))).initialize()
-    drawn = parsed(own, tmp_path, "train#drawings", resample=True)[0]["positive"]
+    drawn = own.parsed(tmp_path, "train#drawings", resample=True)[0]["positive"]
     assert 0 < (drawn != 255).sum() < np.count_nonzero(strokes.dataobj)
 
 

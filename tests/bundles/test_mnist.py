@@ -23,15 +23,9 @@ from tests.reference.metrics_reference import drawing_errors
 pytestmark = pytest.mark.parametrize("bundle", ["mnist"], indirect=True)
 
 
-def parsed(bundle, output, key, **overrides):
-    built = bundle.workflow("train.json", **(bundle.small | bundle.places(output) | overrides))
-    built.initialize()
-    return built.parser.get_parsed_content(key)
-
-
 def test_networks_see_whole_digits_turned_or_mirrored(bundle, tmp_path):
     """Intensities from 0 to 1, no crops."""
-    data = parsed(bundle, tmp_path, "train#dataset")
+    data = bundle.parsed(tmp_path, "train#dataset")
     items = bundle.items("training")[:4]
     assert len(data) == 4
     for seen, item in zip(data, items, strict=True):
@@ -44,13 +38,13 @@ def test_networks_see_whole_digits_turned_or_mirrored(bundle, tmp_path):
 
 @pytest.mark.parametrize("noise", ["mild", "heavy"])
 def test_noise_names_the_annotators(bundle, tmp_path, noise):
-    *_, simulate, _ = parsed(bundle, tmp_path, "preprocessing", noise=noise)
+    *_, simulate, _ = bundle.parsed(tmp_path, "preprocessing", noise=noise)
     drawn = [list(kind.profiles) for kind in (simulate.positive, simulate.negative)]
     assert drawn == [[PROFILES[f"mnist_{noise}_{kind}"]] for kind in ("positive", "negative")]
 
 
 def test_appearance_looks_at_slightly_smoothed_whole_images(bundle, tmp_path):
-    loss = parsed(bundle, tmp_path, "loss")
+    loss = bundle.parsed(tmp_path, "loss")
     assert (loss.dice_weight, loss.appearance_weight, loss.appearance_smoothing) == (0.5, 0.5, 0.5)
     assert loss.appearance_sigma is None
 
@@ -58,13 +52,13 @@ def test_appearance_looks_at_slightly_smoothed_whole_images(bundle, tmp_path):
 def test_strokes_are_merged_and_have_one_annotator(bundle, tmp_path):
     sparse = {"dense": False, "ratio": 0.3, "num_parts": 3}
     who = {"positive_profiles": [sparse], "negative_profiles": [sparse | {"kind": "negative"}]}
-    data = parsed(bundle, tmp_path, "train#dataset", supervision="strokes", **who)
+    data = bundle.parsed(tmp_path, "train#dataset", supervision="strokes", **who)
     for item in data:
         assert set(item) == {"image", "positive"}
         drawn = [(item["positive"] == k).sum().item() for k in (0, 1, 255)]
         assert min(drawn) > 0
         assert sum(drawn) == 28 * 28
-    annotator = parsed(bundle, tmp_path, "annotator", supervision="strokes", **who)
+    annotator = bundle.parsed(tmp_path, "annotator", supervision="strokes", **who)
     assert (annotator.num_positive, annotator.num_negative) == (1, 0)
     bundle.train(tmp_path, supervision="strokes", max_epochs=2, warmup_epochs=1, **who)
     assert bundle.metrics(tmp_path)["facts"]["supervision"] == "strokes"
@@ -315,14 +309,14 @@ def test_other_supervision(bundle, tmp_path, supervision):
 
 
 def test_of_the_first_images_the_masks_are_seen_and_of_the_others_the_drawings(bundle, tmp_path):
-    data = parsed(bundle, tmp_path, "train#dataset", supervision="semi", num_dense=1)
+    data = bundle.parsed(tmp_path, "train#dataset", supervision="semi", num_dense=1)
     for i, item in enumerate(data):
         seen = [bool((item[key] != 255).any()) for key in ("label", "positive", "negative")]
         assert seen == [i == 0, i > 0, i > 0], "a mask or drawings"
 
 
 def test_validation_while_training_and_test_afterwards(bundle, tmp_path):
-    images = [item["image"] for item in parsed(bundle, tmp_path, "validate#dataset").data]
+    images = [item["image"] for item in bundle.parsed(tmp_path, "validate#dataset").data]
     assert images == [str(bundle.data / item["image"]) for item in bundle.items("validation")]
     built = bundle.workflow("train.json", "evaluate.json", **bundle.small, **bundle.places(tmp_path))
     built.parser.parse()

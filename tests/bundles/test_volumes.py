@@ -115,13 +115,6 @@ def trained(bundle, tmp_path_factory) -> Path:
     return output
 
 
-def parsed(bundle: Bundle, output: Path, *keys: str, **overrides: Any) -> Any:
-    built = bundle.workflow("train.json", **(bundle.small | bundle.places(output) | overrides))
-    built.initialize()
-    found = [built.parser.get_parsed_content(key) for key in keys]
-    return found[0] if len(found) == 1 else found
-
-
 def load(path: Path) -> np.ndarray:
     return np.asanyarray(nibabel.load(path).dataobj)
 
@@ -236,7 +229,7 @@ def test_files_are_read_by_one_thread(bundle):
 
 
 def test_one_annotator_an_image_and_the_truth_out_of_reach(bundle, tmp_path):
-    data, assignment = parsed(bundle, tmp_path, "train#dataset", "who_drew", annotators_per_image=1)
+    data, assignment = bundle.parsed(tmp_path, "train#dataset", "who_drew", annotators_per_image=1)
     for item, drew in zip(data, assignment, strict=True):
         for part in item if isinstance(item, list) else [item]:
             assert set(part) == {"image", "positive"}
@@ -258,7 +251,7 @@ def test_review_of_those_who_drew(bundle, trained, tmp_path):
 def test_training_on_fused_labels(bundle, tmp_path, method):
     who = {"positive_profiles": ["level_5_positive", "dhe_over", "dhe_under", "dhe_wrong", "dhe_blank"]}
     fused, true = (
-        parsed(bundle, tmp_path, "train#preprocessing", "training_items", **who, supervision="dense", fusion=one)
+        bundle.parsed(tmp_path, "train#preprocessing", "training_items", **who, supervision="dense", fusion=one)
         for one in (method, None)
     )
     deterministic = [
@@ -279,7 +272,7 @@ def test_training_on_fused_labels(bundle, tmp_path, method):
 
 def test_what_is_scored_of_drawn_data_is_what_was_drawn_from(bundle, tmp_path):
     """And not what the annotators agree on, also where the data list their masks."""
-    for item, listed in zip(parsed(bundle, tmp_path, "validate#dataset"), bundle.items("validation"), strict=True):
+    for item, listed in zip(bundle.parsed(tmp_path, "validate#dataset"), bundle.items("validation"), strict=True):
         true = load(bundle.data / listed["label"])
         assert np.array_equal(np.asarray(item["label"]).reshape(true.shape), true)
 
@@ -346,7 +339,7 @@ only_lidc = pytest.mark.parametrize("bundle", ["lidc"], indirect=True)
 @only_ms
 def test_lengths_are_in_mm_whatever_the_spacing(bundle, tmp_path):
     """The one who draws too much goes 2 mm too far: two voxels in the plane, none along the third axis."""
-    for item in parsed(bundle, tmp_path, "validate#dataset"):
+    for item in bundle.parsed(tmp_path, "validate#dataset"):
         label, over = (np.asarray(item[key][r]) for key, r in (("label", 0), ("positive", 1)))
         assert label.any()
         assert np.array_equal(over == 1, morphology.thicken(label == 1, 2.0, MS_SPACING))
@@ -356,7 +349,7 @@ def test_lengths_are_in_mm_whatever_the_spacing(bundle, tmp_path):
 @only_ms
 def test_half_of_the_patches_are_centred_on_something_drawn(bundle, tmp_path):
     where = {"dataset_dir": str(write_ms_dataset(tmp_path / "large", 2, 1, 1)), "patch_size": [8, 8, 4]}
-    data, drawings = parsed(bundle, tmp_path, "train#dataset", "train#drawings", patches_per_volume=48, **where)
+    data, drawings = bundle.parsed(tmp_path, "train#dataset", "train#drawings", patches_per_volume=48, **where)
     assert np.mean([float((item["positive"] == 1).any(0).float().mean()) for item in drawings]) < 0.1
     centres = [part["positive"][:, 4, 4, 2] for item in data for part in item]
     assert len(centres) == 2 * 48
@@ -366,7 +359,7 @@ def test_half_of_the_patches_are_centred_on_something_drawn(bundle, tmp_path):
 @only_ms
 def test_padding_is_unlabeled(bundle, tmp_path):
     size = {"patch_size": [16, 16, 16]}
-    data = parsed(bundle, tmp_path, "train#dataset", **size)
+    data = bundle.parsed(tmp_path, "train#dataset", **size)
     padded = 16 - MS_SHAPE[2]
     for item in data:
         for part in item:
@@ -381,7 +374,7 @@ def test_padding_is_unlabeled(bundle, tmp_path):
 @only_brats
 def test_one_annotator_mixes_up_two_classes(bundle, tmp_path):
     drawn = np.zeros((5, 4, 4), int)
-    for item in parsed(bundle, tmp_path, "validate#dataset", target=1):
+    for item in bundle.parsed(tmp_path, "validate#dataset", target=1):
         for r, said in enumerate(np.asarray(item["positive"])):
             np.add.at(drawn[r], (said.ravel(), np.asarray(item["label"]).ravel()), 1)
     shares = drawn / drawn.sum(1, keepdims=True)
@@ -472,8 +465,8 @@ def _official_brats(folder: Path) -> Path:
 def test_raters_masks_are_taken_as_they_are(bundle, tmp_path):
     data = _official_ms(tmp_path / "official")
     output = {"dataset_dir": str(data)}
-    dataset, items, number = parsed(
-        bundle, tmp_path, "validate#dataset", "validate#dataset#data", "num_annotators", **output
+    dataset, items, number = bundle.parsed(
+        tmp_path, "validate#dataset", "validate#dataset#data", "num_annotators", **output
     )
     assert number == 2
     for item, listed in zip(dataset, items, strict=True):
@@ -481,7 +474,7 @@ def test_raters_masks_are_taken_as_they_are(bundle, tmp_path):
         assert np.array_equal(item["positive"], raters)
         assert np.array_equal(item["label"][0], np.where(raters[0] == raters[1], raters[0], 255)), "unknown, not 0"
         assert (raters[0] != raters[1]).any()
-    simulated = parsed(bundle, tmp_path, "validate#dataset", simulated=True, **output)[0]
+    simulated = bundle.parsed(tmp_path, "validate#dataset", simulated=True, **output)[0]
     assert simulated["positive"].shape[0] == 5
     unknown = simulated["label"][0] == 255
     assert (simulated["positive"][:, unknown] == 255).all()
@@ -511,7 +504,7 @@ def _official_lidc(folder: Path) -> Path:
 def test_readers_masks_are_taken_as_they_are_and_the_majority_is_scored(bundle, tmp_path):
     data = _official_lidc(tmp_path)
     official = VolumeBundle(**{**vars(bundle), "data": data})
-    steps, number = parsed(official, tmp_path / "out", "validate#preprocessing", "num_annotators")
+    steps, number = official.parsed(tmp_path / "out", "validate#preprocessing", "num_annotators")
     assert number == 4
     unread = 0
     for section in ("training", "validation", "test"):

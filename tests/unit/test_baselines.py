@@ -3,14 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.losses import DiceLoss
 from scipy.ndimage import gaussian_filter
 
 from medcoarse.baselines.blur_threshold import BlurThreshold
 from medcoarse.baselines.fused_labels import METHODS, FuseAnnotationsd, fuse, fused_confusion
-from medcoarse.baselines.partial import PartialLoss, balanced_nll
+from medcoarse.baselines.partial import PartialLoss
 from medcoarse.confusion import Annotations, CoupledOutput
 from medcoarse.fusion.spatial_staple import spatial_staple
 from medcoarse.fusion.staple import staple
@@ -44,21 +43,6 @@ def test_dice_of_some_pixels_is_dice_of_an_image_that_has_only_those():
     assert partial_dice(logits.softmax(1), label).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_balance_is_that_of_weighted_cross_entropy():
-    logits, label = problem()
-    counts = torch.stack([(label == k).sum() for k in range(3)])
-    expected = F.cross_entropy(logits, label[:, 0].long(), weight=1 / counts, ignore_index=255)
-    assert balanced_nll(logits.log_softmax(1), label).item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_a_class_that_nobody_drew_does_not_count():
-    logits, label = problem()
-    label[label == 2] = 255
-    counts = torch.tensor([(label == 0).sum(), (label == 1).sum(), 1])
-    expected = F.cross_entropy(logits, label[:, 0].long(), weight=1 / counts, ignore_index=255)
-    assert balanced_nll(logits.log_softmax(1), label).item() == pytest.approx(expected.item(), rel=1e-5)
-
-
 @pytest.mark.parametrize("balanced", [False, True])
 def test_undrawn_and_contradictory_pixels_teach_nothing(balanced):
     logits, _ = problem(classes=2, image=(1, 5), batch=1)
@@ -82,10 +66,10 @@ def test_masks_and_drawings_count_by_the_weight_of_dice():
     logits, drawn = problem(classes=2)
     _, label = problem(classes=2, drawn=0.3, seed=1)
     target = Annotations(positive=drawn, label=label)
-    for balanced, likelihood in ((False, dense_nll), (True, balanced_nll)):
+    for balanced in (False, True):
         loss = PartialLoss(2, dice_weight=0.5, balanced=balanced)
         value = loss(CoupledOutput(logits), target)
-        expected = [likelihood(logits.log_softmax(1), one) for one in (label, drawn)]
+        expected = [dense_nll(logits.log_softmax(1), one, balance=balanced) for one in (label, drawn)]
         dice = [partial_dice(logits.softmax(1), one) for one in (label, drawn)]
         assert value.item() == pytest.approx((sum(expected) + 0.5 * sum(dice)).item())
         names = ("label nll", "label dice", "drawn nll", "drawn dice")

@@ -27,6 +27,7 @@ from medcoarse.baselines.partial import PartialLoss
 from medcoarse.baselines.soft_labels import HardLabels, Numbered
 from medcoarse.confusion import Annotations, CoupledOutput
 from medcoarse.losses import consensus
+from tests.shown import Shown
 
 
 def unet(spatial_dims=2, channels=(4, 8, 12)):
@@ -182,17 +183,6 @@ def test_drawn_labels_stay_and_doubtful_pixels_stay_open():
     assert torch.equal(expanded(drawn, log_probs, 0), drawn)
     certain = F.one_hot(torch.zeros(1, 4).long(), 3).movedim(-1, 1).double().log()  # -inf for the other classes
     assert expanded(torch.full((1, 1, 4), 255), certain).eq(0).all()
-
-
-class Shown(nn.Module):
-    """A segmenter for images that show their logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, image):
-        return self.scale * image
 
 
 def test_the_second_stage_starts_from_the_drawings_alone():

@@ -19,19 +19,9 @@ from medcoarse.fusion.staple import staple
 from medcoarse.fusion.voting import mean_label
 from medcoarse.losses import CoupledLoss
 from medcoarse.metrics import soft_annotation_counts
+from tests.shown import Shown
 
 EXACT = {"off_diagonal": 0.0, "diagonal": 0.0}
-
-
-class Shown(nn.Module):
-    """A segmenter for images that show their log-probabilities."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, image):
-        return self.scale * image
 
 
 def run(method, items, classes, network=None, epochs=(), **options):

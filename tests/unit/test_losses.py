@@ -263,6 +263,38 @@ def test_identity_confusion_is_cross_entropy_with_ignored_pixels(image):
     assert torch.allclose(dense_nll(log_probs, drawing[:, :1]), F.nll_loss(log_probs, drawing[:, 0], ignore_index=255))
 
 
+@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("balance", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("absent", [[], [2], [0, 1, 2, 3]])
+def test_balanced_classes_count_by_a_power_of_their_pixels(image, balance, absent):
+    """Written out: the mean of each class, weighted by what it counts."""
+    log_probs, drawing = batch(image)
+    label = drawing[:, :1].masked_fill(torch.isin(drawing[:, :1], torch.tensor(absent).to(drawing)), 255)
+    means, counts = [], []
+    for k in range(L):
+        here = (label == k)[:, 0]
+        if here.any():
+            means.append(-log_probs[:, k][here].mean().item())
+            counts.append(here.sum().item() ** (1 - balance))
+    expected = np.average(means, weights=counts) if means else 0.0
+    assert dense_nll(log_probs, label, balance).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_balance_is_of_the_warm_up_and_of_masks():
+    log_probs, drawing = batch((5, 3))
+    _, mask = batch((5, 3), seed=2)
+    target = Annotations(positive=drawing[:, :1], label=mask[:, :1])
+    loss = CoupledLoss(L, balance=0.5, dense_weight=0.3)
+    value = loss(CoupledOutput(log_probs), target)
+    terms = [dense_nll(log_probs, one, 0.5).item() for one in (drawing[:, :1], mask[:, :1])]
+    assert value.item() == pytest.approx(terms[0] + 0.3 * terms[1])
+    assert loss.parts["consensus"].item() == pytest.approx(terms[0])
+    assert loss.parts["dense"].item() == pytest.approx(terms[1])
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=f"balance must be from 0 .* to 1 .*, got {wrong}"):
+            CoupledLoss(L, balance=wrong)
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_blank_annotator_adds_exactly_nothing(structure):
     confusion, (log_probs, drawing) = confusion_of(structure, (5, 3), 0.5), batch((5, 3))

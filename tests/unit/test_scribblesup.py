@@ -11,7 +11,6 @@ from ignite.engine import Engine
 from monai.data import CacheDataset
 from monai.inferers import SimpleInferer
 from monai.transforms import Compose, RandFlipd
-from torch import nn
 
 from medcoarse.baselines.graph_cut import expand, potts_energy
 from medcoarse.baselines.scribblesup import (
@@ -25,17 +24,7 @@ from medcoarse.baselines.scribblesup import (
 )
 from medcoarse.baselines.soft_labels import HardLabels
 from medcoarse.confusion import UNLABELED
-
-
-class Shown(nn.Module):
-    """A segmenter for images that show their logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, image):
-        return self.scale * image
+from tests.shown import Shown
 
 
 def blobs(seed=0, size=(24, 26), classes=3, noise=0.3, ratio=0.04):
