@@ -314,11 +314,13 @@ class SaveCheckpoint:
     def __call__(self, engine: Engine) -> None:
         """See the class."""
         due = engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs
-        if not due or idist.get_rank() != 0:
+        if not due:
             return
         objects = self.objects if self.flat else self.objects | {"trainer": engine}
         states = {name: item.state_dict() for name, item in objects.items()}
-        self._require_finite(states, engine.state.epoch)
+        self._require_finite(states, engine.state.epoch)  # in every process: one that stops alone keeps others waiting
+        if idist.get_rank() != 0:
+            return
         content = next(iter(states.values())) if self.flat else states
         write_atomically(self.path, lambda file: torch.save(content, file))
 

@@ -239,7 +239,7 @@ def test_checkpoints_at_the_interval_and_at_the_end(tmp_path):
 
 @pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-def test_weights_that_are_no_numbers_are_not_saved(tmp_path, flat, value):
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch, flat, value):
     """The last good ones stay; without any, nothing is left that looks like a result."""
 
     def run(values):
@@ -253,6 +253,9 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, flat, value):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FloatingPointError, match=r"after epoch 3 .*m\.pt keeps those of an earlier epoch"):
         run([1.0, 2.0, value])
+    monkeypatch.setattr("medcoarse.workflow.idist.get_rank", lambda: 1)
+    with pytest.raises(FloatingPointError, match="epoch 2"):  # all processes stop, none waits for the first
+        run([1.0, value])
     saved = torch.load(tmp_path / "m.pt", weights_only=True)
     assert (saved if flat else saved["model"])["bias"] == 2
 
