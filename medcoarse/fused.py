@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from medcoarse import interpolation, kernels
 from medcoarse.compilation import in_threads, shares
 from medcoarse.confusion import UNLABELED, Confusion, FullConfusion, LowRankConfusion, UpsampledConfusion
+from medcoarse.likelihoods import class_weights
 
 LogLikelihood = Callable[[Tensor, Confusion, Tensor], Tensor]
 """``(log_probs (B, L, N), confusion, annotation (B, R, N)) -> (B, R, N)``, anything where nothing was drawn.
@@ -61,6 +62,7 @@ def annotator_terms(
     annotation: Tensor,
     trace_weight: float,
     log_likelihood: LogLikelihood | None = None,
+    balance: float = 0.0,
 ) -> Terms:
     """Negative log-likelihood and mean trace of annotators, fused with their gradients.
 
@@ -70,6 +72,7 @@ def annotator_terms(
         annotation: ``(B, R, *S)``, class drawn or 255; 255 costs nothing where little was drawn.
         trace_weight: λ; 0 leaves the trace out of the objective.
         log_likelihood: how a drawing is read; ``None`` reads the drawn class as what was observed, CL Eq. 3.
+        balance: of the classes drawn, see :func:`medcoarse.likelihoods.class_weights`.
 
     Returns:
         :class:`Terms`, equal to :func:`medcoarse.likelihoods.coarse_nll` and :func:`medcoarse.likelihoods.mean_trace`.
@@ -95,7 +98,7 @@ def annotator_terms(
     _check(logits, coarse, fields, annotation, size)
     num_wanted = 1 + len(fields) if any(field.requires_grad for field in fields) else int(logits.requires_grad)
     num_wanted *= torch.is_grad_enabled()
-    plan = _Plan(coarse, annotation, trace_weight, log_likelihood, num_wanted, kernel)
+    plan = _Plan(coarse, annotation, trace_weight, log_likelihood, balance, num_wanted, kernel)
     return Terms(*_Fused.apply(plan, logits, *fields))  # type: ignore[no-untyped-call]
 
 
@@ -106,6 +109,7 @@ class _Plan(NamedTuple):
     annotation: Tensor
     trace_weight: float
     log_likelihood: LogLikelihood | None
+    balance: float
     num_wanted: int  # gradients: none, of the logits, or of the confusion's parameters too
     kernel: Kernel | None  # compiled loop for this case
 
@@ -169,8 +173,11 @@ def _evaluate(plan: _Plan, inputs: list[Tensor], grads: list[Tensor] | None) -> 
     """``(nll, trace)``; the gradients of the objective are written to ``grads``."""
     spatial_dims = inputs[0].ndim - 2
     annotation = plan.annotation.flatten(2)
-    counts = drawn_counts(annotation, inputs[0].shape[1])
-    weights = counts.clamp_min(1).to(inputs[0].dtype).reciprocal()
+    num_classes = inputs[0].shape[1]
+    weights = drawn_counts(annotation, num_classes).clamp_min(1).to(inputs[0].dtype).reciprocal()
+    weights = weights[:, None].expand(-1, num_classes)
+    if plan.balance:
+        weights = class_weights(annotation, num_classes, plan.balance).to(inputs[0])
     if plan.kernel is not None:
         return _by_kernel(plan.kernel, plan, inputs, weights, grads or [])
     inputs = [tensor.flatten(-spatial_dims) for tensor in inputs]
@@ -183,7 +190,7 @@ def _by_autograd(
 ) -> Tensor:
     """Some pixels of one annotator at a time."""
     # Picking the drawn pixels out pays where they are few; on a GPU it would make the processor wait.
-    few = annotation.device.type == "cpu" and (weights * annotation[:, 0].numel() > 2).tolist()
+    few = annotation.device.type == "cpu" and ((annotation != UNLABELED).float().mean((0, 2)) < 0.5).tolist()
     terms = inputs[0].new_zeros(2)
     if targets is not None:
         targets[0].zero_()
@@ -229,7 +236,7 @@ def _by_kernel(kernel: Kernel, plan: _Plan, inputs: list[Tensor], weights: Tenso
     size, coarse = (tuple(tensor.shape[2 - inputs[0].ndim :]) for tensor in inputs[:2])
     axes = None if size == coarse else interpolation.axes(coarse, size, weights.numpy().dtype)
     images = _images(plan, inputs, grads, flat=axes is None)
-    settings = (weights.double().numpy(), plan.confusion.floor, plan.trace_weight)
+    settings = (weights.double().contiguous().numpy(), plan.confusion.floor, plan.trace_weight)
 
     def evaluate(part: list[tuple[int, int, int]]) -> tuple[NDArray[np.float64], list[tuple[int, list[Array]]]]:
         terms, partial_slopes = np.zeros(2), []
@@ -352,7 +359,7 @@ def _drawn_pixels(drawing: Tensor) -> Tensor:
 
 
 def _autograd_chunk(
-    plan: _Plan, views: list[Tensor], drawing: Tensor, weight: Tensor, slots: list[Tensor] | None
+    plan: _Plan, views: list[Tensor], drawing: Tensor, weights: Tensor, slots: list[Tensor] | None
 ) -> Tensor:
     """Any structure and any reading, by the plain equations and autograd."""
     with torch.set_grad_enabled(slots is not None):
@@ -361,12 +368,14 @@ def _autograd_chunk(
         fields: dict[str, Any] = dict(zip(_fields(plan.confusion), views[1:], strict=True))
         confusion = plan.confusion._replace(**fields)
         drawn = drawing != UNLABELED
+        observed = drawing.masked_fill(~drawn, 0).long()
         if plan.log_likelihood is None:
-            likelihood = confusion.log_likelihood(log_probs, drawing.masked_fill(~drawn, 0).long())
+            likelihood = confusion.log_likelihood(log_probs, observed)
         else:
             likelihood = plan.log_likelihood(log_probs, confusion, drawing)
-        nll = -likelihood.where(drawn, 0.0).sum() * weight
-        trace = confusion.diagonal().sum(2).where(drawn, 0.0).sum() * weight
+        weight = weights[observed]
+        nll = -(likelihood * weight).where(drawn, 0.0).sum()
+        trace = (confusion.diagonal().sum(2) * weight).where(drawn, 0.0).sum()
         if slots is not None:
             slopes = torch.autograd.grad(nll + plan.trace_weight * trace, views[: len(slots)])
             slots[0].add_(slopes[0])

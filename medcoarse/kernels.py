@@ -7,8 +7,8 @@ processor's vector units. Compiled by Numba at first use and kept on disk from t
 Convention: a function works on ``scores[:, start:stop]`` of one image. Arrays are C-contiguous with the image axes
 flattened: scores ``(L, N)``, matrices ``(R, observed, true, N)``, copies ``(R, L, N)``, habits ``(R, 1, L, N)``,
 drawings ``(R, N)`` uint8. It writes the slopes of the objective, unless their arrays have length 0, and returns
-``(nll, trace)``. ``weights (R,)`` are what one drawn pixel of an annotator counts, ``floor`` is the least share of the
-truth that is copied, ``trace_weight`` is λ.
+``(nll, trace)``. ``weights (R, L)`` are what one pixel of each class that an annotator drew counts, ``floor`` is the
+least share of the truth that is copied, ``trace_weight`` is λ.
 """
 
 from __future__ import annotations
@@ -199,13 +199,13 @@ def _take(slope: Array, k: int, observed: Array, values: Array) -> None:
 
 
 @compiled
-def _read(drawing: Array, pixel_weight: float, observed: Array, weight: Array) -> bool:
+def _read(drawing: Array, class_weights: Array, observed: Array, weight: Array) -> bool:
     """Class and weight of every pixel, 255 and 0 where nothing was drawn; whether anything was."""
     number = 0
     for p in range(len(drawing)):
         drawn = drawing[p] != _UNLABELED
         observed[p] = drawing[p]
-        weight[p] = pixel_weight if drawn else 0.0
+        weight[p] = class_weights[drawing[p]] if drawn else 0.0
         number += drawn
     return number > 0
 
@@ -338,7 +338,7 @@ def full_terms(
                         table[r],
                         first + p,
                         observed[p],
-                        weights[r],
+                        weights[r, observed[p]],
                         floor,
                         trace_weight,
                         score_slopes,
@@ -494,7 +494,7 @@ def rank_one_terms(
                         habit[r, 0],
                         first + p,
                         observed[p],
-                        weights[r],
+                        weights[r, observed[p]],
                         floor,
                         trace_weight,
                         score_slopes,

@@ -15,13 +15,14 @@ from torch import Tensor
 from medcoarse.confusion import UNLABELED, Confusion
 
 
-def coarse_nll(log_probs: Tensor, confusion: Confusion, annotation: Tensor) -> Tensor:
+def coarse_nll(log_probs: Tensor, confusion: Confusion, annotation: Tensor, balance: float = 0.0) -> Tensor:
     """Negative log-likelihood of positive drawings, ``-log sum_j A[y, j] p_j``.
 
     Args:
         log_probs: ``(B, L, *S)``.
         confusion: of R annotators.
         annotation: ``(B, R, *S)``, class drawn or 255.
+        balance: of the classes drawn, see :func:`class_weights`.
 
     Returns:
         Scalar: the mean over the drawn pixels of each annotator, summed over the annotators, in nats.
@@ -37,7 +38,7 @@ def coarse_nll(log_probs: Tensor, confusion: Confusion, annotation: Tensor) -> T
     """
     drawn = annotation != UNLABELED
     likelihood = confusion.log_likelihood(log_probs, annotation.masked_fill(~drawn, 0).long())
-    return -mean_drawn(likelihood, drawn).sum()
+    return -_mean(likelihood, annotation, balance).sum()
 
 
 def complementary_nll(log_probs: Tensor, confusion: Confusion, log_transition: Tensor, annotation: Tensor) -> Tensor:
@@ -212,7 +213,7 @@ def ruled_out_classes(annotation: Tensor, num_classes: int) -> tuple[Tensor, Ten
     return ruled_out, ruled_out.any(1, keepdim=True) & ~ruled_out.all(1, keepdim=True)
 
 
-def mean_trace(confusion: Confusion, annotation: Tensor) -> Tensor:
+def mean_trace(confusion: Confusion, annotation: Tensor, balance: float = 0.0) -> Tensor:
     """Mean trace of the confusion matrices over the drawn pixels, summed over the annotators.
 
     Minimizing it selects, among the matrices that explain the drawings, the least reliable annotators, which makes the
@@ -221,6 +222,7 @@ def mean_trace(confusion: Confusion, annotation: Tensor) -> Tensor:
     Args:
         confusion: of R annotators.
         annotation: ``(B, R, *S)``; pixels with 255 are left out, as they are in the likelihood.
+        balance: of the classes drawn: pixels weigh what they do in the likelihood.
 
     Returns:
         Scalar between 0 and ``R L``.
@@ -236,7 +238,7 @@ def mean_trace(confusion: Confusion, annotation: Tensor) -> Tensor:
     diagonal = confusion.diagonal()
     traces = diagonal.to(drawn.device, torch.promote_types(diagonal.dtype, torch.float32)).sum(2)
     traces = traces.view(*traces.shape[:2], *(1,) * (drawn.ndim - traces.ndim), *traces.shape[2:])
-    return mean_drawn(traces.expand(drawn.shape), drawn).sum()
+    return _mean(traces.expand(drawn.shape), annotation, balance).sum()
 
 
 def mean_drawn(values: Tensor, drawn: Tensor) -> Tensor:
@@ -256,3 +258,40 @@ def mean_drawn(values: Tensor, drawn: Tensor) -> Tensor:
     axes = (0, *range(2, values.ndim))
     total = torch.where(drawn, values, 0.0).sum(axes)
     return total / drawn.sum(axes).clamp_min(1)
+
+
+def class_weights(annotation: Tensor, num_classes: int, balance: float) -> Tensor:
+    """What one drawn pixel of each class weighs; over the pixels of an annotator the weights add up to 1.
+
+    Args:
+        annotation: ``(B, R, *S)``, class drawn or 255.
+        num_classes: L.
+        balance: what a class counts altogether, ``n^(1 - balance)`` for n pixels of it in the batch: at 0 every pixel
+            counts alike, at 1 every class that was drawn does.
+
+    Returns:
+        ``(R, L)``, float64; 0 for a class that was not drawn.
+
+    Deviates: the papers count every pixel alike. With balance, what the matrices estimate is how people err among
+    drawings in which the classes are that much more even: errors towards rare classes come out too frequent.
+
+    Example:
+        >>> class_weights(torch.tensor([[[1, 1, 1, 1, 0, 255]]]), num_classes=3, balance=0.5)  # 2 to 1, of 4 and of 1
+        tensor([[0.3333, 0.1667, 0.0000]], dtype=torch.float64)
+    """
+    drawings = annotation.movedim(1, 0).flatten(1).long()
+    counts = torch.stack([own.bincount(minlength=UNLABELED)[:num_classes] for own in drawings]).double()
+    weights = torch.where(counts > 0, counts.clamp_min(1) ** -balance, 0.0)
+    return weights / (weights * counts).sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+
+
+def _mean(values: Tensor, annotation: Tensor, balance: float) -> Tensor:
+    """Over the drawn pixels of each annotator, ``(R,)``; :func:`mean_drawn`, with classes balanced."""
+    drawn = annotation != UNLABELED
+    if not balance:
+        return mean_drawn(values, drawn)
+    weights = class_weights(annotation, UNLABELED, balance).to(values)  # whatever the number of classes
+    classes = annotation.masked_fill(~drawn, 0).long().movedim(1, -1)
+    own = weights[torch.arange(len(weights), device=classes.device), classes].movedim(-1, 1)
+    total: Tensor = torch.where(drawn, values * own, 0.0).sum((0, *range(2, values.ndim)))
+    return total

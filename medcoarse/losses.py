@@ -28,6 +28,7 @@ from medcoarse.confusion import (
 )
 from medcoarse.fused import LogLikelihood, PixelConfusion, Terms, annotator_terms, drawn_counts
 from medcoarse.likelihoods import (
+    class_weights,
     coarse_nll,
     complementary_log_likelihood,
     complementary_nll,
@@ -49,8 +50,7 @@ def dense_nll(log_probs: Tensor, label: Tensor, balance: float = 0.0) -> Tensor:
     Args:
         log_probs: ``(B, L, *S)``.
         label: ``(B, 1, *S)``, classes or 255.
-        balance: what a class counts, ``n^(1 - balance)`` for n pixels in the batch: at 0 every pixel counts alike, at 1
-            every class that is there does.
+        balance: of the classes, from 0 to 1, see :func:`medcoarse.likelihoods.class_weights`.
 
     Example:
         >>> log_probs = torch.tensor([0.2, 0.8]).log().view(1, 2, 1).expand(1, 2, 3)
@@ -64,10 +64,8 @@ def dense_nll(log_probs: Tensor, label: Tensor, balance: float = 0.0) -> Tensor:
     if not balance:
         total = F.nll_loss(log_probs, target, ignore_index=UNLABELED, reduction="sum")
         return total / (label != UNLABELED).sum().clamp_min(1)
-    counts = target.flatten().bincount(minlength=UNLABELED)[: log_probs.shape[1]]
-    weights = counts.clamp_min(1).to(log_probs.dtype) ** -balance
-    total = F.nll_loss(log_probs, target, weights, ignore_index=UNLABELED, reduction="sum")
-    return total / (weights * counts).sum().clamp_min(torch.finfo(weights.dtype).tiny)
+    weights = class_weights(label, log_probs.shape[1], balance)[0].to(log_probs)
+    return F.nll_loss(log_probs, target, weights, ignore_index=UNLABELED, reduction="sum")
 
 
 def partial_dice(probs: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
@@ -246,16 +244,17 @@ def _terms(
     annotation: Tensor,
     trace_weight: float,
     log_likelihood: LogLikelihood | None = None,
+    balance: float = 0.0,
 ) -> Terms:
     """Likelihood and trace of a group of annotators: fused where every pixel has a matrix, else by the equations."""
     if isinstance(confusion, PixelConfusion):
-        return annotator_terms(logits, confusion, annotation, trace_weight, log_likelihood)
+        return annotator_terms(logits, confusion, annotation, trace_weight, log_likelihood, balance)
     log_probs = logits.log_softmax(1)
     if log_likelihood is None:
-        nll = coarse_nll(log_probs, confusion, annotation)
+        nll = coarse_nll(log_probs, confusion, annotation, balance)
     else:
         nll = -mean_drawn(log_likelihood(log_probs, confusion, annotation), annotation != UNLABELED).sum()
-    return _joined(nll, mean_trace(confusion, annotation), trace_weight)
+    return _joined(nll, mean_trace(confusion, annotation, balance), trace_weight)
 
 
 def _joined(nll: Tensor, trace: Tensor, trace_weight: float) -> Terms:
@@ -291,9 +290,10 @@ class CoupledLoss(nn.Module):
             of the consensus, which counts every voice alike. For several people who drew the same images: who is wrong
             shows by what the others drew. Like STAPLE it sides with those who agree, so it can be led astray where two
             share a habit and differ from the others. Every matrix is written out at every pixel, ``R L^2`` numbers.
-        balance: of the classes, from 0 to 1, in the cross-entropy of the warm-up's consensus and of masks, see
-            :func:`dense_nll`: with many classes, of which some are rare, all pixels alike learn the rare ones late.
-            The annotators' likelihood is never balanced: weights by what was drawn would be taken for how people err.
+        balance: of the classes, from 0 to 1, see :func:`medcoarse.likelihoods.class_weights`: with many classes, of
+            which some are rare, all pixels alike learn the rare ones late. In the consensus of the warm-up, in masks,
+            and in the likelihood of what was drawn; not in that of several drawings together (``joint``), nor of
+            negative ones of more than two classes, which say little of what is there.
         negative_sets: the negative maps of an image are one annotator's and rule out a set of classes at each pixel,
             see :func:`ruled_out_nll`; the model then has one negative annotator and ``transition`` is not used.
         appearance_weight: weight of :func:`appearance_nll`, beside drawings, where no mask is known; 0 leaves it out.
@@ -457,7 +457,7 @@ class CoupledLoss(nn.Module):
         groups: dict[str, Terms] = {}
         if positive is not None:
             confusion = output.positive or IdentityConfusion(positive.shape[1])
-            groups["nll_positive"] = _terms(logits, confusion, positive, trace_weight)
+            groups["nll_positive"] = _terms(logits, confusion, positive, trace_weight, balance=self.balance)
         if negative is not None:
             groups["nll_negative"] = self._negative_terms(logits, output, negative, trace_weight)
         parts = {name: terms.nll for name, terms in groups.items()}
@@ -490,7 +490,7 @@ class CoupledLoss(nn.Module):
             return _joined(nll, mean_trace(confusion, negative), trace_weight)
         if self.num_classes == 2:  # "not this one" names the other
             other = torch.where(negative < 2, 1 - negative, negative)
-            return _terms(logits, confusion, other, trace_weight)
+            return _terms(logits, confusion, other, trace_weight, balance=self.balance)
         reading = partial(complementary_log_likelihood, self.log_transition.to(logits.device))
         return _terms(logits, confusion, negative, trace_weight, reading)
 

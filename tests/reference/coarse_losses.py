@@ -6,17 +6,24 @@ import itertools
 import math
 
 
-def positive_nll(probs, cm, annotation):
+def positive_nll(probs, cm, annotation, balance=0):
     """probs[b][j][s], cm[b][r][i][j][s], annotation[b][r][s] with 255 for undrawn; lists or arrays, s flattened."""
     total = 0.0
     for r in range(len(annotation[0])):
-        terms = []
+        terms = {}
         for b, s in itertools.product(range(len(probs)), range(len(probs[0][0]))):
             drawn = int(annotation[b][r][s])
             if drawn != 255:
-                terms.append(-math.log(sum(cm[b][r][drawn][j][s] * probs[b][j][s] for j in range(len(probs[0])))))
-        total += sum(terms) / len(terms) if terms else 0.0
+                chance = sum(cm[b][r][drawn][j][s] * probs[b][j][s] for j in range(len(probs[0])))
+                terms.setdefault(drawn, []).append(-math.log(chance))
+        total += mean_over_classes(terms, balance)
     return total
+
+
+def mean_over_classes(terms, balance):
+    """The mean of each class, of which one of n pixels counts n^(1 - balance) times."""
+    counts = {k: len(own) ** (1 - balance) for k, own in terms.items()}
+    return sum(counts[k] * sum(own) / len(own) for k, own in terms.items()) / sum(counts.values()) if terms else 0.0
 
 
 def negative_nll(probs, cm, transition, annotation):
@@ -65,16 +72,15 @@ def joint_nll(probs, pairs):
     return sum(terms) / len(terms) if terms else 0.0, labels
 
 
-def mean_trace(cm, annotation):
+def mean_trace(cm, annotation, balance=0):
     total = 0.0
     for r in range(len(annotation[0])):
-        terms = [
-            sum(cm[b][r][i][i][s] for i in range(len(cm[b][r])))
-            for b in range(len(annotation))
-            for s in range(len(annotation[b][r]))
-            if annotation[b][r][s] != 255
-        ]
-        total += sum(terms) / len(terms) if terms else 0.0
+        terms = {}
+        for b, s in itertools.product(range(len(annotation)), range(len(annotation[0][r]))):
+            if annotation[b][r][s] != 255:
+                trace = sum(cm[b][r][i][i][s] for i in range(len(cm[b][r])))
+                terms.setdefault(int(annotation[b][r][s]), []).append(trace)
+        total += mean_over_classes(terms, balance)
     return total
 
 

@@ -36,9 +36,9 @@ def tensors(logits, confusion):
     return [logits, *(field for field in confusion if isinstance(field, torch.Tensor))]
 
 
-def plain(logits, confusion, drawing):
+def plain(logits, confusion, drawing, balance=0.0):
     log_probs = logits.log_softmax(1)
-    return coarse_nll(log_probs, confusion, drawing) + WEIGHT * mean_trace(confusion, drawing)
+    return coarse_nll(log_probs, confusion, drawing, balance) + WEIGHT * mean_trace(confusion, drawing, balance)
 
 
 def assert_same(logits, confusion, drawing, value, expected):
@@ -61,6 +61,22 @@ def test_equal_to_the_equations(structure, classes, drawn, floor, chunk_bytes, m
     assert_same(logits, confusion, drawing, terms.objective, plain(logits, confusion, drawing))
     assert terms.nll.item() == pytest.approx(coarse_nll(logits.log_softmax(1), confusion, drawing).item())
     assert terms.trace.item() == pytest.approx(mean_trace(confusion, drawing).item())
+
+
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+@pytest.mark.parametrize("drawn", [0.9, 0.2, 0.0])
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+@pytest.mark.parametrize("structure", ["full", "rank_one", "rank_two"])
+def test_balanced_classes(structure, balance, drawn, scale):
+    """Also where likelihoods are too small for any number, and where a class was not drawn."""
+    logits, confusion, drawing = problem(structure, classes=4, image=(19, 23), drawn=drawn, scale=scale)
+    drawing[(drawing == 0) & (torch.rand(drawing.shape) < 0.9)] = 1  # class 0 is rare
+    drawing[drawing == 3] = 255
+    terms = annotator_terms(logits, confusion, drawing, WEIGHT, balance=balance)
+    assert_same(logits, confusion, drawing, terms.objective, plain(logits, confusion, drawing, balance))
+    coarse = UpsampledConfusion(problem(structure, classes=4, image=(5, 6))[1], (19, 23))
+    value = annotator_terms(logits, coarse, drawing, WEIGHT, balance=balance).objective
+    assert_same(logits, coarse.coarse, drawing, value, plain(logits, coarse, drawing, balance))
 
 
 @pytest.mark.parametrize("image", [(1, 1), (5,), (3, 4, 5), (1, 300, 2)])

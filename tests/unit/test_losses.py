@@ -70,19 +70,23 @@ def batch(image, classes=L, seed=1, undrawn=0.3):
     return logits.log_softmax(1), drawing
 
 
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("floor", [0.0, 0.5])
 @pytest.mark.parametrize("image", IMAGES)
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_terms_agree_with_slow_reference(structure, image, floor):
+def test_terms_agree_with_slow_reference(structure, image, floor, balance):
     confusion, (log_probs, drawing) = confusion_of(structure, image, floor), batch(image)
     transition = torch.tensor([[0, 0.2, 0.5, 0.1], [0.6, 0, 0.4, 0.2], [0.3, 0.3, 0, 0.7], [0.1, 0.5, 0.1, 0]])
     probs = log_probs.exp().double().flatten(2).tolist()
     cm = dense_cm(confusion, image).double().flatten(4).tolist()
     flat = drawing.flatten(2).tolist()
-    assert coarse_nll(log_probs, confusion, drawing).item() == pytest.approx(slow.positive_nll(probs, cm, flat), 1e-5)
+    drawing[drawing == 3] = 255  # a class that nobody drew
+    flat = drawing.flatten(2).tolist()
+    nll = coarse_nll(log_probs, confusion, drawing, balance).item()
+    assert nll == pytest.approx(slow.positive_nll(probs, cm, flat, balance), 1e-5)
     negative = complementary_nll(log_probs, confusion, transition.log(), drawing).item()
     assert negative == pytest.approx(slow.negative_nll(probs, cm, transition.tolist(), flat), 1e-5)
-    assert mean_trace(confusion, drawing).item() == pytest.approx(slow.mean_trace(cm, flat), 1e-5)
+    assert mean_trace(confusion, drawing, balance).item() == pytest.approx(slow.mean_trace(cm, flat, balance), 1e-5)
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.5])
@@ -280,16 +284,31 @@ def test_balanced_classes_count_by_a_power_of_their_pixels(image, balance, absen
     assert dense_nll(log_probs, label, balance).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_balance_is_of_the_warm_up_and_of_masks():
+def test_balance_is_of_the_warm_up_of_masks_and_of_what_was_drawn():
     log_probs, drawing = batch((5, 3))
     _, mask = batch((5, 3), seed=2)
     target = Annotations(positive=drawing[:, :1], label=mask[:, :1])
     loss = CoupledLoss(L, balance=0.5, dense_weight=0.3)
-    value = loss(CoupledOutput(log_probs), target)
     terms = [dense_nll(log_probs, one, 0.5).item() for one in (drawing[:, :1], mask[:, :1])]
-    assert value.item() == pytest.approx(terms[0] + 0.3 * terms[1])
-    assert loss.parts["consensus"].item() == pytest.approx(terms[0])
-    assert loss.parts["dense"].item() == pytest.approx(terms[1])
+    for output in (CoupledOutput(log_probs), CoupledOutput(log_probs, IdentityConfusion(1))):
+        assert loss(output, target).item() == pytest.approx(terms[0] + 0.3 * terms[1])
+    for structure in ("full", "global"):
+        confusion = one_annotator(confusion_of(structure, (5, 3), 0.2), 0)
+        value = loss(CoupledOutput(log_probs, confusion), target)
+        expected = coarse_nll(log_probs, confusion, drawing[:, :1], 0.5).item()
+        assert value.item() == pytest.approx(expected + 0.3 * terms[1])
+        assert loss.parts["nll_positive"].item() == pytest.approx(expected)
+
+
+def test_balance_reads_not_this_one_of_two_as_the_other():
+    log_probs, drawing = batch((5, 3), classes=2)
+    loss, output = CoupledLoss(2, balance=1), CoupledOutput(log_probs, None, IdentityConfusion(R))
+    other = torch.where(drawing == 255, drawing, 1 - drawing)
+    expected = coarse_nll(log_probs, IdentityConfusion(R), other, 1).item()
+    assert loss(output, Annotations(negative=drawing)).item() == pytest.approx(expected)
+
+
+def test_balance_is_from_0_to_1():
     for wrong in (-0.1, 1.1):
         with pytest.raises(ValueError, match=f"balance must be from 0 .* to 1 .*, got {wrong}"):
             CoupledLoss(L, balance=wrong)
