@@ -201,12 +201,18 @@ def _take(slope: Array, k: int, observed: Array, values: Array) -> None:
 @compiled
 def _read(drawing: Array, class_weights: Array, observed: Array, weight: Array) -> bool:
     """Class and weight of every pixel, 255 and 0 where nothing was drawn; whether anything was."""
-    number = 0
+    number, first, even = 0, class_weights[0], True
+    for k in range(1, len(class_weights)):
+        even &= class_weights[k] == first
     for p in range(len(drawing)):
         drawn = drawing[p] != _UNLABELED
         observed[p] = drawing[p]
-        weight[p] = class_weights[drawing[p]] if drawn else 0.0
+        weight[p] = first if drawn else 0.0
         number += drawn
+    if not even:  # to look weights up would keep the loop above out of the vector units
+        for p in range(len(drawing)):
+            if drawing[p] != _UNLABELED:
+                weight[p] = class_weights[drawing[p]]
     return number > 0
 
 
