@@ -326,7 +326,7 @@ def check_values(label: Values, target: int | None, num_classes: int) -> None:
     Example:
         >>> check_values(np.array([[2]]), 1, num_classes=2)
         Traceback (most recent call last):
-        ValueError: label values must be below num_classes=2 or 255, got 2.
+        ValueError: label values must be below num_classes=2 or 255, got 2; of more classes pass num_classes.
     """
     if target is not None and not 0 <= target < num_classes:
         raise ValueError(f"target must be None or a class below num_classes={num_classes}, got {target!r}.")
@@ -334,7 +334,10 @@ def check_values(label: Values, target: int | None, num_classes: int) -> None:
         return
     wrong = (label < 0) | ((label >= num_classes) & (label != UNLABELED))
     if wrong.any():
-        raise ValueError(f"label values must be below num_classes={num_classes} or {UNLABELED}, got {label[wrong][0]}.")
+        raise ValueError(
+            f"label values must be below num_classes={num_classes} or {UNLABELED}, got {label[wrong][0]}; of more classes pass "
+            "num_classes."
+        )
 
 
 def region_of(profile: AnnotatorProfile, label: Values, target: int) -> Values:

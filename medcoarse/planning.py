@@ -131,9 +131,9 @@ def make_plan(
         f"finest; at most {_MAX_POOLINGS} times",
         "network_def#channels": "doubled at each halving, at most 256",
         "batch_size": f"as many patches as {'fit into memory' if gpu else f'have {most} voxels'}, from 2 to 8",
-        "max_epochs": f"{epochs * steps_per_epoch} steps; {_STEPS} are meant, in 30 to 200 epochs of {per_epoch} "
-        f"patches, from each of {images} images as many; {epochs // (3 if num_annotators > 1 else 10)} more epochs are "
-        "for the annotators alone",
+        "max_epochs": f"{epochs * steps_per_epoch} steps; {_STEPS} are meant, in 30 to 200 epochs of about "
+        f"{_PATCHES_PER_EPOCH} patches, from each of {images} images as many; "
+        f"{epochs // (3 if num_annotators > 1 else 10)} more epochs are for the annotators alone",
     }
     if num_annotators > 1:
         settings["annotator_def#reduction"] = [1] * dims if fine else block_size(strides, dims)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import ignite.distributed as idist
 import torch
@@ -31,14 +31,20 @@ from medcoarse.synthetic import digits, street, volumes
 
 logger = logging.getLogger(__name__)
 
-SUPERVISION: dict[str, tuple[str, ...]] = {
-    "coarse": ("positive", "negative"),
-    "positive": ("positive",),
-    "negative": ("negative",),
-    "dense": ("label",),
-    "semi": ("positive", "negative", "label"),
-    "strokes": ("positive",),
-}
+
+class _Supervision(dict[str, tuple[str, ...]]):
+    def __missing__(self, name: object) -> NoReturn:
+        raise ValueError(f"supervision must be one of {', '.join(self)}, got {name!r}")
+
+
+SUPERVISION = _Supervision(
+    coarse=("positive", "negative"),
+    positive=("positive",),
+    negative=("negative",),
+    dense=("label",),
+    semi=("positive", "negative", "label"),
+    strokes=("positive",),
+)
 """What the loss may see of a batch. ``dense`` is the ceiling that coarse drawings are compared with; ``strokes`` are
 drawings of both kinds merged into one map, :class:`medcoarse.transforms.dictionary.MergeStrokesd`."""
 
@@ -62,8 +68,6 @@ class PrepareBatchCoarse(PrepareBatch):
 
     def __init__(self, supervision: str | Sequence[str] = "coarse") -> None:
         if isinstance(supervision, str):
-            if supervision not in SUPERVISION:
-                raise ValueError(f"supervision must be one of {', '.join(SUPERVISION)}, got {supervision!r}")
             supervision = SUPERVISION[supervision]
         self.keys = tuple(supervision)
 
@@ -376,8 +380,8 @@ class Resume:
         engine.state.max_epochs = max_epochs
         if engine.state.epoch >= max_epochs:
             logger.warning(
-                "%s has been trained for %d epochs already; to go on, raise max_epochs above %d",
-                self.path, engine.state.epoch, max_epochs,
+                "%s has been trained for %d epochs already, of %d; to go on, raise max_epochs "
+                "(medcoarse train: --epochs)", self.path, engine.state.epoch, max_epochs,
             )  # fmt: skip
         else:
             logger.info("Resumed from %s after epoch %d of %d", self.path, engine.state.epoch, max_epochs)

@@ -233,7 +233,7 @@ def find_classes(
             "or --mapping dense if 0 is background everywhere; or --mapping as JSON, see --help"
         )
     if not ground <= set(numbers):
-        raise CommandError(f"no drawing holds {min(ground)}, which is to be background; the values are {numbers}")
+        raise CommandError(f"no drawing holds {min(ground)}, which is to be background; the values are {_few(numbers)}")
     labels = [value for value in numbers if value not in silent | ground]
     names = _named(labels, class_names)
     table: Table = {str(value): None for value in sorted(silent)}
@@ -256,7 +256,10 @@ def _named(labels: Sequence[int], class_names: Sequence[str] | None) -> list[str
         raise CommandError("no drawing shows anything but background; draw some of what is to be segmented")
     names = list(class_names) if class_names else [f"class {value}" for value in labels]
     if len(names) != len(labels) or len({"background", *names}) != len(names) + 1:
-        raise CommandError(f"--class_names must be {len(labels)} different names, of the values {list(labels)}")
+        raise CommandError(
+            f"--class_names must be {len(labels)} different names, of the values {_few(labels)}; correct the drawing "
+            "where one of these is a slip"
+        )
     return ["background", *names]
 
 
@@ -301,6 +304,12 @@ def _explicit(text: str, class_names: Sequence[str] | None) -> Classes:
         ) from None
     names = _named(range(1, max(labels, default=0) + 1), class_names)
     return Classes(names, {str(key): value for key, value in content.items()}, "the given mapping")
+
+
+def _few(numbers: Sequence[int]) -> str:
+    if len(numbers) <= 10:
+        return f"{list(numbers)}"
+    return f"{', '.join(map(str, numbers[:3]))}, ..., {numbers[-1]}: {len(numbers)} of them, as images have"
 
 
 def _some(found: set[str]) -> str:

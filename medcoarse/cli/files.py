@@ -193,8 +193,9 @@ def pair(images: Sequence[Path], others: Sequence[Path], what: str, need_all: bo
         image = named[stem]
         if image in found:
             raise CommandError(
-                f"{image.name} has two {what}s, {found[image].name} and {other.name}; keep one in the folder, or make "
-                "one of them with `medcoarse fuse`"
+                f"{image.name} has two {what}s, {_below(found[image], other)} and {_below(other, found[image])}; keep "
+                "one in the folder, or make one of them with `medcoarse fuse`; to train on folders of several people "
+                "who drew the same, pass --annotators"
             )
         found[image] = other
     without = [image for image in images if image not in found] if need_all else []
@@ -206,6 +207,11 @@ def pair(images: Sequence[Path], others: Sequence[Path], what: str, need_all: bo
             f"case1_{what}.nii.gz for case1.nii.gz"
         )
     return {image: found[image] for image in images if image in found}
+
+
+def _below(path: Path, other: Path) -> Path:
+    """A name, with its folder where that tells it from another."""
+    return Path(path.parent.name, path.name) if path.name == other.name else Path(path.name)
 
 
 def listed(paths: Sequence[Path]) -> str:

@@ -13,7 +13,9 @@ Background has to be drawn too, somewhere, or nothing tells where a structure en
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,7 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output_dir", required=True, metavar="OUT", help="the bundle that is made")
     add("--mapping", help="what values mean: itksnap, unlabeled_255, dense, monailabel_scribbles, slicer, or JSON")
     add("--background", metavar="VALUE", help="value or name that background was drawn with")
-    add("--class_names", nargs="+", metavar="NAME", help="of the structures, in the order of their values")
+    add(
+        "--class_names",
+        nargs="+",
+        metavar="NAME",
+        help="of the structures, in the order of their values; after the folders",
+    )
     add(
         "--loops",
         action="store_true",
@@ -82,7 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=True,  # as planned
         metavar="RATIO",
         help="every structure in an image got a stroke, so what nobody drew is background where it is at most RATIO "
-        "times as far from drawn background as from any of them; without a number as far as the strokes allow",
+        "times as far from drawn background as from any of them; without a number, after the folders, as far as the "
+        "strokes allow",
     )
     add(
         "--annotators",
@@ -124,22 +132,35 @@ def run(options: argparse.Namespace) -> int:
     if options.device_memory is not None and options.device_memory <= 0:
         raise CommandError(f"--device_memory must be more than 0 GB, got {options.device_memory:g}")
     require_text("--output_dir", out.absolute())
+    if os.path.realpath(options.images) == os.path.realpath(options.drawings):
+        raise CommandError(
+            f"IMAGES and DRAWINGS are one folder, {options.images}; keep drawings in a folder of their own"
+        )
     asked = _asked(options)
-    if (out / "configs" / "plan.json").is_file():
-        _require_same(out, asked)
+    differing = _differing(out, asked)
+    if differing and not _is_bare_plan(out):
+        raise CommandError(f"{out}: holds a training {differing}; choose another folder")
+    if not differing and (out / "configs" / "plan.json").is_file():
         print(f"{out} is planned already (configs/plan.json)")
+        for line in _said_of_new(out, options):
+            print(line)
         if options.epochs is not None:
             change_settings(out, {"max_epochs": options.epochs})
+    elif differing:
+        print(f"{out}: nothing was trained by the plan there, {differing}; planned anew")
+        _plan(options, out, asked)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CommandError(f"{out}: exists, and is no training of this command; choose another folder")
     else:
         _plan(options, out, asked)
     if options.plan_only:
+        print(f"planned: {out / 'configs' / 'plan.json'}. Next: the same command without --plan_only trains by it")
         return 0
     resume = (out / "models" / "full.pt").is_file()
     print("goes on where it stopped" if resume else "training", flush=True)
     run_bundle(out, ["train.json"], "training", resume=resume)
-    print(f"trained: {out / 'models' / 'model.pt'}. Next: medcoarse predict {out} IMAGES --output_dir PREDICTIONS")
+    following = f"medcoarse predict {shlex.quote(str(out))} IMAGES --output_dir PREDICTIONS"
+    print(f"trained: {out / 'models' / 'model.pt'}. Next: {following}")
     return 0
 
 
@@ -150,28 +171,59 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         key: os.path.abspath(getattr(options, key)) if getattr(options, key) else None  # noqa: PTH100
         for key in ("images", "drawings", "labels")
     }
-    later = ("loops", "spread_background", "resample", "annotators", "patient")  # older plans say nothing of them
+    later = ("loops", "spread_background", "resample", "annotators", "patient", "device_memory")  # only if given
     given = {key: getattr(options, key) for key in later if getattr(options, key)}
     return places | {key: getattr(options, key) for key in keys} | given
 
 
-def _require_same(out: Path, asked: Mapping[str, Any]) -> None:
+def _differing(out: Path, asked: Mapping[str, Any]) -> str:
+    """What the plan in a folder was asked for otherwise, the first of it in words; nothing where it is the same."""
+    if not (out / "configs" / "plan.json").is_file():
+        return ""
     before = config_of(out, "plan.json").get("asked", {})
-    differing = [key for key in (*asked, *before) if before.get(key) != asked.get(key)]
-    if differing:
-        key = differing[0]
-        raise CommandError(
-            f"{out}: holds a training with {key} {before.get(key)!r}, not {asked.get(key)!r}; choose another folder"
-        )
+    for key in (*asked, *before):
+        if before.get(key) != asked.get(key):
+            name = key.upper() if key in ("images", "drawings") else f"--{key}"
+            then, now = (_with(name, given.get(key)) for given in (before, asked))
+            return f"made {then} and asked for now {now}"
+    return ""
 
 
-def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> None:
+def _with(name: str, value: object) -> str:
+    return f"without {name}" if value is None else f"with {name}" if value is True else f"with {name} {value!r}"
+
+
+def _is_bare_plan(out: Path) -> bool:
+    """Whether a folder holds only what planning wrote, none of it newer than the plan: it can be replaced."""
+    planned = (out / "configs" / "plan.json").stat().st_mtime_ns
+    return not any(
+        (path.is_file() and path.stat().st_mtime_ns > planned) or path == out / "models" for path in out.rglob("*")
+    )
+
+
+def _said_of_new(out: Path, options: argparse.Namespace) -> list[str]:
+    """Images with drawings that came after the plan."""
+    datalist = json.loads((out / "datalist.json").read_text(encoding="utf-8"))
+    listed_images = [item["image"] for part in datalist.values() for item in part]
+    names = [name for image in listed_images for name in (image if isinstance(image, list) else [image])]
+    known = {os.path.realpath(out / name) for name in names}
+    drawn, channels, _ = _paired(options)
+    new = [image for image in drawn if not {os.path.realpath(file) for file in files_of(image, channels)} <= known]
+    return [f"  NEW since it was planned, and not trained on: {listed(new)}; another folder plans anew"] if new else []
+
+
+def _paired(options: argparse.Namespace) -> tuple[dict[Path, dict[str, Path]], Channels, list[str]]:
+    """Image -> who drew it -> the drawing; and the files of an image and their numbers, if its channels are apart."""
     images, drawings = find_images([options.images]), find_drawings(options.drawings)
     channels, numbers = join_channels(images) if are_channels(images, drawings) else ({}, [])
     images = list(channels) or images
-    drawn = _drawn(images, drawings, options)
+    return _drawn(images, drawings, options), channels, numbers
+
+
+def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> None:
+    drawn, channels, numbers = _paired(options)
     pairs = {image: list(by.values()) for image, by in drawn.items()}
-    labels = pair(images, _masks(options.labels), "mask", need_all=False) if options.labels else {}
+    labels = pair(list(drawn), _masks(options.labels), "mask", need_all=False) if options.labels else {}
     patients = patients_of(list(pairs), options.patient, channels)
 
     import torch
@@ -219,7 +271,7 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         )
         write_json(draft / "configs" / "plan.json", {**record, "settings": settings, "reasons": reasons})
         if out.is_dir():
-            out.rmdir()  # it is empty
+            shutil.rmtree(out)  # it is empty, or a bare plan
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -281,8 +333,8 @@ def _require_drawn(classes: Classes, training: Sequence[Path]) -> None:
         images = [image for image, shown in classes.drawn.items() if number in shown]
         if number not in learned and images:
             raise CommandError(
-                f"{name}: is drawn only on images to validate on ({listed(images)}); pass another --seed, or "
-                "--validation 0"
+                f"{name}: is drawn only on images to validate on ({listed(images)}); correct the drawing if that is a "
+                "slip, or pass another --seed, or --validation 0"
             )
 
 
@@ -380,6 +432,10 @@ def _said(
     lines += [f"classes ({classes.said}): {', '.join(classes.names)}"]
     if settings["annotators"]:
         lines += [f"annotators, kept apart: {', '.join(settings['annotators'])}"]
+    for number, name in enumerate(classes.names):
+        shown = [image for image, own in classes.drawn.items() if number in own]
+        if len(shown) == 1 < len(classes.drawn) - 1:
+            lines += [f"  {name} IS DRAWN IN {shown[0].name} ALONE: a slip, if that is not what you meant"]
     lines += [f"  NOTHING IS DRAWN in {listed([Path(name) for name in classes.silent])}"] if classes.silent else []
     lines += _said_of_loops(*classes.loops, settings["loops"])
     lines += [f"  {key!s} -> {'nothing drawn' if claim is None else claim}" for key, claim in classes.mapping.items()]

@@ -105,7 +105,7 @@ def as_claims(mapping: Mapping[Any, Any], num_classes: int) -> dict[str, Claim |
 
 
 def _as_claim(key: Any, value: Any, num_classes: int) -> Claim | None:
-    if value is None:
+    if value is None or value == "null":  # JSON's, as MONAI's command line hands it on
         return None
     try:
         claim = value if isinstance(value, Claim) else Claim(*(() if isinstance(value, str) else value))

@@ -239,13 +239,15 @@ class MergeStrokesd(MapTransform):
     """Make one partial label map of positive and negative annotations; contradictions become unlabeled.
 
     Args:
-        keys: keys of the positive (R, *S) and of the negative (C, *S) annotations, in this order.
+        keys: keys of the positive (R, *S) and of the negative (C, *S) annotations, in this order; an item may carry one
+            of them only, as where nobody said what something is not.
         merged_key: where the label map (1, *S), uint8, goes.
         num_classes: L >= 2.
-        allow_missing_keys: an item may carry only one of them, or none.
+        allow_missing_keys: an item may carry none of them.
 
     Raises:
         ValueError: not two keys.
+        KeyError: an item with neither, unless that is allowed.
 
     Example:
         >>> import numpy as np
@@ -272,7 +274,9 @@ class MergeStrokesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         """The item with the merged label map."""
         item = dict(data)
-        present = list(self.key_iterator(item))
+        present = [key for key in self.keys if key in item]
+        if not present and not self.allow_missing_keys:
+            raise KeyError(f"MergeStrokesd: the item has neither {self.keys[0]!r} nor {self.keys[1]!r}, got {[*item]}")
         if present:
             nothing = item[present[0]][:0]
             item[self.merged_key] = self.merge(*(item.get(key, nothing) for key in self.keys))

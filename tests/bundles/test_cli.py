@@ -87,7 +87,7 @@ def test_the_same_command_goes_on(
     assert "epoch 1/3" not in said
     assert (out / "models" / "model.pt").read_bytes() != before
     assert main([*words, "--seed", "5"]) == 1
-    assert "holds a training with seed 0, not 5" in capfd.readouterr().err
+    assert "holds a training made with --seed 0 and asked for now with --seed 5; choose" in capfd.readouterr().err
 
 
 def test_the_bundle_runs_without_the_command(trained: Path, volumes: Path, tmp_path: Path) -> None:

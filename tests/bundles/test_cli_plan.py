@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +86,10 @@ def test_images_of_one_patient_stay_together(tmp_path: Path, capfd: pytest.Captu
     sections = json.loads((tmp_path / "run" / "datalist.json").read_text())
     assert {len([item for item in items if item["image"][-8] in "345"]) for items in sections.values()} == {0, 3}
     assert main(words) == 0
-    assert "holds a training with patient 'case[0-2]|case', not None" in refused(capfd, *words[:-4], *words[-2:])
+    assert main([*words[:-4], *words[-2:]]) == 0
+    said = capfd.readouterr().out
+    assert "made with --patient 'case[0-2]|case' and asked for now without --patient; planned anew" in said
+    assert "patients" not in said.partition("anew")[2]
     shutil.rmtree(tmp_path / "run")
     assert "finds nothing in case0.nii.gz" in refused(capfd, *train_words(tmp_path, "--patient", "case[1-9]"))
 
@@ -102,7 +108,8 @@ def test_what_is_refused_before_and_said_after_inspecting(tmp_path: Path, capfd:
     assert main([*words, "--loops"]) == 0
     assert "NOTHING IS DRAWN in case1_drawn.nii.gz" in capfd.readouterr().out
     assert json.loads((tmp_path / "run" / "configs" / "train.json").read_text())["loops"] is True
-    assert "a training with loops True, not None" in refused(capfd, *words)
+    assert main(text(*words)) == 0
+    assert "made with --loops and asked for now without --loops; planned anew" in capfd.readouterr().out
     assert main([*words, "--loops"]) == 0
 
 
@@ -201,7 +208,8 @@ def test_background_is_spread_if_asked_for_as_far_as_the_strokes_allow(
         "as asked for; 0 of 4 strokes, each left out in turn, would be background, and at most one in 20 should be: "
         "0.5 is safe",
     )
-    assert "a training with spread_background 0.7, not None" in refused(capfd, *train_words(tmp_path))
+    assert main(train_words(tmp_path)) == 0
+    assert "made with --spread_background 0.7 and asked for now without --spread_background" in capfd.readouterr().out
     assert main(train_words(tmp_path, "--spread_background", "0.7")) == 0
     for wrong in (2, "nan"):
         assert "must be a ratio from 0 to 1" in refused(capfd, *train_words(tmp_path, "--spread_background", wrong))
@@ -273,3 +281,68 @@ def test_an_output_folder_that_is_something_else(tmp_path: Path, capfd: pytest.C
     assert main([*words, "--overwrite"]) == 0
     words[-1] = str(tmp_path / "run" / "thesis.txt" / "out")
     assert "thesis.txt/out: cannot be written to (Not a directory); choose another folder" in refused(capfd, *words)
+
+
+def test_a_plan_that_nothing_was_trained_by_is_made_anew(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The plan says what options to pass; to pass them has to be possible. What somebody changed in it is kept."""
+    write_volumes(tmp_path, 3)
+    words = train_words(tmp_path)
+    assert main(words) == 0
+    assert "Next: the same command without --plan_only" in capfd.readouterr().out
+    assert main([*words, "--spread_background", "0.25", "--device_memory", "8"]) == 0
+    said = capfd.readouterr().out
+    assert "nothing was trained by the plan there, made without --spread_background and asked for now with" in said
+    train = tmp_path / "run" / "configs" / "train.json"
+    assert json.loads(train.read_text())["spread_background"] == 0.25
+    os.utime(train, ns=(time.time_ns() + 10**9,) * 2)  # as an editor does it
+    assert "holds a training made with --spread_background 0.25" in refused(capfd, *words)
+    shutil.rmtree(tmp_path / "run")
+    assert main(words) == 0
+    (tmp_path / "run" / "models").mkdir()
+    assert "holds a training made without --device_memory" in refused(capfd, *words, "--device_memory", 8)
+
+
+def test_images_that_came_after_the_plan_are_said_to_be_new(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    assert main(train_words(tmp_path)) == 0
+    capfd.readouterr()
+    assert main(train_words(tmp_path)) == 0
+    assert "NEW" not in capfd.readouterr().out
+    for kind, end in (("images", ""), ("drawings", "_drawn")):
+        shutil.copy(tmp_path / kind / f"case0{end}.nii.gz", tmp_path / kind / f"later{end}.nii.gz")
+    assert main(train_words(tmp_path)) == 0
+    assert "NEW since it was planned, and not trained on: later.nii.gz" in capfd.readouterr().out
+
+
+def test_a_slip_of_the_pen_is_pointed_at(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 4)
+    path = tmp_path / "drawings" / "case1_drawn.nii.gz"
+    drawing = nib.load(path)
+    values = np.asarray(drawing.dataobj).copy()
+    values[0, 0, 0] = 7
+    nib.save(nib.Nifti1Image(values, drawing.affine), path)
+    assert main(train_words(tmp_path, "--validation", 0)) == 0
+    said = capfd.readouterr().out
+    assert "class 7 IS DRAWN IN case1.nii.gz ALONE" in said
+    assert "class 1 IS DRAWN" not in said
+    shutil.rmtree(tmp_path / "run")
+    named = refused(capfd, *train_words(tmp_path, "--class_names", "box"))
+    assert "of the values [1, 7]; correct the drawing where one of these is a slip" in named
+
+
+def test_folders_that_were_mistaken(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    images = tmp_path / "images"
+    words = ["--output_dir", tmp_path / "run", "--plan_only"]
+    assert "IMAGES and DRAWINGS are one folder" in refused(capfd, "train", images, images, *words)
+    shutil.copytree(images, tmp_path / "copied")
+    for path in (tmp_path / "copied").iterdir():
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image((image.get_fdata() + 100).clip(0, 255).astype(np.uint8), image.affine), path)
+    said = refused(capfd, "train", images, tmp_path / "copied", *words, "--background", 999)
+    assert re.search(r"the values are -?\d+, -?\d+, -?\d+, \.\.\., \d+: \d+ of them, as images have", said)
+    for name in ("Ada", "Max"):
+        shutil.copytree(tmp_path / "drawings", tmp_path / "people" / name)
+    said = refused(capfd, "train", images, tmp_path / "people", *words, "--background", BACKGROUND)
+    assert "Ada/case0_drawn.nii.gz and Max/case0_drawn.nii.gz" in said
+    assert "pass --annotators" in said

@@ -82,7 +82,7 @@ def test_a_finished_run_can_be_trained_longer(bundle, tmp_path):
 def test_resuming_a_finished_run_changes_nothing_and_says_so(bundle, trained, capsys):
     before = (trained / "models" / "model.pt").read_bytes()
     bundle.train(trained, resume=True)
-    assert "has been trained for 2 epochs already; to go on, raise max_epochs above 2" in capsys.readouterr().out
+    assert "has been trained for 2 epochs already, of 2; to go on, raise max_epochs" in capsys.readouterr().out
     assert (trained / "models" / "model.pt").read_bytes() == before
 
 

@@ -323,6 +323,7 @@ def drawing_of(*layers: dict[int, str] | None, values: list[list[int]], segments
 
 def test_presets():
     values = drawing_of(None, values=[[0, 1, 2]], segments=False)
+    assert as_claims({"0": "null", "1": [1, "positive"]}, 2)["0"] is None  # JSON, handed on by MONAI's command line
     dense = claimed(values, as_claims(preset("dense", 3), 3), "a")
     assert dense["positive"].tolist() == [[0, 1, 2]]
     assert dense["negative"].shape == (0, 3)
