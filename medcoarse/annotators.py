@@ -335,8 +335,8 @@ def check_values(label: Values, target: int | None, num_classes: int) -> None:
     wrong = (label < 0) | ((label >= num_classes) & (label != UNLABELED))
     if wrong.any():
         raise ValueError(
-            f"label values must be below num_classes={num_classes} or {UNLABELED}, got {label[wrong][0]}; of more classes pass "
-            "num_classes."
+            f"label values must be below num_classes={num_classes} or {UNLABELED}, got {label[wrong][0]}; "
+            "of more classes pass num_classes."
         )
 
 

@@ -262,7 +262,7 @@ class TestDictionaries:
         del item["negative"]
         assert same(MergeStrokesd()(item)["strokes"], item["positive"])  # nobody said what anything is not
         assert MergeStrokesd(allow_missing_keys=True)({"label": 1}) == {"label": 1}
-        with pytest.raises(KeyError, match="neither 'positive' nor 'negative', got .'label'"):
+        with pytest.raises(KeyError, match=r"neither 'positive' nor 'negative', got .'label'"):
             MergeStrokesd()({"label": 1})
         with pytest.raises(ValueError, match="keys must name the positive and the negative annotations"):
             MergeStrokesd("positive")
