@@ -206,6 +206,7 @@ def test_the_recipe_is_that_of_the_mnist_bundle(bundle):
     several = json.loads((ROOT / "bundles" / "mnist" / "configs" / "annotators.json").read_text())
     together = own["loss"].pop("joint", False)  # measured for tumours alone
     assert together == (several["loss#joint"] if bundle.root.name == "brats" else False)
+    assert own["loss"].pop("balance", 0) == (0.5 if bundle.root.name == "brats" else 0), "several structures, some rare"
     same = ["max_epochs", "warmup_epochs", "val_interval", "learning_rate", "optimizer", "loss"]
     same += ["annotator_interval", "full_state", "coarse_model"]
     assert {key: own[key] for key in same} == {key: mnist[key] for key in same}
