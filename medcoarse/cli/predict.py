@@ -74,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
         for _, suffix in jobs
     }
     _require_different({image: savers[suffix].path_of(str(image)) for image, suffix in jobs})
+    _require_device(options.device)
     new_folder(options.output_dir, options.overwrite)
     segment = make_segmenter(bundle, content, options.probabilities, options.device)
     failed = 0
@@ -118,6 +119,16 @@ def _without_header(error: Exception, series: bool) -> str:
         error = error.__cause__
     ours = isinstance(error, CommandError) or type(error).__module__.startswith("medcoarse.")
     return in_one_line(error) if ours or not series else f"cannot be segmented ({type(error).__name__})"
+
+
+def _require_device(device: str | None) -> None:
+    """Before anything is read or written."""
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):  # of what CUDA says, and of a PyTorch without it
+        raise CommandError(f"--device {device}: PyTorch cannot use it here; pass cpu, or leave it out") from None
 
 
 def make_segmenter(

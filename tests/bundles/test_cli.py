@@ -599,6 +599,13 @@ def test_a_pickle_that_poses_as_weights_is_not_run(
     assert not (tmp_path / "it ran").exists()
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there(device: str, trained: Path, volumes: Path, tmp_path: Path, capfd: Any) -> None:
+    words = ["predict", trained, volumes / "images", "--output_dir", tmp_path / "out", "--device", device]
+    assert f"--device {device}: PyTorch cannot use it here; pass cpu" in refused(capfd, *words)
+    assert not (tmp_path / "out").exists()
+
+
 def test_formats_that_do_not_fit(trained: Path, volumes: Path, tmp_path: Path, capfd: Any) -> None:
     words = text("predict", trained, volumes / "images", "--output_dir", tmp_path / "out", "--format")
     assert "needs DICOM images" in refused(capfd, *words, "dcm")
