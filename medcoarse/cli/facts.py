@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,7 +50,7 @@ class Classes:
         loops: slices with strokes of a class, and how many of them have a closed line of background round them.
         losing: of each image, at which ratios its strokes would be called background; see
             `medcoarse.transforms.expand.losing_ratios`.
-        drawn: classes that are drawn on each image, by number.
+        drawn: voxels drawn of each class, by number, on each image; of classes that are drawn there.
     """
 
     names: list[str]
@@ -58,7 +59,7 @@ class Classes:
     silent: tuple[str, ...] = ()
     loops: tuple[int, int] = (0, 0)
     losing: Mapping[Path, Sequence[float]] = field(default_factory=dict)
-    drawn: Mapping[Path, frozenset[int]] = field(default_factory=dict)
+    drawn: Mapping[Path, Mapping[int, int]] = field(default_factory=dict)
 
 
 def load_image(path: Path, channels: Channels = MappingProxyType({})) -> MetaTensor:
@@ -330,7 +331,7 @@ def _check_drawings(
         raise CommandError(f"--mapping: {error}") from None
     merge = MergeStrokesd(num_classes=len(classes.names), allow_missing_keys=True)
     drawn, silent, problems, loops = [], [], [], (0, 0)
-    seen: dict[Path, frozenset[int]] = dict.fromkeys(pairs, frozenset())
+    seen = {path: Counter[int]() for path in pairs}
     losing: dict[Path, list[float]] = {path: [] for path in pairs}
     both = [(path, drawing) for path, drawings in pairs.items() for drawing in drawings]
     for path, drawing in tqdm(both, "reading drawings", leave=False, disable=None):
@@ -346,7 +347,8 @@ def _check_drawings(
         values = np.asarray(image)[0][(positive > 0) & (positive != UNLABELED)]
         drawn.append(values[:: max(1, values.size // _MOST_SAMPLES)])
         strokes = np.asarray(merge(maps)["strokes"])[0]
-        seen[path] |= set(np.unique(strokes).tolist()) - {UNLABELED}
+        numbers, counts = np.unique(strokes[strokes != UNLABELED], return_counts=True)
+        seen[path].update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
         slices, closed = count_loops(strokes)
         loops = (loops[0] + slices, loops[1] + closed)
         losing[path] += losing_ratios(fill_beyond_loops(strokes) if read_loops else strokes, spacing_of(image, None))

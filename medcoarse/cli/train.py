@@ -229,7 +229,7 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
     import torch
 
     from medcoarse.cli.facts import inspect
-    from medcoarse.planning import make_plan
+    from medcoarse.planning import balance, make_plan
 
     draft = _draft(out)
     try:
@@ -254,7 +254,11 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         require_text("names of classes, segments, annotators and folders", [settings[key] for key in texts])
         losing = [ratio for image in sections["training"] for ratio in classes.losing[image]]
         settings["spread_background"], why_spread = _spreading(options, losing)
-        reasons = {**plan.reasons, "spread_background": why_spread}
+        drawn_voxels = [
+            sum(classes.drawn[image].get(k, 0) for image in sections["training"]) for k in range(len(classes.names))
+        ]
+        settings["loss#balance"], why_balance = balance(drawn_voxels, len(annotators))
+        reasons = {**plan.reasons, "spread_background": why_spread, "loss#balance": why_balance}
         reasons |= {"max_epochs": "as asked for"} if options.epochs else {}
         for line in _said(classes, patients, sections, settings, reasons):
             print(line)
@@ -328,7 +332,7 @@ def _annotators(drawn: Mapping[Path, Mapping[str, Path]], training: Sequence[Pat
 
 def _require_drawn(classes: Classes, training: Sequence[Path]) -> None:
     """Every class that somebody drew, background too, has to be on an image to train on."""
-    learned = frozenset[int]().union(*(classes.drawn[image] for image in training))
+    learned = {number for image in training for number in classes.drawn[image]}
     for number, name in enumerate(classes.names):
         images = [image for image, shown in classes.drawn.items() if number in shown]
         if number not in learned and images:

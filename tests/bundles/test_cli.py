@@ -459,6 +459,8 @@ def test_images_of_several_spacings_and_classes(tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "run" / "configs" / "plan.json").read_text())["settings"]
     assert settings["spacing"] is not None
     assert settings["mapping"] == {"0": None, "1": [1, "positive"], "5": [2, "positive"], "3": [0, "positive"]}
+    assert settings["loss#balance"] == 0.5, "much less of class 1 was drawn than of class 5"
+    assert json.loads((tmp_path / "run" / "configs" / "train.json").read_text())["loss"]["balance"] == 0.5
     assert main(text("predict", tmp_path / "run", tmp_path / "images", "--output_dir", tmp_path / "out")) == 0
     assert main(text("predict", tmp_path / "run", tmp_path / "images", "--output_dir", tmp_path / "p", "--prob")) == 0
     for image in (tmp_path / "images").iterdir():
