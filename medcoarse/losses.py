@@ -292,8 +292,8 @@ class CoupledLoss(nn.Module):
             share a habit and differ from the others. Every matrix is written out at every pixel, ``R L^2`` numbers.
         balance: of the classes, from 0 to 1, see :func:`medcoarse.likelihoods.class_weights`: with many classes, of
             which some are rare, all pixels alike learn the rare ones late. In the consensus of the warm-up, in masks,
-            and in the likelihood of what was drawn; not in that of several drawings together (``joint``), nor of
-            negative ones of more than two classes, which say little of what is there.
+            and in the likelihood of one annotator's drawings; not in that of several, whose errors would be told apart
+            the worse for it, nor of negative ones of more than two classes, which say little of what is there.
         negative_sets: the negative maps of an image are one annotator's and rule out a set of classes at each pixel,
             see :func:`ruled_out_nll`; the model then has one negative annotator and ``transition`` is not used.
         appearance_weight: weight of :func:`appearance_nll`, beside drawings, where no mask is known; 0 leaves it out.
@@ -457,7 +457,9 @@ class CoupledLoss(nn.Module):
         groups: dict[str, Terms] = {}
         if positive is not None:
             confusion = output.positive or IdentityConfusion(positive.shape[1])
-            groups["nll_positive"] = _terms(logits, confusion, positive, trace_weight, balance=self.balance)
+            groups["nll_positive"] = _terms(
+                logits, confusion, positive, trace_weight, balance=self._balance_of(positive)
+            )
         if negative is not None:
             groups["nll_negative"] = self._negative_terms(logits, output, negative, trace_weight)
         parts = {name: terms.nll for name, terms in groups.items()}
@@ -490,9 +492,12 @@ class CoupledLoss(nn.Module):
             return _joined(nll, mean_trace(confusion, negative), trace_weight)
         if self.num_classes == 2:  # "not this one" names the other
             other = torch.where(negative < 2, 1 - negative, negative)
-            return _terms(logits, confusion, other, trace_weight, balance=self.balance)
+            return _terms(logits, confusion, other, trace_weight, balance=self._balance_of(other))
         reading = partial(complementary_log_likelihood, self.log_transition.to(logits.device))
         return _terms(logits, confusion, negative, trace_weight, reading)
+
+    def _balance_of(self, drawing: Tensor) -> float:
+        return self.balance if drawing.shape[1] == 1 else 0.0
 
     def _check(self, output: CoupledOutput, target: Annotations) -> None:
         """Say what does not fit, before torch does; costs no pass over the pixels."""

@@ -300,12 +300,17 @@ def test_balance_is_of_the_warm_up_of_masks_and_of_what_was_drawn():
         assert loss.parts["nll_positive"].item() == pytest.approx(expected)
 
 
-def test_balance_reads_not_this_one_of_two_as_the_other():
+@pytest.mark.parametrize("number", [1, R])
+def test_balance_is_of_one_annotator_of_each_kind(number):
+    """ "Not this one" of two classes is the other. Of several annotators the likelihood stays as it is."""
     log_probs, drawing = batch((5, 3), classes=2)
-    loss, output = CoupledLoss(2, balance=1), CoupledOutput(log_probs, None, IdentityConfusion(R))
+    drawing, given = drawing[:, :number], 1.0 if number == 1 else 0.0
+    loss, identity = CoupledLoss(2, balance=1), IdentityConfusion(number)
+    positive = loss(CoupledOutput(log_probs, identity, None), Annotations(drawing))
+    assert positive.item() == pytest.approx(coarse_nll(log_probs, identity, drawing, given).item())
+    negative = loss(CoupledOutput(log_probs, None, identity), Annotations(negative=drawing))
     other = torch.where(drawing == 255, drawing, 1 - drawing)
-    expected = coarse_nll(log_probs, IdentityConfusion(R), other, 1).item()
-    assert loss(output, Annotations(negative=drawing)).item() == pytest.approx(expected)
+    assert negative.item() == pytest.approx(coarse_nll(log_probs, identity, other, given).item())
 
 
 def test_balance_is_from_0_to_1():
