@@ -291,7 +291,7 @@ class CoupledLoss(nn.Module):
             shows by what the others drew. Like STAPLE it sides with those who agree, so it can be led astray where two
             share a habit and differ from the others. Every matrix is written out at every pixel, ``R L^2`` numbers.
         balance: of the classes, from 0 to 1, see :func:`medcoarse.likelihoods.class_weights`: with many classes, of
-            which some are rare, all pixels alike learn the rare ones late. In the consensus of the warm-up, in masks,
+            which some are rare, all pixels alike learn the rare ones late. In the warm-up, in masks,
             and in the likelihood of one annotator's drawings; not in that of several, whose errors would be told apart
             the worse for it, nor of negative ones of more than two classes, which say little of what is there.
         negative_sets: the negative maps of an image are one annotator's and rule out a set of classes at each pixel,
@@ -458,7 +458,7 @@ class CoupledLoss(nn.Module):
         if positive is not None:
             confusion = output.positive or IdentityConfusion(positive.shape[1])
             groups["nll_positive"] = _terms(
-                logits, confusion, positive, trace_weight, balance=self._balance_of(positive)
+                logits, confusion, positive, trace_weight, balance=self._balance_of(positive, output)
             )
         if negative is not None:
             groups["nll_negative"] = self._negative_terms(logits, output, negative, trace_weight)
@@ -492,12 +492,13 @@ class CoupledLoss(nn.Module):
             return _joined(nll, mean_trace(confusion, negative), trace_weight)
         if self.num_classes == 2:  # "not this one" names the other
             other = torch.where(negative < 2, 1 - negative, negative)
-            return _terms(logits, confusion, other, trace_weight, balance=self._balance_of(other))
+            return _terms(logits, confusion, other, trace_weight, balance=self._balance_of(other, output))
         reading = partial(complementary_log_likelihood, self.log_transition.to(logits.device))
         return _terms(logits, confusion, negative, trace_weight, reading)
 
-    def _balance_of(self, drawing: Tensor) -> float:
-        return self.balance if drawing.shape[1] == 1 else 0.0
+    def _balance_of(self, drawing: Tensor, output: CoupledOutput) -> float:
+        warm = output.positive is None and output.negative is None
+        return self.balance if warm or drawing.shape[1] == 1 else 0.0
 
     def _check(self, output: CoupledOutput, target: Annotations) -> None:
         """Say what does not fit, before torch does; costs no pass over the pixels."""

@@ -306,6 +306,8 @@ def test_balance_is_of_one_annotator_of_each_kind(number):
     log_probs, drawing = batch((5, 3), classes=2)
     drawing, given = drawing[:, :number], 1.0 if number == 1 else 0.0
     loss, identity = CoupledLoss(2, balance=1), IdentityConfusion(number)
+    naive = CoupledLoss(2, balance=1, warmup="identity")(CoupledOutput(log_probs), Annotations(drawing))
+    assert naive.item() == pytest.approx(coarse_nll(log_probs, identity, drawing, 1).item())
     positive = loss(CoupledOutput(log_probs, identity, None), Annotations(drawing))
     assert positive.item() == pytest.approx(coarse_nll(log_probs, identity, drawing, given).item())
     negative = loss(CoupledOutput(log_probs, None, identity), Annotations(negative=drawing))
