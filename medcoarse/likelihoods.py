@@ -270,17 +270,17 @@ def class_weights(annotation: Tensor, num_classes: int, balance: float) -> Tenso
             counts alike, at 1 every class that was drawn does.
 
     Returns:
-        ``(R, L)``, float64; 0 for a class that was not drawn.
+        ``(R, L)``, float32; 0 for a class that was not drawn.
 
     Deviates: the papers count every pixel alike. With balance, what the matrices estimate is how people err among
     drawings in which the classes are that much more even: errors towards rare classes come out too frequent.
 
     Example:
         >>> class_weights(torch.tensor([[[1, 1, 1, 1, 0, 255]]]), num_classes=3, balance=0.5)  # 2 to 1, of 4 and of 1
-        tensor([[0.3333, 0.1667, 0.0000]], dtype=torch.float64)
+        tensor([[0.3333, 0.1667, 0.0000]])
     """
     drawings = annotation.movedim(1, 0).flatten(1).long()
-    counts = torch.stack([own.bincount(minlength=UNLABELED)[:num_classes] for own in drawings]).double()
+    counts = torch.stack([own.bincount(minlength=UNLABELED)[:num_classes] for own in drawings]).float()
     weights = torch.where(counts > 0, counts.clamp_min(1) ** -balance, 0.0)
     return weights / (weights * counts).sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
 

@@ -202,12 +202,15 @@ def _is_bare_plan(out: Path) -> bool:
 
 
 def _said_of_new(out: Path, options: argparse.Namespace) -> list[str]:
-    """Images with drawings that came after the plan."""
+    """Images with drawings that came after the plan, or what else became of the folders."""
     datalist = json.loads((out / "datalist.json").read_text(encoding="utf-8"))
     listed_images = [item["image"] for part in datalist.values() for item in part]
     names = [name for image in listed_images for name in (image if isinstance(image, list) else [image])]
     known = {os.path.realpath(out / name) for name in names}
-    drawn, channels, _ = _paired(options)
+    try:
+        drawn, channels, _ = _paired(options)
+    except CommandError as error:
+        return [f"  THE FOLDERS HAVE CHANGED since it was planned: {error}; what was planned is trained on"]
     new = [image for image in drawn if not {os.path.realpath(file) for file in files_of(image, channels)} <= known]
     return [f"  NEW since it was planned, and not trained on: {listed(new)}; another folder plans anew"] if new else []
 

@@ -312,6 +312,10 @@ def test_images_that_came_after_the_plan_are_said_to_be_new(tmp_path: Path, capf
         shutil.copy(tmp_path / kind / f"case0{end}.nii.gz", tmp_path / kind / f"later{end}.nii.gz")
     assert main(train_words(tmp_path)) == 0
     assert "NEW since it was planned, and not trained on: later.nii.gz" in capfd.readouterr().out
+    (tmp_path / "drawings" / "later_drawn.nii.gz").unlink()
+    assert main(train_words(tmp_path)) == 0
+    said = capfd.readouterr().out
+    assert "THE FOLDERS HAVE CHANGED since it was planned: 1 of 4 images have no drawing: later.nii.gz" in said
 
 
 def test_a_slip_of_the_pen_is_pointed_at(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
