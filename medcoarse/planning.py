@@ -148,25 +148,19 @@ def make_plan(
     return Plan(settings, reasons)
 
 
-def balance(drawn: Sequence[int], num_annotators: int = 0) -> tuple[float, str]:
+def balance(drawn: Sequence[int]) -> tuple[float, str]:
     """How far classes are balanced (`medcoarse.losses.CoupledLoss`), and why.
 
     Args:
         drawn: voxels of each class in the drawings to train on, background first.
-        num_annotators: who are told apart; 0 if nobody is.
 
     Example:
-        >>> balance([900, 40, 400])[0], balance([900, 39, 400])[0], balance([900, 39, 400], num_annotators=2)[0]
-        (0.0, 0.5, 0.0)
+        >>> balance([900, 40, 400])[0], balance([900, 39, 400])[0]
+        (0.0, 0.5)
     """
     least, most = min(drawn[1:]), max(drawn[1:])
     if most <= _EVEN * least:
         return 0.0, f"of no structure was drawn over {_EVEN} times as much as of another ({least} and {most} voxels)"
-    if num_annotators:
-        return (
-            0.0,
-            f"of one structure {most} voxels were drawn, of another {least}, but who errs how would be distorted",
-        )
     return 0.5, f"of one structure {most} voxels were drawn, of another {least}: rare ones count more than their voxels"
 
 

@@ -260,7 +260,7 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         drawn_voxels = [
             sum(classes.drawn[image].get(k, 0) for image in sections["training"]) for k in range(len(classes.names))
         ]
-        settings["loss#balance"], why_balance = balance(drawn_voxels, len(annotators))
+        settings["loss#balance"], why_balance = balance(drawn_voxels)
         reasons = {**plan.reasons, "spread_background": why_spread, "loss#balance": why_balance}
         reasons |= {"max_epochs": "as asked for"} if options.epochs else {}
         for line in _said(classes, patients, sections, settings, reasons):

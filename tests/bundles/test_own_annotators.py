@@ -98,8 +98,8 @@ def test_what_lies_beyond_lines_is_not_drawn(volumes, tmp_path):
     assert parser.get_parsed_content("one_each") is False
 
 
-def test_annotators_who_are_told_apart_are_not_balanced(tmp_path, capfd):
-    """Of class 5 they drew far more than of class 1; who errs how would be distorted."""
+def test_rare_structures_count_more_than_their_voxels(tmp_path, capfd):
+    """Of class 5 they drew far more than of class 1."""
     folder = write_volumes(tmp_path / "data", 3)
     for number in range(3):
         path = folder / "drawings" / f"case{number}_drawn.nii.gz"
@@ -111,8 +111,8 @@ def test_annotators_who_are_told_apart_are_not_balanced(tmp_path, capfd):
         shutil.copytree(folder / "drawings", folder / "people" / name)
     words = text("train", folder / "images", folder / "people", "--annotators", "--background", BACKGROUND)
     assert main([*words, *text("--output_dir", tmp_path / "run", "--plan_only")]) == 0
-    assert "loss#balance 0.0: of one structure" in capfd.readouterr().out
-    assert json.loads((tmp_path / "run" / "configs" / "train.json").read_text())["loss"]["balance"] == 0
+    assert "loss#balance 0.5: of one structure" in capfd.readouterr().out
+    assert json.loads((tmp_path / "run" / "configs" / "train.json").read_text())["loss"]["balance"] == 0.5
 
 
 def test_a_review_names_everybody(trained, tmp_path):
