@@ -272,6 +272,7 @@ def class_weights(annotation: Tensor, num_classes: int, balance: float) -> Tenso
     Returns:
         ``(R, L)``, float32; 0 for a class that was not drawn.
 
+    Source: inverse frequencies to a power, a common remedy for rare classes; which power, and where, is ours.
     Deviates: the papers count every pixel alike. With balance, what the matrices estimate is how people err among
     drawings in which the classes are that much more even: errors towards rare classes come out too frequent.
 
