@@ -281,9 +281,26 @@ def class_weights(annotation: Tensor, num_classes: int, balance: float) -> Tenso
         tensor([[0.3333, 0.1667, 0.0000]])
     """
     drawings = annotation.movedim(1, 0).flatten(1).long()
-    counts = torch.stack([own.bincount(minlength=UNLABELED)[:num_classes] for own in drawings]).float()
+    return balanced_weights(torch.stack([own.bincount(minlength=UNLABELED)[:num_classes] for own in drawings]), balance)
+
+
+def balanced_weights(counts: Tensor, balance: float) -> Tensor:
+    """What one pixel of each class weighs where there are ``counts`` of them; see :func:`class_weights`.
+
+    Args:
+        counts: pixels of each class ``(..., L)``; shares of pixels add up like pixels.
+        balance: from 0 to 1.
+
+    Returns:
+        ``(..., L)``, float32; the pixels' weights add up to 1, and a class without pixels weighs 0.
+
+    Example:
+        >>> balanced_weights(torch.tensor([1, 4, 0]), balance=0.5)
+        tensor([0.3333, 0.1667, 0.0000])
+    """
+    counts = counts.float()
     weights = torch.where(counts > 0, counts.clamp_min(1) ** -balance, 0.0)
-    return weights / (weights * counts).sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    return weights / (weights * counts).sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
 
 
 def _mean(values: Tensor, annotation: Tensor, balance: float) -> Tensor:

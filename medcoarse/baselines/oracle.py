@@ -100,8 +100,8 @@ class KnownConfusiond(MapTransform):
         """The item with the matrices."""
         item = dict(data)
         for key in self.key_iterator(item):
+            counts = count_drawings(self.simulate, item[key], self.num_draws)  # at the spacing of a MetaTensor
             label = torch.as_tensor(item[key]).as_subclass(Tensor)
-            counts = count_drawings(self.simulate, label, self.num_draws)
             item[self.confusion_key] = known_confusion(counts, label).flatten(0, 2)
         return item
 

@@ -75,9 +75,10 @@ class PerAnnotatorLoss(CoupledLoss):
     Args:
         num_classes: L.
         dice_weight: of :func:`medcoarse.losses.partial_dice`; 0 leaves it out.
+        balance: of the classes, see :func:`medcoarse.losses.dense_nll`.
 
     Raises:
-        ValueError: a negative weight.
+        ValueError: a negative weight, a balance beyond 0 and 1.
 
     Example:
         >>> loss, positive = PerAnnotatorLoss(num_classes=2, dice_weight=0), torch.tensor([[[0, 1], [255, 255]]])
@@ -85,8 +86,8 @@ class PerAnnotatorLoss(CoupledLoss):
         0.6931
     """
 
-    def __init__(self, num_classes: int, dice_weight: float = 0.5) -> None:
-        super().__init__(num_classes, trace_weight=0, dice_weight=dice_weight)
+    def __init__(self, num_classes: int, dice_weight: float = 0.5, balance: float = 0.0) -> None:
+        super().__init__(num_classes, trace_weight=0, dice_weight=dice_weight, balance=balance)
 
     def forward(self, output: tuple[Tensor, ...] | CoupledOutput, target: Annotations) -> Tensor:
         """Scalar loss; ``nll`` and ``dice``, sums over the annotators, stay in ``parts`` (detached)."""
@@ -97,7 +98,7 @@ class PerAnnotatorLoss(CoupledLoss):
         for logits, label, drawn in zip(output, target.positive.unbind(1), _drew(target.positive).T, strict=True):
             if drawn.any():
                 own = label[drawn][:, None]
-                nll.append(dense_nll(logits.float().log_softmax(1), own))
+                nll.append(dense_nll(logits.float().log_softmax(1), own, self.balance))
                 dice.append(partial_dice(logits.float().softmax(1), own))
         terms = {"nll": torch.stack(nll).sum(), "dice": torch.stack(dice).sum()}
         self.parts = {name: term.detach() for name, term in terms.items()}

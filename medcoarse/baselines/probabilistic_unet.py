@@ -21,7 +21,7 @@ from monai.transforms import MapTransform, Randomizable
 from torch import Tensor, nn
 
 from medcoarse.confusion import UNLABELED, Annotations, CoupledOutput
-from medcoarse.losses import CoupledLoss
+from medcoarse.losses import CoupledLoss, dense_nll
 
 
 class DiagonalGaussian(NamedTuple):
@@ -230,11 +230,14 @@ class EvidenceLoss(CoupledLoss):
     Args:
         num_classes: L.
         beta: weight of the divergence.
+        balance: of the classes, see :func:`medcoarse.likelihoods.class_weights`; the pixels of an image weigh as much
+            together as without.
 
     Raises:
-        ValueError: a negative weight.
+        ValueError: a negative weight, a balance beyond 0 and 1.
 
     Source: Kohl et al., Eq. 4.
+    Deviates: the balance, so that it stands on equal footing where other methods have one.
 
     Example:
         >>> same = DiagonalGaussian(torch.zeros(1, 6), torch.zeros(1, 6))
@@ -243,8 +246,8 @@ class EvidenceLoss(CoupledLoss):
         tensor(1.3863)
     """
 
-    def __init__(self, num_classes: int, beta: float = 1.0) -> None:
-        super().__init__(num_classes, trace_weight=0)
+    def __init__(self, num_classes: int, beta: float = 1.0, balance: float = 0.0) -> None:
+        super().__init__(num_classes, trace_weight=0, balance=balance)
         if beta < 0:
             raise ValueError(f"beta must not be negative, got {beta}")
         self.beta = beta
@@ -254,10 +257,10 @@ class EvidenceLoss(CoupledLoss):
         if isinstance(output, CoupledOutput) or target.positive is None or target.positive.shape[1] != 1:
             raise ValueError("EvidenceLoss takes a ProbabilisticUNet's output in training, and one annotation an image")
         label = target.positive
-        known = (label != UNLABELED).flatten(1).any(1)
+        drawn = label != UNLABELED
+        known = drawn.flatten(1).any(1)
         number = known.sum().clamp_min(1)
-        log_probs = output.logits.float().log_softmax(1)
-        nll = nn.functional.nll_loss(log_probs, label[:, 0].long(), ignore_index=UNLABELED, reduction="sum") / number
+        nll = dense_nll(output.logits.float().log_softmax(1), label, self.balance) * drawn.sum() / number
         kl = (gaussian_kl(output.posterior, output.prior) * known).sum() / number
         self.parts = {"nll": nll.detach(), "kl": kl.detach()}
         return nll + self.beta * kl

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 
 from medcoarse.confusion import Annotations, CoupledOutput
 from medcoarse.fusion.voting import hard_label
+from medcoarse.likelihoods import balanced_weights
 from medcoarse.losses import CoupledLoss, consensus, partial_dice
 
 
-def soft_nll(log_probs: Tensor, soft: Tensor) -> Tensor:
+def soft_nll(log_probs: Tensor, soft: Tensor, balance: float = 0.0) -> Tensor:
     """Cross-entropy with soft labels, ``-sum_l t_l log p_l``, mean over the pixels that have one.
 
     Args:
         log_probs: ``(B, L, *S)``.
         soft: ``(B, L, *S)``, sums to 1 over classes, or is 0 for all of them where nothing is known.
+        balance: of the classes, from 0 to 1, as in :func:`medcoarse.losses.dense_nll`; a class has as many pixels as
+            its labels add up to.
 
     Returns:
         Scalar in nats; 0 when nothing is known.
@@ -30,8 +33,8 @@ def soft_nll(log_probs: Tensor, soft: Tensor) -> Tensor:
         >>> soft_nll(log_probs, torch.tensor([[[0.0, 0.0], [1.0, 0.0]]]))  # -log 0.8; nothing is known of the other
         tensor(0.2231)
     """
-    known = soft.sum(1) > 0
-    return -(soft * log_probs).sum() / known.sum().clamp_min(1)
+    pixels = (0, *range(2, soft.ndim))
+    return -(log_probs * soft).sum(pixels) @ balanced_weights(soft.sum(pixels), balance).to(log_probs)
 
 
 class SoftLabelLoss(CoupledLoss):
@@ -44,6 +47,7 @@ class SoftLabelLoss(CoupledLoss):
     Args:
         num_classes: L.
         dice_weight: of the Dice term; 0 leaves it out.
+        balance: of the classes, see :func:`soft_nll`.
 
     Example:
         >>> target = Annotations(label=torch.tensor([[[0.5, 1.0], [0.5, 0.0]]]))
@@ -51,8 +55,8 @@ class SoftLabelLoss(CoupledLoss):
         tensor(0.6931)
     """
 
-    def __init__(self, num_classes: int, dice_weight: float = 0.0) -> None:
-        super().__init__(num_classes, trace_weight=0, dice_weight=dice_weight)
+    def __init__(self, num_classes: int, dice_weight: float = 0.0, balance: float = 0.0) -> None:
+        super().__init__(num_classes, trace_weight=0, dice_weight=dice_weight, balance=balance)
 
     def forward(self, output: CoupledOutput, target: Annotations) -> Tensor:
         """Scalar loss; its unweighted terms stay in ``parts`` (detached) for logging."""
@@ -60,7 +64,7 @@ class SoftLabelLoss(CoupledLoss):
         if soft is None or soft.shape != logits.shape:
             got = "none" if soft is None else tuple(soft.shape)
             raise ValueError(f"soft labels must have the shape of the logits, {tuple(logits.shape)}, got {got}")
-        nll = soft_nll(logits.log_softmax(1), soft)
+        nll = soft_nll(logits.log_softmax(1), soft, self.balance)
         self.parts = {"soft nll": nll.detach()}
         if self.dice_weight == 0:
             return nll

@@ -262,14 +262,15 @@ def test_what_was_estimated_is_saved_and_read_with_weights_only(tmp_path):
         loaded({"number": 1})
 
 
-def test_certain_labels_are_learned_as_masks_are():
+@pytest.mark.parametrize("balance", [0, 0.5, 1])
+def test_certain_labels_are_learned_as_masks_are(balance):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 4, 5, generator=generator, requires_grad=True)
     label = torch.randint(0, 3, (2, 1, 4, 5), generator=generator)
     label[0, :, 0] = 255
     soft = torch.cat([label == k for k in range(3)], 1).float()
-    masks = CoupledLoss(3, dice_weight=0.5)(CoupledOutput(logits), Annotations(label=label))
-    found = SoftLabelLoss(3, dice_weight=0.5)(CoupledOutput(logits), Annotations(label=soft))
+    masks = CoupledLoss(3, dice_weight=0.5, balance=balance)(CoupledOutput(logits), Annotations(label=label))
+    found = SoftLabelLoss(3, dice_weight=0.5, balance=balance)(CoupledOutput(logits), Annotations(label=soft))
     assert found.item() == pytest.approx(masks.item(), rel=1e-6)
     slopes = [torch.autograd.grad(value, logits)[0] for value in (masks, found)]
     assert torch.allclose(*slopes, atol=1e-7)
@@ -284,5 +285,8 @@ def test_soft_cross_entropy_equals_that_of_loops():
     costs = [-sum(soft[b, k, x] * np.log(p[b, k, x]) for k in range(3)) for b in range(2) for x in range(4)]
     found = soft_nll(torch.from_numpy(p).log(), torch.from_numpy(soft))
     assert found.item() == pytest.approx(sum(costs) / 7)
+    each = [-(soft * np.log(p))[:, k].sum() / soft[:, k].sum() for k in range(3)]  # of a class, all its pixels
+    found = soft_nll(torch.from_numpy(p).log(), torch.from_numpy(soft), balance=1)
+    assert found.item() == pytest.approx(np.mean(each), rel=1e-6)
     with pytest.raises(ValueError, match=r"shape of the logits, \(2, 3, 4\), got \(2, 1, 4\)"):
         SoftLabelLoss(3)(CoupledOutput(torch.zeros(2, 3, 4)), Annotations(label=torch.zeros(2, 1, 4)))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Compose, RandFlipd, RandRotate90d
 
 from medcoarse.baselines.oracle import KnownConfusiond, OracleLoss, known_confusion
@@ -58,6 +59,14 @@ def test_matrices_of_an_item_are_those_of_its_drawings_and_the_same_again():
     assert torch.equal(found.unflatten(0, (3, 2, 2)), expected)
     assert torch.equal(found, known(item())["confusion"])
     assert found.dtype == torch.float32
+
+
+def test_matrices_are_those_at_the_spacing_of_the_label_map():
+    plain, at_half = item(), {"label": MetaTensor(item()["label"], affine=torch.diag(torch.tensor([0.5, 0.5, 1, 1])))}
+    known = KnownConfusiond("label", SimulateCoarseBatch("over"), num_draws=5)
+    here = KnownConfusiond("label", SimulateCoarseBatch("over", spacing=0.5), num_draws=5)(plain)["confusion"]
+    assert torch.equal(known(at_half)["confusion"], here)
+    assert not torch.equal(known(plain)["confusion"], here), "at 1 mm a millimetre too much is another pixel"
 
 
 def test_matrices_turn_with_the_image():

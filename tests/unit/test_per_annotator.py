@@ -10,6 +10,7 @@ from torch import nn
 from medcoarse.baselines.partial import PartialLoss
 from medcoarse.baselines.per_annotator import PerAnnotator, PerAnnotatorLoss
 from medcoarse.confusion import Annotations, CoupledOutput
+from medcoarse.losses import dense_nll
 
 
 def build(spatial_dims=2, classes=2, norm="instance"):
@@ -134,6 +135,10 @@ def test_sums_of_the_annotators():
     expected = [alone(CoupledOutput(one), Annotations(label[:, r : r + 1])) for r, one in enumerate(logits)]
     assert value.item() == pytest.approx(sum(expected).item(), rel=1e-6)
     assert (loss.parts["nll"] + 0.5 * loss.parts["dice"]).item() == pytest.approx(value.item())
+    balanced = PerAnnotatorLoss(2, dice_weight=0, balance=0.5)(logits, Annotations(label))
+    rows = [label[:, r : r + 1].clone() for r in range(2)]
+    expected = [dense_nll(one.log_softmax(1), own, balance=0.5) for one, own in zip(logits, rows, strict=True)]
+    assert balanced.item() == pytest.approx(sum(expected).item(), rel=1e-6)
 
 
 def test_what_does_not_fit_is_refused():

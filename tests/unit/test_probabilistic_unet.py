@@ -78,6 +78,10 @@ def test_the_bound_by_hand():
     kl = (1 + 2) / 2
     assert loss(PosteriorOutput(logits, posterior, prior), Annotations(label)).item() == pytest.approx(nll + 3 * kl)
     assert (loss.parts["nll"].item(), loss.parts["kl"].item()) == pytest.approx((nll, kl))
+    balanced = EvidenceLoss(2, balance=1)
+    balanced(PosteriorOutput(logits, posterior, prior), Annotations(label))
+    nll = 3 * (-np.log(0.8) - np.log(0.6)) / 2 / 2  # both classes count alike, three pixels of two images
+    assert balanced.parts["nll"].item() == pytest.approx(nll)
 
 
 def test_what_nobody_drew_teaches_nothing():
