@@ -45,7 +45,7 @@ def spatial_staple(
     num_classes: int,
     window_mm: float | Sequence[float] | None = None,
     spacing: float | Sequence[float] | None = None,
-    bias: float = 2.0,
+    bias: float = 4.0,
     prior: Tensor | Sequence[float] | None = None,
     tol: float = 1e-4,
     max_iterations: int = 50,
@@ -53,9 +53,11 @@ def spatial_staple(
 ) -> SpatialStaple:
     """STAPLE with a confusion matrix for every voxel, pooled in a window around it and pulled to the global one.
 
-    ``θ_r,x(i | s) = (mean_{y near x} W_y(s) [D_r(y) = i] + κ θ_r(i | s)) / (mean_{y near x} W_y(s) [r drew y] + κ)``,
-    with θ_r from :func:`medcoarse.fusion.staple.staple`, in turn with the posteriors ``W``. Where the pull is weak
-    (κ < 1) classes are free to swap from window to window, most of all where one annotator is alone.
+    ``θ_r,x(i | s) = (mean_{y near x} W_y(s) [D_r(y) = i] + κ_rs θ_r(i | s)) / (mean_{y near x} W_y(s) [r drew y] +
+    κ_rs)``, with θ_r from :func:`medcoarse.fusion.staple.staple`, in turn with the posteriors ``W``. The pull to the
+    global matrix is measured by what a window holds on average, ``κ_rs = κ mean_y W_y(s) [r drew y]`` over the image
+    with ``W`` of STAPLE, because a rare class fills no window. Where the pull is weak (κ < 2) classes are free to swap
+    from window to window, most of all where one annotator is alone.
 
     Memory beyond inputs and results is about that of two more ``probs`` and a few maps, for any number of annotators;
     the matrices themselves (``R L^2`` maps) exist only if asked for.
@@ -66,7 +68,8 @@ def spatial_staple(
         window_mm: side of the window, one number or one for each axis; by default a quarter of the image's. It is
             rounded to voxels, and at the border it is moved inside the image, so that all windows are equally large.
         spacing: mm per voxel, one number or one for each axis; by default 1.
-        bias: κ, not negative; the weight of the global matrix in units of one window full of a class.
+        bias: κ, not negative; the weight of the global matrix, in windows that hold as much of a class as the image
+            does on average.
         prior: probability of each class ``(L,)``; by default the mean over voxels of the shares of votes.
         tol: stop when no posterior changes by as much.
         max_iterations: stop in any case; ``converged`` tells.
@@ -79,15 +82,15 @@ def spatial_staple(
         ValueError: annotations or parameters out of range.
 
     Source: Asman and Landman 2012, Formulating spatially varying performance in the statistical fusion framework.
-    Deviates: windows do not shrink at the border; the pull is measured in windows, so that one value serves images of
-        any size.
+    Deviates: windows do not shrink at the border; the pull is measured in what a window holds, so that one value serves
+        images of any size and classes of any share.
 
     Example:
         >>> truth = (torch.arange(32) % 8 < 4).long()
         >>> upside_down = torch.where(torch.arange(32) < 16, truth, 1 - truth)  # right on the left half only
         >>> noisy = [truth.roll(1), truth.roll(-1), truth]
         >>> annotations = torch.stack([upside_down, *noisy])[None, :, None].expand(1, 4, 8, 32)
-        >>> result = spatial_staple(annotations, num_classes=2, window_mm=8, bias=0.5, return_cm=True)
+        >>> result = spatial_staple(annotations, num_classes=2, window_mm=8, bias=1, return_cm=True)
         >>> result.cm[0, 0, 1, 1, 4, [3, 28]].round(decimals=2)  # how often it finds class 1, left and right
         tensor([0.7500, 0.2500])
     """
@@ -102,7 +105,7 @@ def spatial_staple(
     for said, soft, cm, pi in zip(
         _as_volumes(annotations), _as_volumes(start.probs), start.cm, start.prior, strict=True
     ):
-        image = _Image(said, cm, pi, sides, bias)
+        image = _Image(said, cm, pi, sides, bias * _mean_drawn(said, soft))
         number, change = 0, math.inf
         while number < max_iterations and change >= tol:
             number, change = number + 1, image.improve(soft)
@@ -122,6 +125,12 @@ def spatial_staple(
     )
 
 
+def _mean_drawn(said: Tensor, soft: Tensor) -> Tensor:
+    """How much of each class an annotator drew on, as a share of the image, ``(R, L)``."""
+    drew = (said != UNLABELED).flatten(1)
+    return torch.stack([torch.stack([(probs * own).mean() for probs in soft.flatten(1)]) for own in drew])
+
+
 def _as_volumes(maps: Tensor) -> Tensor:
     """``(B, C, *S) -> (B, C, depth, height, width)``, a view, with depth 1 in 2D."""
     return maps.view(*maps.shape[:2], *(1,) * (5 - maps.ndim), *maps.shape[2:])
@@ -135,14 +144,14 @@ class _Image(NamedTuple):
         cm: the global matrices ``(R, L, L)``.
         prior: ``(L,)``.
         window: its sides in voxels, three of them.
-        bias: κ.
+        pull: κ of each annotator and class ``(R, L)``.
     """
 
     said: Tensor
     cm: Tensor
     prior: Tensor
     window: tuple[int, ...]
-    bias: float
+    pull: Tensor
 
     def improve(self, soft: Tensor) -> float:
         """One M and one E step: replace the posteriors ``(L, D, H, W)`` and return by how much they changed."""
@@ -177,9 +186,9 @@ class _Image(NamedTuple):
             if overall.isnan().any():  # said nothing, or the class is absent
                 continue
             found = torch.stack([self._pooled(soft * self._drew(r, i)) for i in range(len(matrix))])
-            drawn = found.sum(0)
-            found.add_(overall, alpha=self.bias).div_(drawn + self.bias)
-            yield r, found if self.bias > 0 else torch.where(drawn > 0, found, overall)
+            drawn, pull = found.sum(0), self.pull[r, s].item()
+            found.add_(overall, alpha=pull).div_(drawn + pull)
+            yield r, found if pull > 0 else torch.where(drawn > 0, found, overall)
 
     def _drew(self, r: int, i: int) -> Tensor:
         """1.0 where annotator r said class i, 0.0 elsewhere: products are several times faster than choices."""

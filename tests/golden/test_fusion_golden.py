@@ -52,9 +52,10 @@ def test_prior_counts_a_pixel_once_however_many_looked_at_it() -> None:
 def test_one_window_of_spatial_staple() -> None:
     """Three annotators agree but for one pixel of four, on which the last one is wrong; STAPLE is sure of that."""
     said = torch.tensor([[[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]]])[:, :, None]
-    result = spatial_staple(said, 2, window_mm=2, bias=1.0, max_iterations=1, return_cm=True)
+    result = spatial_staple(said, 2, window_mm=2, bias=2.0, max_iterations=1, return_cm=True)
     torch.testing.assert_close(result.probs[0, 1, 0], torch.tensor([1.0, 1.0, 0.0, 0.0]), atol=1e-3, rtol=0)
     # Globally the last one finds one of two. Windows of two pixels hold pixels 0-1, 1-2, 2-3, and again 2-3 at the
-    # border: (1/2 + 1/2) / (1 + 1), (0 + 1/2) / (1/2 + 1), (0 + 1/2) / (0 + 1).
+    # border. Half of the image is of class 1, so the pull is 2 / 2 = 1: (1/2 + 1/2) / (1 + 1), (0 + 1/2) / (1/2 + 1),
+    # (0 + 1/2) / (0 + 1).
     expected = torch.tensor([1 / 2, 1 / 3, 1 / 2, 1 / 2])
     torch.testing.assert_close(result.cm[0, 2, 1, 1, 0], expected, atol=1e-3, rtol=0)

@@ -102,7 +102,12 @@ def neighbours(x, shape, window):
     return list(itertools.product(*sides))
 
 
-def local_matrices(x, voxels, posterior, overall, shape, window, bias):
+def average_content(r, s, places, voxels, posterior):
+    """Of class s, what annotator r drew on in a voxel of the image on average."""
+    return sum(posterior[y][s] for y in places if y in voxels and voxels[y][r] != UNLABELED) / len(places)
+
+
+def local_matrices(x, voxels, posterior, overall, shape, window, pull):
     around = neighbours(x, shape, window)
     size, num_classes = len(around), len(overall[0])
     matrices = []
@@ -112,8 +117,8 @@ def local_matrices(x, voxels, posterior, overall, shape, window, bias):
             drawn = sum(posterior[y][s] for y in around if y in voxels and voxels[y][r] != UNLABELED) / size
             for i in range(num_classes):
                 found = sum(posterior[y][s] for y in around if y in voxels and voxels[y][r] == i) / size
-                below = drawn + bias
-                matrix[i][s] = (found + bias * everywhere[i][s]) / below if below > 0 else everywhere[i][s]
+                below = drawn + pull[r][s]
+                matrix[i][s] = (found + pull[r][s] * everywhere[i][s]) / below if below > 0 else everywhere[i][s]
         matrices.append(matrix)
     return matrices
 
@@ -126,8 +131,13 @@ def spatial_staple(said, num_classes, shape, window, bias, iterations, global_it
     voxels = {x: votes for x, votes in every.items() if set(votes) != {UNLABELED}}
     posterior = dict(zip(places, flat, strict=True))
 
+    pull = [
+        [bias * average_content(r, s, places, voxels, posterior) for s in range(num_classes)]
+        for r in range(len(overall))
+    ]
+
     def fields():
-        return {x: local_matrices(x, voxels, posterior, overall, shape, window, bias) for x in places}
+        return {x: local_matrices(x, voxels, posterior, overall, shape, window, pull) for x in places}
 
     for _ in range(iterations):
         matrices = fields()
