@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import WeightedRandomSampler
 
 Assignment: TypeAlias = Sequence[Sequence[int]]
 Annotators: TypeAlias = "int | Sequence[str]"
@@ -125,6 +126,39 @@ def assignment_of(
     return [annotator_numbers(item[key], annotators) if key in item else everyone for item in items]
 
 
+def who_drew(
+    items: Sequence[Mapping[str, Any]],
+    annotators: Annotators,
+    per_image: int | Sequence[int] = 1,
+    seed: int = 0,
+    key: str = ANNOTATORS_KEY,
+) -> list[list[int]]:
+    """Who drew each item: as a datalist says, and where it says nothing of any item, drawn by `assign_annotators`.
+
+    Args:
+        items: entries of a datalist.
+        annotators: how many there are, or their names.
+        per_image: how many annotators each image gets, if the datalist does not say who.
+        seed: of the draw.
+        key: where it is written.
+
+    Returns:
+        For each item the numbers of its annotators, ascending.
+
+    Raises:
+        ValueError: as `assignment_of` and `assign_annotators` do.
+
+    Example:
+        >>> who_drew([{"annotators": [1]}, {"annotators": [0, 1]}], annotators=2)
+        [[1], [0, 1]]
+        >>> who_drew([{}, {}], annotators=2, per_image=2)
+        [[0, 1], [0, 1]]
+    """
+    if any(key in item for item in items):
+        return assignment_of(items, annotators, key)
+    return assign_annotators(len(items), _how_many(annotators), per_image, seed)
+
+
 def annotator_numbers(drew: Any, annotators: Annotators | None = None) -> list[int]:
     """The numbers of those who drew an image, ascending.
 
@@ -185,6 +219,31 @@ def image_weights(assignment: Assignment, num_annotators: int) -> NDArray[np.flo
     weights: NDArray[np.float64] = drew @ rarity / np.maximum(drew.sum(1), 1)
     weights /= weights.sum()
     return weights
+
+
+def fair_sampler(items: Sequence[Mapping[str, Any]], annotators: Annotators) -> WeightedRandomSampler | None:
+    """A sampler of the items that favours nobody for having drawn more of them, see `image_weights`.
+
+    Args:
+        items: entries of a datalist.
+        annotators: how many there are, or their names.
+
+    Returns:
+        None where all items are to be sampled alike, because all drew as many: then none need be left out of an epoch.
+
+    Raises:
+        ValueError: as `assignment_of` and `image_weights` do.
+
+    Example:
+        >>> fair_sampler([{"annotators": [0]}, {"annotators": [0]}, {"annotators": [1]}], annotators=2).weights
+        tensor([0.2500, 0.2500, 0.5000], dtype=torch.float64)
+        >>> fair_sampler([{"annotators": [0]}, {"annotators": [1]}], annotators=2) is None
+        True
+    """
+    weights = image_weights(assignment_of(items, annotators), _how_many(annotators))
+    if np.allclose(weights, weights[0]):
+        return None
+    return WeightedRandomSampler(weights.tolist(), len(items))
 
 
 def annotator_shares(

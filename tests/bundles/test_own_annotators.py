@@ -91,6 +91,21 @@ def test_annotators_of_one_image_each_learn_fast_if_they_drew_all_of_it(volumes,
     assert got("loss").coupled_dice_weight == (0 if fast else got("loss").dice_weight)
 
 
+@pytest.mark.parametrize(("drew", "weights"), [(["Ada"] * 5 + ["Max"], True), (["Ada", "Max"] * 3, False)])
+def test_nobody_is_favoured_for_having_drawn_more(tmp_path, drew, weights):
+    folder = parted(tmp_path / "volumes", {f"case{i}": [name] for i, name in enumerate(drew)})
+    parser = planned(
+        folder / "images", folder / "drawings", tmp_path / "run", "--background", BACKGROUND, "--validation", 0
+    )
+    items, sampler = (parser.get_parsed_content(key) for key in ("train#dataset#data", "train#sampler"))
+    assert (sampler is not None) == weights
+    if weights:
+        shares = dict.fromkeys(("Ada", "Max"), 0.0)
+        for item, weight in zip(items, sampler.weights.tolist(), strict=True):
+            shares[item["annotators"][0]] += weight
+        assert shares["Ada"] == pytest.approx(shares["Max"])
+
+
 def test_what_lies_beyond_lines_is_not_drawn(volumes, tmp_path):
     """Nine tenths of an image may be background that was read, not drawn."""
     parser = planned(volumes / "images", volumes / "drawings", tmp_path, "--background", str(BACKGROUND), "--loops")

@@ -240,6 +240,23 @@ def test_one_annotator_an_image_and_the_truth_out_of_reach(bundle, tmp_path):
             assert (part["positive"][drew] != 255).any()
 
 
+def test_a_datalist_that_says_who_drew_is_obeyed(bundle, tmp_path):
+    listed = json.loads((bundle.data / "datalist.json").read_text())
+    prolific = [[0]] * (len(listed["training"]) - 1) + [[1]]
+    for item, drew in zip(listed["training"], prolific, strict=True):
+        item["annotators"] = drew
+    shutil.copytree(bundle.data, tmp_path / "data")
+    (tmp_path / "data" / "datalist.json").write_text(json.dumps(listed))
+    keys = ("who_drew", "train#dataset", "train#sampler")
+    drew, data, sampler = bundle.parsed(tmp_path, *keys, dataset_dir=str(tmp_path / "data"), num_training=None)
+    assert drew == prolific
+    for item, (own,) in zip(data, prolific, strict=True):
+        for part in item if isinstance(item, list) else [item]:
+            assert [r for r in range(bundle.num_annotators) if (part["positive"][r] != 255).any()] == [own]
+    weights = torch.as_tensor(sampler.weights)
+    assert weights[:-1].sum().item() == pytest.approx(weights[-1].item()), "nobody is favoured for having drawn more"
+
+
 def test_review_of_those_who_drew(bundle, trained, tmp_path):
     places = bundle.places(tmp_path) | {"ckpt_dir": str(trained / "models")}
     bundle.run("train.json", "review.json", **bundle.small, **places)
