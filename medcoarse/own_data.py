@@ -65,6 +65,29 @@ def section_items(datalist: str | Path, section: str) -> list[Item]:
     return load_datalist(datalist, chosen)
 
 
+def some_items(items: Sequence[Item], number: int | None = None, seed: int = 0) -> list[Item]:
+    """So many of the items, drawn at random; fewer of the same seed are among more of it.
+
+    Args:
+        items: of a section.
+        number: how many, 1 to as many as there are; ``None`` for all, in their order.
+        seed: >= 0.
+
+    Raises:
+        DataError: another number.
+
+    Example:
+        >>> items = [{"image": name} for name in "abcd"]
+        >>> [item["image"] for item in some_items(items, 2)], [item["image"] for item in some_items(items, 3)]
+        (['c', 'a'], ['c', 'a', 'b'])
+    """
+    if number is None:
+        return list(items)
+    if not 1 <= number <= len(items):
+        raise DataError(f"num_training must be from 1 to {len(items)}, as many as there are, got {number}")
+    return [items[i] for i in np.random.default_rng(seed).permutation(len(items))[:number]]
+
+
 def _present(datalist: str | Path) -> list[str]:
     """The sections that list something."""
     load_datalist(datalist, "training")  # says what is wrong with the file
