@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from medcoarse.selftrain.label_files import read_label
 from medcoarse.selftrain.rounds import weights_digest
+from medcoarse.synthetic.street import write_street_dataset
 from tests.bundles.conftest import SMALL, Bundle
 
 SPARSE = {"dense": False, "ratio": 0.1, "num_parts": 3}
@@ -126,6 +127,28 @@ def test_synthetic_streets_show_the_pixels_that_people_drew_on(tmp_path):
     values = {tuple(value) for value in np.asarray(augmented["image"]).reshape(3, -1).T}
     donor = dressed.get_parsed_content("donors")[-1]["image"]
     assert values <= {tuple(value) for value in np.asarray(donor).reshape(3, -1).T}, "training shows what mixing pastes"
+
+
+def test_synthetic_images_of_ones_own(tmp_path):
+    """As a game renders them: masks in Cityscapes' ids, in a folder that data_prep/cityscapes.py lists."""
+    own = write_street_dataset(tmp_path / "game", 3, 1, 1, size=(40, 64), seed=7)
+    built = build_streets(tmp_path / "run", "donors.json", donor_datalist=str(own / "datalist.json"), num_synthetic=2)
+    items, donors = (built.parser.get_parsed_content(key) for key in ("train#dataset#data", "donors"))
+    synthetic = [item for item in items if item["synthetic"]]
+    assert [Path(item["image"]).is_relative_to(own) for item in synthetic] == [True, True]
+    assert len(items) == 4 + 2
+    label = np.asarray(donors[0]["label"])
+    assert label.shape == (1, 48, 32), "scaled as the real ones, and filled up where they are flatter"
+    assert (label[..., [0, -1]] == 255).all()
+    assert (label[..., 1:-1] != 255).mean() > 0.9
+    assert not (tmp_path / "run" / "donors").exists(), "nothing is drawn"
+    whole = {"donor_datalist": str(own / "datalist.json"), "num_synthetic": None, "max_epochs": 1, "num_rounds": 0}
+    streets(tmp_path / "run", "donors.json", **whole)
+    with Image.open(tmp_path / "run" / "figures" / "synthetic.png") as sheet:
+        assert sheet.size == (2 * 48, 3 * 32), "all three of them"
+    with pytest.raises(RuntimeError) as caught:
+        build_streets(tmp_path / "none", "donors.json").parser.get_parsed_content("donor_items")
+    assert "no such datalist" in str(caught.value.__cause__)
 
 
 def test_images_that_nobody_drew_on_yet_are_not_shown(tmp_path):
