@@ -6,8 +6,8 @@
 Getting it. The data are licensed for non-commercial use and cannot be fetched by a script: register at
 https://www.cityscapes-dataset.com with an institutional e-mail address, accept the licence and download
 leftImg8bit_trainvaltest.zip (11 GB), gtFine_trainvaltest.zip (241 MB) and, for the drawings that people made,
-gtCoarse.zip (1.3 GB); leftImg8bit_trainextra.zip (44 GB) has the images that have drawings only. Unpack all in one
-folder:
+gtCoarse.zip (1.3 GB); leftImg8bit_trainextra.zip (44 GB) has the images that have drawings only, and without it their
+drawings, which are in gtCoarse.zip too, are left out. Unpack all in one folder:
 
     leftImg8bit/{train,val,test,train_extra}/<city>/<city>_<sequence>_<frame>_leftImg8bit.png
     gtFine/{train,val,test}/<city>/<city>_<sequence>_<frame>_gtFine_{labelIds.png,polygons.json,...}
@@ -114,7 +114,10 @@ def prepare(
 
 
 def _require_complete(root: Path, sections: Mapping[str, Sequence[Item]]) -> None:
-    """Every image needs its mask or drawing, and the reverse."""
+    """Every image needs its mask or drawing, and the reverse; a split without any image folder is left out.
+
+    gtCoarse.zip has the drawings of ``train_extra``, too, whose images are a large download of their own.
+    """
     problems = []
     for name, items in sections.items():
         needed, package = ("coarse", "gtCoarse") if name == "extra" else ("label", "gtFine")
@@ -131,9 +134,12 @@ def _require_complete(root: Path, sections: Mapping[str, Sequence[Item]]) -> Non
                 if "coarse" not in item
             ]
     for split in SPLITS.values():
+        stray = stray_files(root, split, find_frames(root, split))
+        if stray and not (root / "leftImg8bit" / split).is_dir():
+            print(f"{root}: there is no leftImg8bit/{split}; {count(len(stray), 'drawing')} of its images left out")
+            continue
         problems += [
-            f"{name}: there is no image leftImg8bit/{split}/ for it; unpack leftImg8bit*.zip"
-            for name in stray_files(root, split, find_frames(root, split))
+            f"{name}: there is no image leftImg8bit/{split}/ for it; unpack leftImg8bit*.zip" for name in stray
         ]
     _raise(problems, root)
 

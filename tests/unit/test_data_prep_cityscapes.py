@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -120,6 +121,29 @@ def test_drawings_and_images_that_have_drawings_only(tmp_path, capsys):
     found = content(folder)
     assert all("coarse" in item and "label" in item for item in found["training"])
     assert [sorted(item) for item in found["extra"]] == [["coarse", "image"]] * 3
+
+
+def test_drawings_of_images_that_were_not_downloaded_are_left_out(tmp_path, capsys):
+    """gtCoarse.zip has drawings of train_extra, leftImg8bit_trainvaltest.zip not its images."""
+    folder = official(tmp_path / "official", coarse=True)
+    shutil.rmtree(folder / "leftImg8bit/train_extra")
+    status, text = run(capsys, "--folder", folder)
+    assert status == 0, text
+    assert f"{folder}: there is no leftImg8bit/train_extra; 3 drawings of its images left out\n" in text
+    found = content(folder)
+    assert "extra" not in found
+    assert all("coarse" in item for item in found["training"])
+
+
+def test_a_single_missing_image_is_a_problem_where_others_are_there(tmp_path, capsys):
+    folder = official(tmp_path / "official", coarse=True)
+    stem = "augsburg/augsburg_000000_000001"
+    (folder / f"leftImg8bit/train_extra/{stem}_leftImg8bit.png").unlink()
+    status, text = run(capsys, "--folder", folder)
+    assert status == 1
+    assert "1 problem:" in text
+    assert f"gtCoarse/train_extra/{stem}_gtCoarse_labelIds.png: there is no image leftImg8bit/train_extra/" in text
+    assert not (folder / "datalist.json").exists()
 
 
 def test_polygons_stand_in_for_label_maps(folder, tmp_path, capsys):
