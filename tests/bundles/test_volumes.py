@@ -460,6 +460,10 @@ def _official_ms(folder: Path) -> Path:
             path = folder / stem / f"{name}.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             nibabel.save(nibabel.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0])), path)
+        for c, key in enumerate(ms_lesions.MODALITIES):  # as they were scanned, each on a grid of its own
+            path = folder / stem / "orig" / f"{stem}_01_{key}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(scan.image[: 20 + c, :, ::2, c], np.diag([1.0, 1.0, 4.0, 1.0])), path)
     assert ms_lesions.main(["--folder", str(folder)]) == 0
     return folder
 
@@ -499,6 +503,64 @@ def test_raters_masks_are_taken_as_they_are(bundle, tmp_path):
     known = np.asarray(simulated["label"][0])
     inside = morphology.thicken(known == 1, 2.0, (1.0, 1.0, 2.0)) & (known != 255)
     assert np.array_equal(np.asarray(simulated["positive"][1]) == 1, inside), "the agreed label keeps its spacing"
+
+
+def _inference(bundle: VolumeBundle, data: Path, weights: Path, *more: str, **overrides: Any) -> Any:
+    """Inference of a folder, or a report of its cases, by random weights."""
+    places = {"dataset_dir": str(data), "ckpt_dir": str(weights)}
+    built = bundle.workflow("inference.json", *more, kind="infer", **bundle.small_network, **places, **overrides)
+    built.parser.parse()
+    torch.manual_seed(0)
+    weights.mkdir(parents=True, exist_ok=True)
+    torch.save(built.parser.get_parsed_content("network_def").state_dict(), weights / "model.pt")
+    return built
+
+
+@only_ms
+@pytest.mark.parametrize("more", [(), ("case_report.json",)], ids=["inference", "report"])
+def test_registered_scans_are_segmented_and_no_prediction_again(bundle, tmp_path, more):
+    """The challenge's folders have originals, too, on grids of their own; results may lie below the same folder."""
+    data = _official_ms(tmp_path / "official")
+    (data / "training01/preprocessed/._training01_01_flair_pp.nii.gz").write_bytes(b"a Mac's")
+    predictions = data / "predicted"
+    for _ in range(2):
+        built = _inference(bundle, data, tmp_path / "models", output_dir=str(predictions))
+        built.initialize()
+        built.run()
+        assert len(list(predictions.rglob("*.nii.gz"))) == 5, "one of each visit"
+    built = _inference(bundle, data, tmp_path / "models", *more, output_dir=str(tmp_path / "out"))
+    built.initialize()
+    expected = [
+        [str(data / f"training0{k}/preprocessed/training0{k}_01_{key}_pp.nii.gz") for key in ms_lesions.MODALITIES]
+        for k in range(1, 6)
+    ]
+    assert built.parser.get_parsed_content("datalist") == expected
+    if more:
+        built.run()
+        assert len(json.loads((tmp_path / "out" / "case_report.json").read_text())["cases"]) == 5
+
+
+@only_ms
+def test_an_incomplete_scan_is_left_out_and_said(bundle, tmp_path, capsys):
+    data = tmp_path / "official"
+    shutil.copytree(bundle.data / "cases", data)
+    first, *others = sorted(data.rglob("*flair*"))
+    lost = first.with_name(first.name.replace("flair", "pd"))
+    lost.unlink()
+    shutil.copy(first, first.with_name("flair_lesion.nii.gz"))
+    built = _inference(bundle, data, tmp_path / "models")
+    built.initialize()
+    assert [files[0] for files in built.parser.get_parsed_content("datalist")] == [str(path) for path in others]
+    assert capsys.readouterr().out.count("note: a scan is left out") == 1
+    for path in others:
+        path.with_name(path.name.replace("flair", "t2")).unlink()
+    with pytest.raises(SystemExit, match=f"has all of flair, mprage, pd, t2, .*: there is no {lost}, no .*t2.*; add"):
+        _inference(bundle, data, tmp_path / "models").initialize()
+    for path in data.rglob("*.nii.gz"):
+        if path.name != first.name:
+            path.unlink()
+    with pytest.raises(SystemExit, match=r"there is no .*mprage\.nii\.gz, no .*pd\.nii\.gz, no .*t2\.nii\.gz; add"):
+        _inference(bundle, data, tmp_path / "models").initialize()
 
 
 def _official_lidc(folder: Path) -> Path:
