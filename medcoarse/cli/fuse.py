@@ -6,6 +6,11 @@ of case1. In one folder for all the last part is who drew. An annotator may have
 
 255 is nothing drawn; but where the files of an annotator have 0 and 255 and no other value, they are binary masks, and
 255 is class 1. Where no class wins, and where nobody drew, the result is 255.
+
+How everybody drew is told against the result, in which each one's own vote counts, too, over all images together: a
+table is printed, and fusion.json has it with the confusion matrices [drawn class][true class], whose columns sum to 1.
+For majority the truth are the label maps, so that a draw is not counted and two people alone always agree; for mean it
+is the share of votes, for the others the probability that they estimate.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from medcoarse.cli.files import belonging, drawn_stem, find_drawings, listed, ne
 from medcoarse.cli.label_maps import are_binary, on_grid, read_labels
 from medcoarse.cli.main import CommandError
 from medcoarse.files import write_json
+from medcoarse.inspection import count
 from medcoarse.readers.drawing import Grid
 from medcoarse.writers.formats import write_segmentation
 from medcoarse.writers.segmentation import make_segmentation
@@ -34,6 +40,8 @@ EXAMPLES = """examples:
 """
 _ENDING = re.compile(r"(.+)[_\-. ](?=[^_\-. ]*[^\d_\-. ])[^_\-. ]+")
 METHODS = ("majority", "mean", "staple", "spatial_staple")
+_SLAB = 16  # planes or columns that are counted at a time, in double precision
+_MOST = 8  # classes in the printed table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,17 +66,22 @@ def run(options: argparse.Namespace) -> int:
     annotators = list(drawn.values())
     names = sorted(set().union(*annotators))
     binary = [are_binary(list(files.values())) for files in annotators]
+    classes = _class_names(annotators, binary)
     output = new_folder(options.output_dir, options.overwrite)
-    record: dict[str, Any] = {"method": options.method, "annotators": list(drawn), "images": {}}
+    record: dict[str, Any] = {"method": options.method, "annotators": list(drawn), "class_names": classes, "images": {}}
+    counts: Any = 0
     for number, name in enumerate(names, 1):
         values, grid = _stack([files.get(name) for files in annotators], binary)
-        fused, facts = _fuse(values, options.method, grid)
+        fused, tables, facts = _fuse(values, options.method, len(classes), grid)
+        counts += tables
         suffix = "." + (options.format or ("png" if grid.affine is None else "nii.gz"))
-        classes = ["background", *(f"class {k}" for k in range(1, _num_classes(values)))]
         write_segmentation(output / f"{name}{suffix}", make_segmentation(fused, grid.affine, classes))
         record["images"][name] = facts | {"files": [str(files[name]) for files in annotators if name in files]}
         print(f"[{number}/{len(names)}] {name}", flush=True)
+    num_images = {who: len(files) for who, files in drawn.items()}
+    record["reliability"] = reliability(counts, num_images, classes)
     write_json(output / "fusion.json", record)
+    print(_page(record["reliability"], len(names), classes))
     return 0
 
 
@@ -141,27 +154,97 @@ def _stack(paths: list[Path | None], binary: list[bool]) -> tuple[Any, Grid]:
     return np.stack([nothing if path is None else placed[path] for path in paths]), target
 
 
-def _num_classes(values: Any) -> int:
-    return max(int(values[values != 255].max(initial=0)) + 1, 2)
+def _class_names(annotators: Sequence[Mapping[str, Path]], binary: Sequence[bool]) -> list[str]:
+    """Of all files together, so that every image has the same; each is read and let go."""
+    highest = 1
+    for files, marked in zip(annotators, binary, strict=True):
+        for file in files.values():
+            values = read_labels(file, binary=marked)[0]
+            highest = max(highest, int(values[values != 255].max(initial=0)))
+    return ["background", *(f"class {k}" for k in range(1, highest + 1))]
 
 
-def _fuse(values: Any, method: str, grid: Grid) -> tuple[Any, dict[str, Any]]:
-    """The fused label map *S, and what was estimated of the annotators."""
+def _fuse(values: Any, method: str, num_classes: int, grid: Grid) -> tuple[Any, Any, dict[str, Any]]:
+    """The fused label map *S, counts (R, drawn, true), and the matrices of this image where the method has them."""
     import torch
 
     from medcoarse.files import plain
     from medcoarse.fusion.spatial_staple import spatial_staple
     from medcoarse.fusion.staple import staple
     from medcoarse.fusion.voting import hard_label, majority_vote, mean_label
+    from medcoarse.metrics import annotation_counts
 
-    maps, number = torch.from_numpy(values)[None], _num_classes(values)
+    maps, facts = torch.from_numpy(values)[None], dict[str, Any]()
     if method == "majority":
-        return majority_vote(maps, number)[0, 0].numpy(), {}
+        label = majority_vote(maps, num_classes)
+        return label[0, 0].numpy(), annotation_counts(maps, label, num_classes)[0], facts
     if method == "mean":
-        return hard_label(mean_label(maps, number))[0, 0].numpy(), {}
-    if method == "staple":
-        found = staple(maps, number)
-        return hard_label(found.probs)[0, 0].numpy(), {"confusion": plain(found.cm[0])}
-    steps = np.ones(3) if grid.affine is None else np.linalg.norm(grid.affine[:3, :3], axis=0)
-    local = spatial_staple(maps, number, spacing=steps[: values.ndim - 1].tolist())
-    return hard_label(local.probs)[0, 0].numpy(), {"confusion": plain(local.global_cm[0])}
+        probs = mean_label(maps, num_classes)
+    elif method == "staple":
+        found = staple(maps, num_classes)
+        probs, facts = found.probs, {"confusion": plain(found.cm[0])}
+    else:
+        steps = np.ones(3) if grid.affine is None else np.linalg.norm(grid.affine[:3, :3], axis=0)
+        local = spatial_staple(maps, num_classes, spacing=steps[: values.ndim - 1].tolist())
+        probs, facts = local.probs, {"confusion": plain(local.global_cm[0])}
+    return hard_label(probs)[0, 0].numpy(), _soft_counts(maps, probs), facts
+
+
+def _soft_counts(maps: Any, probs: Any) -> Any:
+    """What each annotator drew against the probabilities of what is true, slab by slab: (R, drawn, true)."""
+    from medcoarse.metrics import soft_annotation_counts
+
+    slabs = zip(maps.split(_SLAB, 2), probs.split(_SLAB, 2), strict=True)
+    return sum(soft_annotation_counts(drawn, true)[0] for drawn, true in slabs)
+
+
+def reliability(counts: Any, num_images: Mapping[str, int], class_names: Sequence[str]) -> dict[str, Any]:
+    """How every annotator drew, from counts over all images that are divided once.
+
+    Args:
+        counts: voxels (R, drawn, true).
+        num_images: that each annotator drew, by name.
+        class_names: background first.
+
+    Returns:
+        For each annotator ``num_images``; ``accuracy``, the share of all voxels that is drawn as what they are;
+        ``sensitivity``, the same of each class; and ``confusion``, ``[drawn][true]``, columns sum to 1. ``None`` where
+        nothing was counted.
+
+    Example:
+        >>> import torch
+        >>> found = reliability(torch.tensor([[[6, 1], [0, 1]]]), {"ada": 2}, ["background", "class 1"])["ada"]
+        >>> found["accuracy"], found["sensitivity"], found["confusion"]
+        (0.875, {'background': 1.0, 'class 1': 0.5}, [[1.0, 0.5], [0.0, 0.5]])
+    """
+    from medcoarse.files import plain
+    from medcoarse.metrics import conditional_table
+
+    cm, hits = conditional_table(counts), counts.diagonal(dim1=-2, dim2=-1).sum(-1)
+    accuracy = hits.double() / counts.sum((-2, -1))
+    return {
+        who: {
+            "num_images": num_images[who],
+            "accuracy": plain(accuracy[r]),
+            "sensitivity": dict(zip(class_names, plain(cm[r].diagonal()), strict=True)),
+            "confusion": plain(cm[r]),
+        }
+        for r, who in enumerate(num_images)
+    }
+
+
+def _page(rows: Mapping[str, Any], num_images: int, class_names: Sequence[str]) -> str:
+    """Annotator by score."""
+    shown = class_names[:_MOST]
+    wide = max(map(len, rows))
+    lines = [
+        f"against what was fused, over {count(num_images, 'image')}: accuracy, and sensitivity of each class",
+        " ".join([" " * wide, *(f"{title:>11}" for title in ("images", "accuracy", *shown))]),
+    ]
+    for who, row in rows.items():
+        found = [row["accuracy"], *(row["sensitivity"][name] for name in shown)]
+        numbers = ["-" if value is None else f"{value:.4f}" for value in found]
+        lines.append(" ".join([f"{who:<{wide}}", *(f"{text:>11}" for text in (row["num_images"], *numbers))]))
+    if len(shown) < len(class_names):
+        lines.append(f"fusion.json has all {len(class_names)} classes")
+    return "\n".join(lines)

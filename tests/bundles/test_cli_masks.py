@@ -10,8 +10,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from medcoarse.baselines.fused_labels import fused_confusion
 from medcoarse.cli.main import main
 from medcoarse.cli.simulate import EXAMPLES
 from tests.bundles.commands import refused, text
@@ -84,6 +86,84 @@ def test_fusion_of_binary_masks(tmp_path: Path, method: str) -> None:
     assert main([*words, "--method", method]) == 0
     with Image.open(tmp_path / "out" / "a.png") as found:
         np.testing.assert_array_equal(np.asarray(found), MIDDLE)
+
+
+def drawn_by_three(folder: Path) -> list[dict[str, np.ndarray]]:
+    """Two pictures of other sizes; class 2 is in the second alone, which cleo left out, and ben's top is undrawn."""
+    rng, pictures = np.random.default_rng(0), []
+    for name, size, num_classes in (("a", (20, 37), 2), ("b", (30, 25), 3)):
+        true = np.sort(rng.integers(0, num_classes, size), 1).astype(np.uint8)
+        drawn = {}
+        for who, errors in (("ada", 0.05), ("ben", 0.2), ("cleo", 0.4)):
+            wrong = rng.random(size) < errors
+            drawn[who] = np.where(wrong, rng.integers(0, num_classes, size), true).astype(np.uint8)
+        drawn["ben"][:3] = 255
+        if name == "b":
+            drawn["cleo"][:] = 255
+        for who, values in drawn.items():
+            if (values != 255).any():
+                save(folder / who / f"{name}.png", values)
+        pictures.append(drawn)
+    return pictures
+
+
+def pooled_by_hand(pictures: list[dict[str, np.ndarray]], method: str) -> np.ndarray:
+    """Counts (R, drawn, true) against the majority, or the shares of votes, voxel by voxel."""
+    counts = np.zeros((3, 3, 3))
+    for drawn in pictures:
+        for said in np.stack(list(drawn.values()), -1).reshape(-1, 3):
+            votes = np.bincount(said[said != 255], minlength=3)
+            true = votes / votes.sum()
+            if method == "majority":
+                true = np.where((votes == votes.max()).sum() == 1, votes == votes.max(), 0)
+            for r, k in enumerate(said):
+                if k != 255:
+                    counts[r, k] += true
+    return counts
+
+
+@pytest.mark.parametrize("method", ["majority", "mean", "staple", "spatial_staple"])
+def test_reliability_is_counted_over_all_images(
+    tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = drawn_by_three(tmp_path)
+    folders = text(*(tmp_path / who for who in ("ada", "ben", "cleo")))
+    assert main(["fuse", *folders, "--output_dir", str(tmp_path / "out"), "--method", method]) == 0
+    record = json.loads((tmp_path / "out" / "fusion.json").read_text())
+    assert record["class_names"] == ["background", "class 1", "class 2"], "of all files, also for the first picture"
+    if method in ("majority", "mean"):
+        counts = pooled_by_hand(pictures, method)
+        cm, accuracy = counts / counts.sum(1, keepdims=True), [np.trace(table) / table.sum() for table in counts]
+    else:
+        items = [{"positive": torch.from_numpy(np.stack([values.T for values in d.values()]))} for d in pictures]
+        cm, accuracy = fused_confusion(items, 3, method).numpy(), [None] * 3
+        assert [np.shape(record["images"][name]["confusion"]) for name in ("a", "b")] == [(3, 3, 3)] * 2
+    shown = capsys.readouterr().out
+    assert [row["num_images"] for row in record["reliability"].values()] == [2, 2, 1]
+    for r, who in enumerate(folders):
+        row = record["reliability"][who]
+        found = np.array(row["confusion"], float)
+        np.testing.assert_allclose(found, cm[r], atol=1e-6)
+        np.testing.assert_allclose(found.sum(0), [1, 1, 1 if r < 2 else np.nan], err_msg="cleo saw no class 2")
+        assert list(row["sensitivity"].values()) == [row["confusion"][k][k] for k in range(3)]
+        assert accuracy[r] is None or row["accuracy"] == pytest.approx(accuracy[r])
+        told = [row["accuracy"], *row["sensitivity"].values()]
+        line = " ".join([who, str(row["num_images"]), *("-" if v is None else f"{v:.4f}" for v in told)])
+        assert line in [" ".join(one.split()) for one in shown.splitlines()]
+    ada, ben, cleo = (row["accuracy"] for row in record["reliability"].values())
+    assert ada > ben > cleo
+
+
+def test_the_table_of_many_classes_stays_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for who in ("ada", "ben"):
+        save(tmp_path / who / "a.png", np.arange(12, dtype=np.uint8).reshape(3, 4))
+    assert main(text("fuse", tmp_path / "ada", tmp_path / "ben", "--output_dir", tmp_path / "out")) == 0
+    shown = capsys.readouterr().out
+    assert "class 7" in shown
+    assert "class 8" not in shown
+    assert "fusion.json has all 12 classes" in shown
+    rows = json.loads((tmp_path / "out" / "fusion.json").read_text())["reliability"]
+    assert [len(row["sensitivity"]) for row in rows.values()] == [12, 12]
 
 
 def test_an_annotator_who_drew_nothing_says_nothing(tmp_path: Path) -> None:
