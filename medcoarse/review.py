@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from monai.data.meta_tensor import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 from tqdm import tqdm
@@ -21,11 +22,13 @@ from medcoarse import reliability
 from medcoarse.confusion import UNLABELED, Annotations
 from medcoarse.estimation import Estimate, as_drawn, estimate
 from medcoarse.files import plain, write_atomically, write_json
+from medcoarse.inspection import PIL_SUFFIXES
 from medcoarse.losses import CoupledLoss
 from medcoarse.metrics import conditional_table
 from medcoarse.monitoring import transition_of
 from medcoarse.networks import CoupledModel
 from medcoarse.review_page import Shown, review_page
+from medcoarse.transforms.array import spacing_of
 from medcoarse.transforms.planted import PLANTED_KEY
 
 logger = logging.getLogger(__name__)
@@ -37,9 +40,10 @@ class AnnotatorReview:
     The JSON, and the page that shows it, hold for each annotator the mean confusion matrix (`confusion`: estimated by
     the networks, on all images; `counted`: of what was drawn against the estimated truth); from what was drawn, the
     reliability with the bounds between which 95% of resampled sets of images lie, frequent errors in words, and by how
-    many millimetres the drawings are too large or too small; the drawings that fit the estimated truth least, going
+    much the drawings are too large or too small (`tendency`); the drawings that fit the estimated truth least, going
     half by what is usual of who drew them, with the regions that are likely wrong; and whom to ask next about which
-    image. The bounds say how much the images matter, not how far the estimated truth is from the truth.
+    image. The bounds say how much the images matter, not how far the estimated truth is from the truth. Lengths are in
+    one `unit`: "mm", or "pixels" or "voxels" where nothing says how large these are, as in PNG.
 
     Drawings that were made wrong on purpose, by :func:`medcoarse.transforms.planted.plant_errors`, tell how good the
     ranking is: `planted` in the JSON is :func:`medcoarse.reliability.planted_found`. The ranking does not look at them.
@@ -53,14 +57,16 @@ class AnnotatorReview:
         class_names: of the L classes.
         directory: where the two files are written.
         annotator_names: R + C names, positive first; by default "positive", "negative", or numbered.
-        spacing: mm per voxel along each axis; ``None`` counts voxels.
+        spacing: mm per voxel along each axis; by default that of each image, where it is a MetaTensor and its file no
+            picture.
         num_worst: so many drawings are shown.
         num_questions: so many questions are listed.
         shown_key: the image to show where it is not the one that the networks get.
         seed: of the resampling.
 
     Raises:
-        ValueError: names that do not match the model's annotators; drawings that do not, or none, when it is called.
+        ValueError: names that do not match the model's annotators; drawings that do not, or none, when it is called;
+            images with and without a spacing.
     """
 
     def __init__(
@@ -95,6 +101,7 @@ class AnnotatorReview:
         if not numbers:
             raise ValueError("there is nothing to review: the data set is empty")
         looks = [self._look(n) for n in tqdm(numbers, "Reviewing", disable=not sys.stderr.isatty())]
+        _require_one_unit(looks)
         content = self._content(looks)
         shown = [self._show(*pair) for pair in self._worst(looks)]
         for entry, one in zip(content["worst"], shown, strict=True):
@@ -135,14 +142,25 @@ class AnnotatorReview:
             drawn[0],
             reliability.annotation_quality(drawn, kinds)[0],
             reliability.uncertainty(probs)[0],
-            self._tendencies(probs, annotations, kinds),
+            self._tendencies(probs, annotations, kinds, self._spacing(item)[0]),
+            self._spacing(item)[1],
             item.get(PLANTED_KEY, {}).get("error"),
         )
 
-    def _tendencies(self, probs: Tensor, annotations: Annotations, kinds: Sequence[str]) -> Tensor:
-        """Millimetres (R, L); NaN where a drawing has no outline of that class, as strokes have not."""
+    def _spacing(self, item: Mapping[str, Any]) -> tuple[Sequence[float], str]:
+        """Of the image, whose grid is that of the drawings, and its unit."""
+        image = item["image"]
+        if self.spacing is not None:
+            return self.spacing, "mm"
+        if isinstance(image, MetaTensor) and not _file(item).lower().endswith(PIL_SUFFIXES):
+            return spacing_of(image, None), "mm"
+        return (1.0,) * (image.ndim - 1), "pixels" if image.ndim == 3 else "voxels"
+
+    def _tendencies(
+        self, probs: Tensor, annotations: Annotations, kinds: Sequence[str], spacing: Sequence[float]
+    ) -> Tensor:
+        """Lengths (R, L); NaN where a drawing has no outline of that class, as strokes have not."""
         truth, drawings = probs[0].argmax(0).numpy(), reliability.drawings_of(annotations)[0].numpy()
-        spacing = self.spacing or (1.0,) * truth.ndim
         found = torch.full((len(kinds), len(self.class_names)), math.nan, dtype=torch.float64)
         for r, kind in enumerate(kinds):
             if kind == "negative" and len(self.class_names) > 2:
@@ -168,8 +186,7 @@ class AnnotatorReview:
         errs = (torch.where(positive, 1 - diagonal, diagonal) * probs[0]).sum(1)
         regions = []
         if who is not None:
-            spacing = self.spacing or (1.0,) * (probs.ndim - 2)
-            regions = reliability.suspicious_regions(drawings[who], probs[0], kinds[who], spacing)
+            regions = reliability.suspicious_regions(drawings[who], probs[0], kinds[who], self._spacing(item)[0])
         return Shown(
             _name(item), self.names, kinds, who, _tensor(item[self.shown_key]).cpu(), drawings, probs[0], errs, regions
         )
@@ -195,7 +212,7 @@ class AnnotatorReview:
                     habit._asdict() | {"text": habit_text(habit, self.class_names)}
                     for habit in (reliability.habits(drawn[:, r].sum(0)) if kinds[r] == "positive" else [])
                 ],
-                "tendency_mm": self._tendency_of(tendency[:, r]),
+                "tendency": self._tendency_of(tendency[:, r]),
             }
             for r, name in enumerate(self.names)
         ]
@@ -207,7 +224,7 @@ class AnnotatorReview:
         found = {"planted": reliability.planted_found(reliability.suspicion(quality), errors)} if any(errors) else {}
         return {
             "class_names": list(self.class_names),
-            "unit": "voxels" if self.spacing is None else "mm",
+            "unit": looks[0].unit,
             "num_images": len(looks),
             **found,
             "annotators": sorted(annotators, key=_least_reliable_last),
@@ -263,7 +280,17 @@ class _Look(NamedTuple):
     quality: Tensor  # (R,)
     uncertainty: Tensor  # ()
     tendency: Tensor  # (R, L)
+    unit: str  # of the tendency
     planted: str | None  # the error that was made on purpose
+
+
+def _require_one_unit(looks: Sequence[_Look]) -> None:
+    names: dict[str, str] = {}
+    for look in looks:
+        names.setdefault(look.unit, look.name)
+    if len(names) > 1:
+        which = ", ".join(f"{name} in {unit}" for unit, name in names.items())
+        raise ValueError(f"lengths must have one unit, got {which}; pass spacing, or images that all have one")
 
 
 def _least_reliable_last(annotator: Mapping[str, Any]) -> float:
@@ -276,8 +303,12 @@ def _tensor(values: Any) -> Tensor:
     return torch.as_tensor(np.asarray(values) if not isinstance(values, Tensor) else values).as_subclass(Tensor)
 
 
+def _file(item: Mapping[str, Any]) -> str:
+    return str(getattr(item["image"], "meta", {}).get("filename_or_obj", "image"))
+
+
 def _name(item: Mapping[str, Any]) -> str:
-    return Path(str(getattr(item["image"], "meta", {}).get("filename_or_obj", "image"))).name
+    return Path(_file(item)).name
 
 
 def _default_names(num_positive: int, num_negative: int) -> list[str]:

@@ -75,7 +75,9 @@ def review_page(content: Mapping[str, Any], worst: Sequence[Shown], errors: Sequ
 
 
 def _ranking(annotators: Sequence[Mapping[str, Any]], unit: str) -> str:
-    head = row("th", ["", "annotator", "draws", "images", "reliability", "", "too large by", "frequent errors"])
+    head = row(
+        "th", ["", "annotator", "draws", "images", "reliability", "", f"too large by ({unit})", "frequent errors"]
+    )
     rows = []
     for place, one in enumerate(annotators, 1):
         score, low, high = (one["reliability"][key] for key in ("score", "low", "high"))
@@ -87,8 +89,7 @@ def _ranking(annotators: Sequence[Mapping[str, Any]], unit: str) -> str:
                 f'<b style="left:{low:.1%};width:{max(high - low, 0.004):.1%}"></b></div>'
             )
         sizes = "; ".join(
-            f"{html.escape(name)} {value['mean']:+.2f} ± {value['std']:.2f} {unit}"
-            for name, value in one["tendency_mm"].items()
+            f"{html.escape(name)} {value['mean']:+.2f} ± {value['std']:.2f}" for name, value in one["tendency"].items()
         )
         habits = "; ".join(html.escape(habit["text"]) for habit in one["habits"]) or "–"
         name = html.escape(one["name"])
@@ -129,9 +130,9 @@ def _drawing(entry: Mapping[str, Any], one: Shown, unit: str) -> str:
     said = one.probs.gather(0, drawing.where(known, drawing.new_zeros(())).long()[None])[0]
     wrong = (1 - said if positive else said).where(known, said.new_zeros(()))
     overlay = annotation_overlay(image, drawn if positive else None, None if positive else drawn, 0, num_classes)
-    power = f"{unit}{'²³'[drawing.ndim - 2]}"
+    size_unit = f"mm{'²³'[drawing.ndim - 2]}" if unit == "mm" else unit
     regions = "; ".join(
-        f"{' x '.join(f'{first}–{last - 1}' for first, last in region.box)} ({region.size:.1f} {power})"
+        f"{' x '.join(f'{first}–{last - 1}' for first, last in region.box)} ({region.size:.1f} {size_unit})"
         for region in one.regions
     )
     caption = (

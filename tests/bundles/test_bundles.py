@@ -152,6 +152,7 @@ def test_review_of_those_who_drew(bundle, trained, tmp_path):
     assert {one["name"] for one in content["annotators"]} == {"positive", "negative"}
     assert {one["num_images"] for one in content["annotators"]} == {content["num_images"]}
     assert content["ask_next"] == []
+    assert content["unit"] == "pixels"
     assert (tmp_path / "annotators.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 

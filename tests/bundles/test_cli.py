@@ -383,6 +383,8 @@ def test_pictures(tmp_path: Path) -> None:
         served = serve(tmp_path / "run", tmp_path / "model")
         segmented = label_double.segment(served, tmp_path / "images" / "p0.png")
         np.testing.assert_array_equal(segmented, np.asarray(found))
+    assert main(text("report", tmp_path / "run")) == 0
+    assert json.loads((tmp_path / "run" / "output" / "annotators.json").read_text())["unit"] == "pixels"
     assert main(text("evaluate", tmp_path / "out", tmp_path / "masks")) == 0
 
 

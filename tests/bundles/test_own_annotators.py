@@ -134,6 +134,7 @@ def test_a_review_names_everybody(trained, tmp_path):
     assert main(text("report", trained, "--output_dir", tmp_path)) == 0
     content = json.loads((tmp_path / "annotators.json").read_text())
     assert {one["name"] for one in content["annotators"]} == {"Ada", "Max"}
+    assert content["unit"] == "mm"
     page = (tmp_path / "annotators.html").read_text()
     assert "Ada" in page
     assert "Max" in page

@@ -263,6 +263,7 @@ def test_review_of_those_who_drew(bundle, trained, tmp_path):
     content = json.loads((tmp_path / "annotators.json").read_text())
     assert [one["num_images"] for one in content["annotators"]] == [content["num_images"]] * bundle.num_annotators
     assert content["ask_next"] == []
+    assert content["unit"] == "mm"
 
 
 @pytest.mark.parametrize("method", ["majority", "staple", "spatial_staple"])

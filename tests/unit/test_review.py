@@ -71,12 +71,12 @@ def test_who_is_right_and_what_the_others_do(tmp_path, depth):
     ada, cy, bea, dan = content["annotators"]
     assert ada["reliability"]["score"] == pytest.approx(1, abs=1e-5)
     assert ada["habits"] == []
-    assert ada["tendency_mm"]["core"]["mean"] == 0
+    assert ada["tendency"]["core"]["mean"] == 0
     assert [habit["text"] for habit in bea["habits"]] == ["swaps edema and core (100%)"]
     assert [habit["text"] for habit in cy["habits"]] == ["44% of what is drawn as core is background"]  # 28 of 64
-    assert cy["tendency_mm"]["core"]["mean"] == pytest.approx(0.5, abs=0.05)
-    assert cy["tendency_mm"]["edema"]["mean"] == 0
-    assert (dan["num_images"], dan["habits"], dan["tendency_mm"]) == (0, [], {})
+    assert cy["tendency"]["core"]["mean"] == pytest.approx(0.5, abs=0.05)
+    assert cy["tendency"]["edema"]["mean"] == 0
+    assert (dan["num_images"], dan["habits"], dan["tendency"]) == (0, [], {})
     assert dan["reliability"]["score"] is None or math.isnan(dan["reliability"]["score"])
     assert [one["annotator"] for one in content["worst"]] == ["Bea"] * 4 + ["Cy"]
     assert all(one["regions"] for one in content["worst"])
@@ -97,7 +97,7 @@ def test_regions_of_a_planted_error(tmp_path):
     assert worst["regions"] == [{"box": [[20, 23], [0, 5]], "size": pytest.approx(15, abs=1e-3)}]
     assert content["ask_next"] == []
     assert "Everybody has drawn every image" in page
-    assert "20–22 x 0–4 (15.0 voxels²)" in page
+    assert "20–22 x 0–4 (15.0 pixels)" in page
 
 
 def test_negative_annotators(tmp_path):
@@ -112,6 +112,35 @@ def test_negative_annotators(tmp_path):
     assert first["reliability"]["score"] == pytest.approx(1, abs=1e-5)
     assert second["reliability"]["score"] == pytest.approx(2 / 3, abs=1e-5)
     assert content["worst"][0]["annotator"] == "negative 2"
+
+
+@pytest.mark.parametrize("depth", [None, 3])
+def test_lengths_are_in_mm_where_files_say_how_large_a_voxel_is(tmp_path, depth):
+    """Cy draws one voxel too much in the plane; pixels of the second image are twice as large."""
+
+    def placed(n: int, size: float):
+        image = item(n, people(n, depth), depth)
+        image["image"] = MetaTensor(
+            case(n, depth)[None].float(),
+            affine=torch.diag(torch.tensor([size, size, 5.0, 1.0])),
+            meta={"filename_or_obj": f"case_{n}.nii.gz"},
+        )
+        return image
+
+    found = []
+    for sizes in ((0.5, 0.5), (0.5, 1.0), (None, None)):
+        items = [item(n, people(n, depth), depth) if size is None else placed(n, size) for n, size in enumerate(sizes)]
+        content, page = review(tmp_path, items)
+        by_name = {one["name"]: one for one in content["annotators"]}
+        found.append(by_name["positive 3"]["tendency"]["core"]["mean"])
+        assert content["unit"] == ("pixels" if depth is None else "voxels") if sizes[0] is None else "mm"
+        assert page.count(f"too large by ({content['unit']})") == 1
+    (first,) = content["worst"][0]["regions"][:1]
+    assert first["size"] == pytest.approx(36 * (depth or 1), abs=0.1), "a block, in pixels or voxels"
+    assert found[0] == pytest.approx(0.5, abs=0.05)
+    assert found == pytest.approx([found[0], 1.5 * found[0], 2 * found[0]], rel=1e-3)
+    with pytest.raises(ValueError, match=r"one unit, got case_0\.nii\.gz in mm, case_1\.png in (pix|vox)els; pass"):
+        review(tmp_path, [placed(0, 0.5), item(1, people(1, depth), depth)])
 
 
 def test_what_does_not_fit_is_said(tmp_path):
