@@ -351,16 +351,20 @@ def reliability(counts: Tensor, kinds: Sequence[Kind], num_resamples: int = 1000
 class Habit(NamedTuple):
     """An error that an annotator makes often."""
 
-    name: Literal["swaps", "mistakes", "misses", "adds"]
+    name: Literal["swaps", "confuses", "mistakes", "misses", "adds"]
     drawn: int
     true: int
     share: float
+    ring: tuple[int, ...] = ()  # of "swaps" and "confuses": each class is drawn as the next one, the last as the first
 
 
 def habits(counts: Tensor, least: float = 0.2) -> list[Habit]:
     """What a positive annotator does wrong often, the most frequent first.
 
-    - "swaps": two classes are drawn as each other more often than as themselves.
+    - "swaps": foreground classes are drawn as each other, two or a ring of more, on more than half of them. Each is
+      mistaken most often for the next one, on `least` or more of it, and the smallest share is half of the largest one
+      or more; `share` is their mean.
+    - "confuses": the same on half of them or less.
     - "mistakes": a foreground class is drawn as another.
     - "misses": a foreground class is drawn as background.
     - "adds": of what is drawn as a class, this share is background.
@@ -375,20 +379,32 @@ def habits(counts: Tensor, least: float = 0.2) -> list[Habit]:
         [('swaps', 2, 1)]
     """
     table, drawn = conditional_table(counts), counts.double() / counts.double().sum(1, keepdim=True)
-    found: list[Habit] = []
-    swapped: set[tuple[int, int]] = set()
-    for a in range(1, len(counts)):
-        for b in range(1, a):
-            if table[a, b] > table[b, b] and table[b, a] > table[a, a]:
-                swapped |= {(a, b), (b, a)}
-                found.append(Habit("swaps", a, b, ((table[a, b] + table[b, a]) / 2).item()))
+    found = _rings(table, least)
+    swapped = {(ring[i - 1], ring[i]) for ring in (habit.ring for habit in found) for i in range(len(ring))}
     for a in range(1, len(counts)):
         if drawn[a, 0] >= least:
             found.append(Habit("adds", a, 0, drawn[a, 0].item()))
         for b in range(len(counts)):
-            if a != b and table[b, a] >= least and (a, b) not in swapped:
+            if a != b and table[b, a] >= least and (a, b) not in swapped:  # b drawn, a true
                 found.append(Habit("mistakes" if b else "misses", b, a, table[b, a].item()))
     return sorted(found, key=lambda habit: -habit.share)
+
+
+def _rings(table: Tensor, least: float) -> list[Habit]:
+    """Classes that are drawn as each other, see `habits`."""
+    wrong = table.nan_to_num(0).fill_diagonal_(0)
+    wrong[0] = wrong[:, 0] = 0
+    shares, drawn = wrong.max(0)
+    found = []
+    for start in range(1, len(table)):
+        ring = [start]
+        while (following := int(drawn[ring[-1]])) not in ring:
+            ring.append(following)
+        share = shares[ring]
+        if following == start == min(ring) and len(ring) > 1 and share.min() >= max(least, share.max().item() / 2):
+            mean = share.mean().item()
+            found.append(Habit("swaps" if mean > 0.5 else "confuses", ring[1], start, mean, tuple(ring)))
+    return found
 
 
 class Question(NamedTuple):

@@ -4,6 +4,7 @@ drawings to send back, whom to ask next. Nothing here needs a dense mask.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.inferers import Inferer
+from monai.networks.utils import one_hot
 from torch import Tensor
 from tqdm import tqdm
 
@@ -38,7 +40,7 @@ class AnnotatorReview:
     """Review who drew the images of a data set: `annotators.json` and `annotators.html`.
 
     The JSON, and the page that shows it, hold for each annotator the mean confusion matrix (`confusion`: estimated by
-    the networks, on all images; `counted`: of what was drawn against the estimated truth); from what was drawn, the
+    the networks, on all images; `counted`: of what was drawn against the likeliest class); from what was drawn, the
     reliability with the bounds between which 95% of resampled sets of images lie, frequent errors in words, and by how
     much the drawings are too large or too small (`tendency`); the drawings that fit the estimated truth least, going
     half by what is usual of who drew them, with the regions that are likely wrong; and whom to ask next about which
@@ -135,12 +137,14 @@ class AnnotatorReview:
         item = self.dataset[index]
         (probs, cm), annotations = self._estimate(item)
         kinds = reliability.kinds_of(annotations)
-        drawn = reliability.drawn_counts(annotations, probs)
+        likeliest = one_hot(probs.argmax(1, keepdim=True), probs.shape[1])
+        quality = reliability.annotation_quality(reliability.drawn_counts(annotations, probs), kinds)
         return _Look(
             _name(item),
             reliability.expected_counts(cm, probs)[0],
-            drawn[0],
-            reliability.annotation_quality(drawn, kinds)[0],
+            # not of the probabilities: a rare class has most of its own far from it, a percent at each voxel
+            reliability.drawn_counts(annotations, likeliest)[0],
+            quality[0],
             reliability.uncertainty(probs)[0],
             self._tendencies(probs, annotations, kinds, self._spacing(item)[0]),
             self._spacing(item)[1],
@@ -261,8 +265,14 @@ def habit_text(habit: reliability.Habit, class_names: Sequence[str]) -> str:
         'leaves out 40% of vessel'
         >>> habit_text(reliability.Habit("swaps", 2, 1, 0.8), ["background", "core", "edema"])
         'swaps edema and core (80%)'
+        >>> habit_text(reliability.Habit("confuses", 2, 1, 0.4, (1, 2)), ["background", "core", "edema"])
+        'takes core for edema and the reverse on 40%'
     """
     drawn, true, share = class_names[habit.drawn], class_names[habit.true], f"{habit.share:.0%}"
+    if len(habit.ring) > 2 or habit.name == "confuses":
+        pairs = [f"{class_names[k]} for {class_names[o]}" for k, o in itertools.pairwise((*habit.ring, habit.ring[0]))]
+        last = "the reverse" if len(pairs) == 2 else pairs[-1]
+        return f"takes {', '.join(pairs[:-1])} and {last} on {share}"
     return {
         "swaps": f"swaps {drawn} and {true} ({share})",
         "mistakes": f"draws {drawn} on {share} of {true}",

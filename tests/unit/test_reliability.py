@@ -196,6 +196,16 @@ def test_habits_by_name():
     assert habits(good) == []
     swapped = good[[0, 2, 1]]
     assert [(h.name, h.drawn, h.true, h.share) for h in habits(swapped)] == [("swaps", 2, 1, 1.0)]
+    fifths = torch.tensor([[1000.0, 0, 0], [0, 62, 44], [0, 38, 56]])  # nobody draws half of a class as another
+    assert [(h.name, h.drawn, h.true, h.share) for h in habits(fifths)] == [("confuses", 2, 1, pytest.approx(0.41))]
+    for other, names in ((0.25, ["confuses"]), (0.24, ["mistakes", "mistakes"]), (0.19, ["mistakes"])):
+        uneven = torch.tensor([[1000.0, 0, 0], [0, 50, 100 * other], [0, 50, 100 * (1 - other)]])
+        assert [habit.name for habit in habits(uneven)] == names, "similar: the smaller share is half of the larger"
+    ring = 0.6 * torch.eye(4) + 0.4 * torch.eye(4)[[0, 3, 1, 2]]  # 1 is drawn as 2, 2 as 3, 3 as 1
+    ring[:, 0] = torch.eye(4)[0]
+    assert [(h.name, h.ring, h.share) for h in habits(100 * ring)] == [("confuses", (1, 2, 3), pytest.approx(0.4))]
+    ring[1, 3] = 0
+    assert [(h.name, h.drawn, h.true) for h in habits(100 * ring)] == [("mistakes", 2, 1), ("mistakes", 3, 2)]
     misses = good.clone()
     misses[0, 1], misses[1, 1] = 60.0, 40.0
     assert [(h.name, h.drawn, h.true) for h in habits(misses)] == [("misses", 0, 1)]

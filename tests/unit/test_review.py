@@ -12,7 +12,9 @@ from torch import nn
 
 from medcoarse.losses import CoupledLoss
 from medcoarse.networks import AnnotatorNet, CoupledModel
-from medcoarse.review import AnnotatorReview
+from medcoarse.reliability import Habit
+from medcoarse.review import AnnotatorReview, habit_text
+from medcoarse.transforms.array import SimulateCoarse
 
 NAMES = ["background", "core", "edema"]
 
@@ -86,6 +88,28 @@ def test_who_is_right_and_what_the_others_do(tmp_path, depth):
     assert "/secret" not in page + json.dumps(content)
     assert len(re.findall("data:image/png;base64", page)) == 5 * 4 + 3 * 5  # worst drawings, expected errors
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_who_takes_two_fifths_of_two_classes_for_each_other_is_named(tmp_path):
+    """And nobody else: beside a faithful one, one who draws too much and one who draws too little."""
+    items = []
+    for n in range(4):
+        label = case(n, None)
+        drawn = SimulateCoarse(["dhe_good", "dhe_over", "dhe_under", "dhe_swapped"], target=1, num_classes=3, seed=n)
+        items.append(item(n, drawn(label[None].to(torch.uint8)), None))
+    content, page = review(tmp_path, items)
+    said = {one["name"]: [habit["text"] for habit in one["habits"]] for one in content["annotators"]}
+    mixed_up = {
+        name: text for name, texts in said.items() for text in texts if "the reverse" in text or "swaps" in text
+    }
+    assert mixed_up == {"positive 4": "takes core for edema and the reverse on 39%"}
+    assert mixed_up["positive 4"] in page
+
+
+def test_a_ring_of_mistakes_in_words():
+    names = ["background", "core", "edema", "ring"]
+    habit = Habit("confuses", 2, 1, 0.36, (1, 2, 3))
+    assert habit_text(habit, names) == "takes core for edema, edema for ring and ring for core on 36%"
 
 
 def test_regions_of_a_planted_error(tmp_path):
