@@ -122,6 +122,22 @@ def reported_items(datalist: str | Path, images: Sequence[str | Path | Sequence[
     return [known.get(_place(image), {"image": image}) for image in plain]
 
 
+def undrawn_items(datalist: str | Path, images: Sequence[str | Sequence[str]]) -> list[Item]:
+    """Items of those images of which the datalist has no drawing.
+
+    Args:
+        datalist: the JSON file.
+        images: as for `reported_items`; none gives none.
+
+    Raises:
+        SystemExit: all of them were drawn.
+    """
+    found = [item for item in reported_items(datalist, images) if not item.get("drawing")] if images else []
+    if images and not found:
+        raise SystemExit(f"all {len(images)} images of the pool have drawings already; pass some that nobody has drawn")
+    return [{"image": item["image"]} for item in found]
+
+
 def calibrating_items(datalist: str | Path, reported: Sequence[Item]) -> list[Item]:
     """Items that tell whether a network's probabilities can be believed: the validation items that are not reported.
 

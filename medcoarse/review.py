@@ -43,9 +43,10 @@ class AnnotatorReview:
     the networks, on all images; `counted`: of what was drawn against the likeliest class); from what was drawn, the
     reliability with the bounds between which 95% of resampled sets of images lie, frequent errors in words, and by how
     much the drawings are too large or too small (`tendency`); the drawings that fit the estimated truth least, going
-    half by what is usual of who drew them, with the regions that are likely wrong; and whom to ask next about which
-    image. The bounds say how much the images matter, not how far the estimated truth is from the truth. Lengths are in
-    one `unit`: "mm", or "pixels" or "voxels" where nothing says how large these are, as in PNG.
+    half by what is usual of who drew them, with the regions that are likely wrong; and which image to draw next, and
+    whom to ask (`ask_next`), of the data set and of a pool that nobody has drawn. The bounds say how much the images
+    matter, not how far the estimated truth is from the truth. Lengths are in one `unit`: "mm", or "pixels" or "voxels"
+    where nothing says how large these are, as in PNG.
 
     Drawings that were made wrong on purpose, by :func:`medcoarse.transforms.planted.plant_errors`, tell how good the
     ranking is: `planted` in the JSON is :func:`medcoarse.reliability.planted_found`. The ranking does not look at them.
@@ -65,6 +66,7 @@ class AnnotatorReview:
         num_questions: so many questions are listed.
         shown_key: the image to show where it is not the one that the networks get.
         seed: of the resampling.
+        pool: items with an image alone, which nobody has drawn yet; ranked with the others to ask next.
 
     Raises:
         ValueError: names that do not match the model's annotators; drawings that do not, or none, when it is called;
@@ -85,11 +87,12 @@ class AnnotatorReview:
         num_questions: int = 20,
         shown_key: str = "image",
         seed: int = 0,
+        pool: Any = (),
     ) -> None:
         self.model, self.loss, self.dataset, self.inferer = model, loss, dataset, inferer
         self.class_names, self.directory = tuple(class_names), Path(directory)
         self.num_worst, self.num_questions = num_worst, num_questions
-        self.spacing, self.shown_key, self.seed = spacing, shown_key, seed
+        self.spacing, self.shown_key, self.seed, self.pool = spacing, shown_key, seed, pool
         number = model.annotator.num_annotators
         self.names = tuple(
             annotator_names or _default_names(model.annotator.num_positive, model.annotator.num_negative)
@@ -104,7 +107,8 @@ class AnnotatorReview:
             raise ValueError("there is nothing to review: the data set is empty")
         looks = [self._look(n) for n in tqdm(numbers, "Reviewing", disable=not sys.stderr.isatty())]
         _require_one_unit(looks)
-        content = self._content(looks)
+        undrawn = [self._glance(n) for n in tqdm(range(len(self.pool)), "Pool", disable=not sys.stderr.isatty())]
+        content = self._content(looks) | {"ask_next": self._ask_next(looks, undrawn)}
         shown = [self._show(*pair) for pair in self._worst(looks)]
         for entry, one in zip(content["worst"], shown, strict=True):
             entry["regions"] = [region._asdict() for region in one.regions]
@@ -120,18 +124,21 @@ class AnnotatorReview:
 
     def _estimate(self, item: Mapping[str, Any]) -> tuple[Estimate, Annotations]:
         """What is estimated of an item, on the CPU and as it would be drawn, and what was drawn."""
-        image = _tensor(item["image"])[None].float()
         drawings = {key: _tensor(item[key])[None] for key in ("positive", "negative") if key in item}
         annotations, annotator = Annotations(**drawings), self.model.annotator
         drew = reliability.kinds_of(annotations)
-        if drew != ["positive"] * annotator.num_positive + ["negative"] * annotator.num_negative:
+        if drew != self._kinds():
             raise ValueError(
                 f"the model has {annotator.num_positive} positive and {annotator.num_negative} negative annotators, "
                 f"{_name(item)} has drawings by {drew.count('positive')} and {drew.count('negative')}"
             )
+        return self._networks(item), annotations
+
+    def _networks(self, item: Mapping[str, Any]) -> Estimate:
+        image, annotator = _tensor(item["image"])[None].float(), self.model.annotator
         probs, cm = estimate(self.model, image.to(next(self.model.parameters()).device), self.inferer)
         transition = transition_of(self.model, self.loss)
-        return Estimate(probs.cpu(), as_drawn(cm.cpu(), annotator.num_positive, transition)), annotations
+        return Estimate(probs.cpu(), as_drawn(cm.cpu(), annotator.num_positive, transition))
 
     def _look(self, index: int) -> _Look:
         item = self.dataset[index]
@@ -150,6 +157,11 @@ class AnnotatorReview:
             self._spacing(item)[1],
             item.get(PLANTED_KEY, {}).get("error"),
         )
+
+    def _glance(self, index: int) -> _Glance:
+        item = self.pool[index]
+        probs, cm = self._networks(item)
+        return _Glance(_name(item), reliability.expected_counts(cm, probs)[0], reliability.uncertainty(probs)[0])
 
     def _spacing(self, item: Mapping[str, Any]) -> tuple[Sequence[float], str]:
         """Of the image, whose grid is that of the drawings, and its unit."""
@@ -199,8 +211,7 @@ class AnnotatorReview:
         expected, drawn, quality = (
             torch.stack([getattr(look, name) for look in looks]) for name in ("expected", "drawn", "quality")
         )
-        kinds: list[reliability.Kind] = ["positive"] * self.model.annotator.num_positive
-        kinds += ["negative"] * self.model.annotator.num_negative
+        kinds = self._kinds()
         trust = reliability.reliability(drawn, kinds, seed=self.seed)
         tendency = torch.stack([look.tendency for look in looks])
         annotators = [
@@ -220,10 +231,6 @@ class AnnotatorReview:
             }
             for r, name in enumerate(self.names)
         ]
-        has_drawn = drawn.sum((-2, -1)) > 0
-        asked = reliability.next_questions(
-            torch.stack([look.uncertainty for look in looks]), expected, kinds, has_drawn
-        )
         errors = [look.planted for look in looks]
         found = {"planted": reliability.planted_found(reliability.suspicion(quality), errors)} if any(errors) else {}
         return {
@@ -241,11 +248,28 @@ class AnnotatorReview:
                 }
                 for n, r in self._worst(looks)
             ],
-            "ask_next": [
-                one._asdict() | {"image": looks[one.image].name, "annotator": self.names[one.annotator]}
-                for one in asked[: self.num_questions]
-            ],
         }
+
+    def _ask_next(self, looks: Sequence[_Look], undrawn: Sequence[_Glance]) -> list[dict[str, Any]]:
+        """Whom to ask about which image, with the names of those who drew it; nobody has drawn those of the pool."""
+        seen = [_Glance(look.name, look.expected, look.uncertainty) for look in looks] + list(undrawn)
+        drawn = torch.zeros(len(seen), len(self.names), dtype=torch.bool)
+        drawn[: len(looks)] = torch.stack([look.drawn.sum((-2, -1)) > 0 for look in looks])
+        uncertainties, counts = (
+            torch.stack([one.uncertainty for one in seen]),
+            torch.stack([one.expected for one in seen]),
+        )
+        return [
+            one._asdict()
+            | {"image": seen[one.image].name, "annotator": self.names[one.annotator]}
+            | {"drawn_by": [name for name, drew in zip(self.names, drawn[one.image], strict=True) if drew]}
+            for one in reliability.next_questions(uncertainties, counts, self._kinds(), drawn)[: self.num_questions]
+        ]
+
+    def _kinds(self) -> list[reliability.Kind]:
+        annotator = self.model.annotator
+        kinds: list[reliability.Kind] = ["positive"] * annotator.num_positive
+        return kinds + ["negative"] * annotator.num_negative
 
     def _tendency_of(self, values: Tensor) -> dict[str, dict[str, float]]:
         """Mean and spread over the images by class, of the classes that had an outline somewhere."""
@@ -292,6 +316,14 @@ class _Look(NamedTuple):
     tendency: Tensor  # (R, L)
     unit: str  # of the tendency
     planted: str | None  # the error that was made on purpose
+
+
+class _Glance(NamedTuple):
+    """What is kept of an image to ask about."""
+
+    name: str
+    expected: Tensor  # (R, observed, true)
+    uncertainty: Tensor  # ()
 
 
 def _require_one_unit(looks: Sequence[_Look]) -> None:

@@ -69,7 +69,7 @@ def review_page(content: Mapping[str, Any], worst: Sequence[Shown], errors: Sequ
             "Quality is Dice between the two; orange is where the drawing is likely wrong.</p>"
         )
         parts += [_drawing(entry, one, unit) for entry, one in zip(content["worst"], worst, strict=True)]
-    parts += ["<h2>Whom to ask next</h2>", _questions(content["ask_next"])]
+    parts += ["<h2>Images to draw next, and whom to ask</h2>", _questions(content["ask_next"])]
     parts.append('<p class="note">Made with medcoarse. Research software, not a medical device.</p>')
     return document("Annotators", _STYLE, parts)
 
@@ -151,11 +151,17 @@ def _drawing(entry: Mapping[str, Any], one: Shown, unit: str) -> str:
 def _questions(questions: Sequence[Mapping[str, Any]]) -> str:
     if not questions:
         return "<p>Everybody has drawn every image.</p>"
-    head = row("th", ["image", "annotator", "uncertainty (nats)", "expected reliability there"])
+    head = row("th", ["image", "drawn by", "whom to ask", "uncertainty (nats)", "expected reliability there"])
     rows = [
         row(
             "td",
-            [html.escape(q["image"]), html.escape(q["annotator"]), f"{q['uncertainty']:.4f}", f"{q['accuracy']:.3f}"],
+            [
+                html.escape(q["image"]),
+                html.escape(", ".join(q["drawn_by"])) or "nobody yet",
+                html.escape(q["annotator"]),
+                f"{q['uncertainty']:.4f}",
+                f"{q['accuracy']:.3f}",
+            ],
         )
         for q in questions
     ]

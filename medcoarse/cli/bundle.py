@@ -33,6 +33,7 @@ Classes:
 ```bash
 medcoarse predict . IMAGES --output_dir PREDICTIONS   # typed in this folder; DICOM series too
 medcoarse report .                                    # the drawings, and who drew them
+medcoarse report . --pool IMAGES                      # the same, and which of these to draw next
 medcoarse report . --cases IMAGES                     # outlines, uncertainty, sizes
 python -m monai.bundle run inferring --config_file configs/inference.json --dataset_dir IMAGES --output_dir PREDICTIONS
 ```

@@ -1,7 +1,8 @@
 """Review who drew, or report on cases.
 
 Of a bundle that `medcoarse train` made. Without --cases everybody who drew is reviewed: reliability and errors, the
-drawings to look at again, and whom to ask next; no mask is needed. annotators.html and annotators.json are written.
+drawings to look at again, which image to draw next, and whom to ask; no mask is needed. With --pool images that nobody
+has drawn are among those to draw next. annotators.html and annotators.json are written.
 
 With --cases images are segmented and reported on, in one HTML file to look at or to send, and its numbers in JSON:
 outlines, calibrated uncertainty, sizes with an interval, how who drew is estimated to err on them. Probabilities are
@@ -26,10 +27,17 @@ from medcoarse.files import write_json
 
 EXAMPLES = """examples:
   medcoarse report run                                              who drew
+  medcoarse report run --pool images/                               which of these to draw next, too
   medcoarse report run --cases case7.nii.gz dicom/ --output_dir reported      some cases
 """
 _CASES = "case_report.json"
 _REVIEW: dict[str, Any] = {
+    "pool": [],
+    "undrawn": {
+        "_target_": "Dataset",
+        "data": "$own_data.undrawn_items(@datalist or @data, @pool)",
+        "transform": {"_target_": "Compose", "transforms": "@preprocessing"},
+    },
     "review": {
         "_target_": "medcoarse.review.AnnotatorReview",
         "model": "@coarse_model",
@@ -40,6 +48,7 @@ _REVIEW: dict[str, Any] = {
         "directory": "@output_dir",
         "shown_key": "shown",
         "seed": "@seed",
+        "pool": "@undrawn",
     },
     "initialize": [
         "$monai.utils.set_determinism(seed=@seed)",
@@ -56,6 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("bundle", metavar="BUNDLE", help="folder that `medcoarse train` wrote")
     parser.add_argument("--cases", nargs="+", metavar="IMAGES", help="images, folders of images, DICOM series")
+    parser.add_argument(
+        "--pool", nargs="+", metavar="IMAGES", help="images to draw next: read as --cases, drawn ones are left out"
+    )
     parser.add_argument("--output_dir", metavar="OUT", help="where the files go; by default BUNDLE/output")
     parser.add_argument(
         "--show_names", action="store_true", help="name the cases by their files, which may name people"
@@ -69,18 +81,31 @@ def run(options: argparse.Namespace) -> int:
     if not (bundle / "models" / "full.pt").is_file():
         raise CommandError(f"{bundle}: not trained yet, it has no models/full.pt")
     output = Path(options.output_dir or bundle / "output").absolute()
+    if options.cases and options.pool:
+        raise CommandError("--pool is of the review of who drew; leave it out where --cases are reported")
     if options.cases:
         _report(bundle, _cases(bundle, options.cases), output, options.show_names)
         return 0
-    overlay = bundle / "configs" / "review.json"
-    if not overlay.is_file():
-        if "class_names" not in content:
-            raise CommandError(f"{bundle}: has no configs/review.json")
-        named = {"annotator_names": "$@annotators or None"} if "annotators" in content else {}
-        write_json(overlay, _REVIEW | {"review": _REVIEW["review"] | named})
-    run_bundle(bundle, ["train.json", "review.json"], "reviewing", output_dir=str(output), **_without_training(content))
+    pool = {"pool": _cases(bundle, options.pool)} if options.pool else {}
+    _write_review(bundle, content, bool(pool))
+    run_bundle(
+        bundle, ["train.json", "review.json"], "reviewing", output_dir=str(output), **pool, **_without_training(content)
+    )
     print(f"written: {output / 'annotators.html'} and annotators.json")
     return 0
+
+
+def _write_review(bundle: Path, content: Mapping[str, Any], pooled: bool) -> None:
+    """The usual review, where the bundle has none; and one that knows a pool in place of an earlier version's."""
+    overlay = bundle / "configs" / "review.json"
+    if overlay.is_file() and ("pool" in config_of(bundle, "review.json") or not pooled):
+        return
+    if pooled and "drawn_key" not in content:
+        raise CommandError(f"{bundle}: was not made by `medcoarse train`; --pool is for such bundles, leave it out")
+    if "class_names" not in content:
+        raise CommandError(f"{bundle}: has no configs/review.json")
+    named = {"annotator_names": "$@annotators or None"} if "annotators" in content else {}
+    write_json(overlay, _REVIEW | {"review": _REVIEW["review"] | named})
 
 
 def _without_training(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -140,6 +140,29 @@ def test_a_review_names_everybody(trained, tmp_path):
     assert "Max" in page
 
 
+def test_a_review_says_what_to_draw_next(trained, volumes, tmp_path, capfd):
+    """Of a folder with a new image among those that were drawn; also with a review of before there was a pool."""
+    shutil.copy(volumes / "images" / "case0.nii.gz", tmp_path / "new.nii.gz")
+    overlay = trained / "configs" / "review.json"
+    assert main(text("report", trained, "--output_dir", tmp_path / "without")) == 0
+    old = json.loads(overlay.read_text())
+    del old["pool"], old["undrawn"], old["review"]["pool"]
+    overlay.write_text(json.dumps(old))
+    pool = ["--pool", volumes / "images", tmp_path / "new.nii.gz"]
+    assert main(text("report", trained, "--output_dir", tmp_path / "out", *pool)) == 0
+    found, without = (
+        json.loads((tmp_path / name / "annotators.json").read_text())["ask_next"] for name in ("out", "without")
+    )
+    new = [one for one in found if not one["drawn_by"]]
+    assert [one["image"] for one in new] == ["new.nii.gz"]
+    assert [one for one in found if one["drawn_by"]] == without
+    assert [one["uncertainty"] for one in found] == sorted((one["uncertainty"] for one in found), reverse=True)
+    said = refused(capfd, "report", trained, "--pool", tmp_path, "--cases", tmp_path)
+    assert "--pool is of the review" in said
+    said = refused(capfd, "report", trained, "--pool", volumes / "images")
+    assert "all 6 images of the pool have drawings already; pass some that nobody has drawn" in said
+
+
 def test_cases_are_reported_with_calibration_and_everybodys_errors(trained, volumes, tmp_path):
     validated = json.loads((trained / "datalist.json").read_text())["validation"]
     drawn = trained / json.loads((trained / "datalist.json").read_text())["training"][0]["image"]

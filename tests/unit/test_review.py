@@ -167,6 +167,28 @@ def test_lengths_are_in_mm_where_files_say_how_large_a_voxel_is(tmp_path, depth)
         review(tmp_path, [placed(0, 0.5), item(1, people(1, depth), depth)])
 
 
+def test_undrawn_images_are_ranked_among_the_others(tmp_path):
+    """Ada and Bea drew, Bea less well; one of the pool is half of the way between classes everywhere, one is clear."""
+    items = [item(n, people(n, None)[:2], None) for n in range(2)]
+    items[1]["positive"][1] = 255
+    unsure, clear, vague = ({"image": item(n, people(n, None), None)["image"]} for n in (2, 3, 1))
+    unsure["image"] = unsure["image"] * 0 + 0.5
+    vague["image"] = vague["image"] * 0.8
+    items[1]["image"] = items[1]["image"] * 0.9
+    content, page = review(tmp_path, items, 2, annotator_names=["Ada", "Bea"], pool=[clear, vague, unsure])
+    assert [(one["image"], one["drawn_by"]) for one in content["ask_next"]] == [
+        ("case_2.png", []),
+        ("case_1.png", []),
+        ("case_1.png", ["Ada"]),
+        ("case_3.png", []),
+    ]
+    assert [one["annotator"] for one in content["ask_next"]][2] == "Bea"
+    assert content["num_images"] == 2, "nothing else is said of what nobody has drawn"
+    assert page.count("nobody yet") == 3
+    without, _ = review(tmp_path, items, 2, annotator_names=["Ada", "Bea"])
+    assert without == content | {"ask_next": [content["ask_next"][2]]}
+
+
 def test_what_does_not_fit_is_said(tmp_path):
     with pytest.raises(ValueError, match="annotator_names must be 4 different names, got a, b"):
         review(tmp_path, [], annotator_names=["a", "b"])
