@@ -9,6 +9,10 @@ Four ways are known in which two coupled networks explain drawings and miss the 
   and the segmentation is free to choose.
 
 And one in which a network with a latent variable can: *posterior collapse*, where that says nothing of the annotation.
+
+That somebody errs shows where drawings contradict each other: a positive and a negative one, or those of several
+people who drew the same pixels. Where each image has one person's drawing of one kind, as merged strokes are, an
+identity collapse cannot be told from faultless drawings.
 """
 
 from __future__ import annotations
@@ -38,7 +42,8 @@ def observe(output: CoupledOutput, target: Annotations) -> dict[str, float]:
     Returns:
         For each ``KIND`` of drawing, ``positive`` and ``negative``: ``agreement_KIND`` and ``swap_KIND``; where
         matrices are estimated, also ``error_KIND`` (share of drawn pixels taken to be wrong), ``chance_KIND`` (that
-        share for someone who draws at random) and the numbers of :func:`dominance`. With both kinds,
+        share for someone who draws at random) and the numbers of :func:`dominance`; where two or more drew positively
+        on the same pixels, ``disagreement`` and ``error_of_two``, see :func:`disagreement`. With both kinds,
         ``contradiction``.
 
     Example:
@@ -59,6 +64,8 @@ def observe(output: CoupledOutput, target: Annotations) -> dict[str, float]:
             seen |= {f"{key}_{name}": value for key, value in dominance(confusion).items()}
             seen[f"error_{name}"] = estimated_error(output.logits, confusion, drawing)
             seen[f"chance_{name}"] = 1 - 1 / num_classes
+            if name == "positive":
+                seen |= disagreement(output.logits, confusion, drawing)
     if len(drawn) == 2:
         seen["contradiction"] = contradiction(target, num_classes)
     return seen
@@ -95,15 +102,8 @@ def diagnose(seen: Mapping[str, float]) -> dict[str, str]:
                 "drawings as well as the class that was drawn: the segmentation is free to choose. Set diagonal_floor "
                 "to 0.5, lower trace_weight and lengthen the warm-up."
             )
-    explained = [seen[key] for key in ("error_positive", "error_negative") if key in seen]
-    contradictory = seen.get("contradiction", 0.0)
-    if len(explained) == 2 and contradictory > _WORTH_EXPLAINING and sum(explained) < contradictory / 2:
-        found["identity"] = (
-            f"Positive and negative drawings contradict each other on {contradictory:.1%} of the pixels, but the "
-            f"annotators are taken to err on {explained[0]:.1%} and {explained[1]:.1%} only: the segmentation is "
-            "learning their errors. Raise the annotators' learning rate, use more augmentation or train for fewer "
-            "epochs."
-        )
+    if identity := _identity(seen):
+        found["identity"] = identity
     if seen.get("kl", _COLLAPSED) < _COLLAPSED:
         found["collapse"] = (
             f"The latent variable tells {seen['kl']:.4f} nats of an annotation: the posterior has collapsed onto the "
@@ -111,6 +111,28 @@ def diagnose(seen: Mapping[str, float]) -> dict[str, str]:
             "otherwise lower beta or train for longer."
         )
     return found
+
+
+def _identity(seen: Mapping[str, float]) -> str | None:
+    """What tells that the drawings hold more errors than the matrices admit, if anything does."""
+    explained = [seen[key] for key in ("error_positive", "error_negative") if key in seen]
+    contradictory, differing = seen.get("contradiction", 0.0), seen.get("disagreement", 0.0)
+    if len(explained) == 2 and contradictory > _WORTH_EXPLAINING and sum(explained) < contradictory / 2:
+        said = (
+            f"Positive and negative drawings contradict each other on {contradictory:.1%} of the pixels, but the "
+            f"annotators are taken to err on {explained[0]:.1%} and {explained[1]:.1%} only"
+        )
+    elif differing > _WORTH_EXPLAINING and seen["error_of_two"] < differing / 2:
+        said = (
+            f"Two positive annotators of a pixel draw different classes at {differing:.1%} of the pixels, but are "
+            f"taken to err on {seen['error_of_two']:.1%} together"
+        )
+    else:
+        return None
+    return (
+        f"{said}: the segmentation is learning their errors. Raise the annotators' learning rate, use more "
+        "augmentation or train for fewer epochs."
+    )
 
 
 def agreement(logits: Tensor, target: Annotations) -> dict[str, float]:
@@ -176,11 +198,52 @@ def estimated_error(logits: Tensor, confusion: Confusion, drawing: Tensor) -> fl
         >>> estimated_error(torch.zeros(1, 2, 3), confusion, torch.tensor([[[0, 1, 255]]]))
         0.25
     """
+    drawn = drawing != UNLABELED
+    return float(_errors(logits, confusion, drawing)[drawn].mean()) if drawn.any() else 0.0
+
+
+def _errors(logits: Tensor, confusion: Confusion, drawing: Tensor) -> Tensor:
+    """Probability that what each annotator draws is wrong, (B, R, *S) as the drawing."""
     diagonal = confusion.diagonal()  # of a matrix for all pixels, one value along the image axes
     diagonal = diagonal.view(*diagonal.shape, *(1,) * (logits.ndim + 1 - diagonal.ndim))
-    copied = (diagonal * logits.softmax(1)[:, None]).sum(2).expand(drawing.shape)
+    return 1 - (diagonal * logits.softmax(1)[:, None]).sum(2).expand(drawing.shape)
+
+
+def disagreement(logits: Tensor, confusion: Confusion, drawing: Tensor) -> dict[str, float]:
+    """How often two people who drew the same pixel differ, and how often the model takes one of the two to be wrong.
+
+    Of two who differ one errs at least: ``P(a != b) <= P(a is wrong) + P(b is wrong)``, whatever the truth is and
+    however their errors hang together. Both sides are means over all pairs of annotators and the pixels where both
+    drew.
+
+    Args:
+        logits: ``(B, L, *S)``.
+        confusion: of the R annotators.
+        drawing: ``(B, R, *S)``, classes or 255.
+
+    Returns:
+        ``disagreement``, the left side in [0, 1], and ``error_of_two``, what the model takes the right side to be, in
+        [0, 2]; nothing where no two drew the same pixel.
+
+    Example:
+        >>> from medcoarse.confusion import GlobalConfusion
+        >>> sure = GlobalConfusion(torch.zeros(3, 2, 2), floor=0.875)  # each wrong at 1 of 16 pixels
+        >>> drawing = torch.tensor([[[0, 1, 255], [0, 0, 1], [0, 0, 255]]])
+        >>> disagreement(torch.zeros(1, 2, 3), sure, drawing)  # 2 of 6 pairs
+        {'disagreement': 0.3333333333333333, 'error_of_two': 0.125}
+    """
     drawn = drawing != UNLABELED
-    return float(1 - copied[drawn].mean()) if drawn.any() else 0.0
+    people = drawn.sum(1)
+    pairs = (people * (people - 1)).sum().item() / 2
+    if not pairs:
+        return {}
+    # n people are in n (n - 1) / 2 pairs, those of them who drew the same class are no pairs that differ
+    alike = sum(((of_class := (drawing == k).sum(1)) * (of_class - 1)).sum().item() / 2 for k in range(logits.shape[1]))
+    errors = _errors(logits, confusion, drawing).masked_fill(~drawn, 0).sum(1)
+    return {
+        "disagreement": (pairs - alike) / pairs,
+        "error_of_two": ((people - 1).clamp_min(0) * errors).double().sum().item() / pairs,
+    }
 
 
 def contradiction(target: Annotations, num_classes: int) -> float:

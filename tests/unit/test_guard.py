@@ -1,10 +1,24 @@
 from __future__ import annotations
 
+import logging
+from itertools import combinations
+
 import pytest
 import torch
+from ignite.engine import Engine
 
-from medcoarse.confusion import Annotations, CoupledOutput, FullConfusion, GlobalConfusion, IdentityConfusion
-from medcoarse.guard import contradiction, diagnose, dominance, estimated_error, observe, swap
+from medcoarse.confusion import (
+    Annotations,
+    CoupledOutput,
+    FullConfusion,
+    GlobalConfusion,
+    IdentityConfusion,
+    sample_annotation,
+)
+from medcoarse.guard import contradiction, diagnose, disagreement, dominance, estimated_error, observe, swap
+from medcoarse.losses import CoupledLoss
+from medcoarse.monitoring import AnnotatorMonitor
+from medcoarse.networks import AnnotatorNet, CoupledModel
 
 
 def scores(label: torch.Tensor, num_classes: int = 2, sharpness: float = 20.0) -> torch.Tensor:
@@ -65,6 +79,101 @@ def test_annotators_who_agree_may_be_perfect(scene):
     truth, _, _ = scene
     perfect = certain([[0.999, 0.001], [0.001, 0.999]])
     assert diagnose(observe(CoupledOutput(scores(truth), perfect, perfect), Annotations(truth, 1 - truth))) == {}
+
+
+ERRING, SURE = [[0.7, 0.3], [0.3, 0.7]], [[0.999, 0.001], [0.001, 0.999]]
+
+
+@pytest.fixture
+def five(scene):
+    """Five people who draw the disc, each wrong at 30 % of the pixels."""
+    truth, _, generator = scene
+    cm = torch.tensor(ERRING).view(1, 1, 2, 2, 1, 1).expand(1, 5, 2, 2, 32, 32)
+    return truth, sample_annotation(cm, truth, generator)
+
+
+def test_identity_collapse_of_several_annotators(five):
+    truth, drawn = five
+    seen = observe(CoupledOutput(scores(truth), certain(SURE, 5)), Annotations(drawn))
+    assert seen["disagreement"] == pytest.approx(2 * 0.3 * 0.7, abs=0.02)
+    assert seen["error_of_two"] == pytest.approx(0.002, abs=1e-4)
+    found = diagnose(seen)
+    assert list(found) == ["identity"]
+    assert "draw different classes at 4" in found["identity"]
+    assert "to err on 0.2% together: the segmentation is learning their errors. Raise the annotators'" in str(found)
+    assert diagnose(observe(CoupledOutput(scores(truth), certain(ERRING, 5)), Annotations(drawn))) == {}
+
+
+def test_one_drawing_a_pixel_cannot_be_checked(five):
+    """Of five, each drew some rows that nobody else did; and merged, as strokes are."""
+    truth, drawn = five
+    rows = torch.arange(32)[:, None].expand(32, 32) % 5
+    alone = torch.where(rows == torch.arange(5)[:, None, None], drawn, 255)
+    for single in (alone, alone.amin(1, keepdim=True)):
+        seen = observe(CoupledOutput(scores(truth), certain(SURE, single.shape[1])), Annotations(single))
+        assert not {"disagreement", "error_of_two"} & set(seen)
+        assert diagnose(seen) == {}
+
+
+def test_disagreement_against_every_pair():
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(0, 4, (2, 4, 5, 3), generator=generator)
+    drawn[drawn == 3] = 255
+    confusion = FullConfusion(torch.randn(2, 4, 3, 3, 5, 3, generator=generator))
+    logits = torch.randn(2, 3, 5, 3, generator=generator)
+    right = torch.einsum("brkkhw,bkhw->brhw", confusion.dense(), logits.softmax(1))
+    differ, wrong = [], []
+    for a, b in combinations(range(4), 2):
+        both = (drawn[:, a] != 255) & (drawn[:, b] != 255)
+        differ.append((drawn[:, a] != drawn[:, b])[both])
+        wrong.append((2 - right[:, a] - right[:, b])[both])
+    expected = {"disagreement": torch.cat(differ).float().mean().item(), "error_of_two": torch.cat(wrong).mean().item()}
+    assert disagreement(logits, confusion, drawn) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+@pytest.mark.parametrize("alike", [False, True])
+def test_true_matrices_are_no_identity_collapse(num_classes, alike):
+    """Whoever draws, and though they err together: the error of two is no less than their disagreement."""
+    generator = torch.Generator().manual_seed(num_classes)
+    for _ in range(20):
+        diagonal = 12 * torch.rand(1, generator=generator) * torch.eye(num_classes)
+        cm = (torch.randn(1, 3, num_classes, num_classes, generator=generator) + diagonal).softmax(2)
+        truth = torch.randint(0, num_classes, (1, 1, 64, 64), generator=generator)
+        drawn = sample_annotation(cm[..., None, None].expand(*cm.shape, 64, 64), truth, generator)
+        if alike:  # the second copies most of what the first did
+            cm[:, 1] = cm[:, 0]
+            drawn[:, 1, :48] = drawn[:, 0, :48]
+        drawn[torch.rand(drawn.shape, generator=generator) < 0.3] = 255
+        seen = observe(CoupledOutput(scores(truth, num_classes, 40), GlobalConfusion(cm[0].log())), Annotations(drawn))
+        assert seen["disagreement"] < seen["error_of_two"] + 0.02
+        assert "identity" not in diagnose(seen)
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_training_that_takes_everybody_for_faultless_warns(pinned, caplog):
+    torch.manual_seed(0)
+    truth = torch.randint(0, 2, (4, 1, 16, 16))
+    image = truth + 0.1 * torch.randn(4, 1, 16, 16)
+    drawn = sample_annotation(torch.tensor(ERRING).view(1, 1, 2, 2, 1, 1).expand(4, 5, 2, 2, 16, 16), truth)
+    floor, start = (0.998, 0.999) if pinned else (0.0, 0.9)
+    annotator = AnnotatorNet(None, 2, 0, 2, 5, 0, structure="global", diagonal_floor=floor, initial_diagonal=start)
+    model, loss, target = CoupledModel(torch.nn.Conv2d(1, 2, 1), annotator), CoupledLoss(2), Annotations(drawn)
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+
+    def step(engine: Engine, batch: int) -> dict[str, object]:
+        optimizer.zero_grad()
+        output = model(image)
+        loss(output, target).backward()
+        optimizer.step()
+        return {"pred": output, "label": target}
+
+    trainer = Engine(step)
+    AnnotatorMonitor(interval=5, model=model).attach(trainer)
+    with caplog.at_level(logging.WARNING):
+        trainer.run(range(100))
+    told = [record.getMessage().partition(" draw ")[0] for record in caplog.records]
+    assert told == pinned * ["Two positive annotators of a pixel"]
 
 
 def test_uniform_collapse(scene):
