@@ -18,6 +18,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medcoarse.bundle_files import MIRRORED
+from medcoarse.calibration import HITS
 from medcoarse.experiments.results import flat
 from tests.bundles.conftest import ROOT
 
@@ -87,6 +88,26 @@ def test_evaluation_of_the_annotators(bundle, trained, tmp_path):
     redrawn = built.parser.get_parsed_content("confusion#simulate")(item["label"][None])
     for kind, drawing in zip(("positive", "negative"), redrawn, strict=True):  # those who draw are those of training
         assert torch.equal(drawing[0].as_tensor(), item[kind].as_tensor())
+
+
+def test_calibration_is_that_of_what_is_scored(bundle, trained, tmp_path):
+    """Where classes are most likely is where predictions have them: on the grid of the masks, in the field of view."""
+    places = bundle.places(tmp_path) | {"ckpt_dir": str(trained / "models")}
+    configs = ("train.json", "evaluate.json", "evaluate_calibration.json")
+    built = bundle.run(*configs, **bundle.small, **places)
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    found = content.pop("calibration")
+    assert content == bundle.evaluate(trained), "all else is as without it"
+    hits = known = 0
+    for path, item in zip(sorted((tmp_path / "predictions").iterdir()), bundle.items("test"), strict=True):
+        predicted, label = (np.array(Image.open(p)) > 0 for p in (path, bundle.data / item["label"]))
+        inside = np.array(Image.open(bundle.data / item["mask"])) > 0 if "mask" in item else np.ones_like(label)
+        hits, known = hits + (predicted == label)[inside].sum(), known + inside.sum()
+    assert (found["num_images"], found["num_pixels"]) == (2, known)
+    assert built.parser.get_parsed_content("calibration").tables[0, :, HITS].sum() == hits
+    assert 0 < found["ece"] < 1
+    assert 0 < found["brier"] < 2
+    assert found["nll"] > 0
 
 
 def test_evaluation_of_the_annotators_needs_their_weights(bundle, trained, tmp_path):

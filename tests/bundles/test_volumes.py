@@ -180,6 +180,23 @@ def test_a_copy_of_the_folder_is_all_that_a_command_needs(bundle, tmp_path):
     assert (copy / "output" / "synthetic" / "datalist.json").is_file()
 
 
+def test_calibration_over_the_voxels_of_all_test_images(bundle, trained, tmp_path):
+    options = bundle.small | bundle.places(tmp_path) | {"ckpt_dir": str(trained / "models")}
+    built = bundle.run("train.json", "evaluate.json", "evaluate_calibration.json", **options)
+    found = json.loads((tmp_path / "evaluation.json").read_text())["calibration"]
+    network, inferer, items = map(built.parser.get_parsed_content, ("network", "validate#inferer", "validate#dataset"))
+    terms = []
+    for item in items:
+        with torch.no_grad():
+            p = torch.as_tensor(inferer(torch.as_tensor(item["image"])[None], network.eval())).softmax(1)[0]
+        label = torch.as_tensor(item["label"])[0].long()
+        gap = p - (torch.arange(len(p)).view(-1, *[1] * label.ndim) == label).float()
+        terms.append(gap.square().sum(0)[label != 255])
+    assert (found["num_images"], found["num_pixels"]) == (len(items), sum(map(len, terms)))
+    assert found["brier"] == pytest.approx(torch.cat(terms).double().mean().item(), rel=1e-4)
+    assert {f"ece_{name}" for name in bundle.class_names[1:]} < set(found)
+
+
 def test_properties(bundle, trained, tmp_path):
     built = bundle.workflow("train.json", **bundle.small, **bundle.places(tmp_path))
     built.initialize()
