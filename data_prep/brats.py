@@ -28,6 +28,9 @@ A slice is stored as a volume of one slice, so that position and spacing stay ri
 give (4, 192, 192, 1), and SqueezeDimd(keys, dim=-1) makes it 2D. Images are cropped or padded with 0 around the middle
 to 192 x 192 pixels in the axial plane; slices where all modalities are 0 there, i.e. without brain, are left out (not
 of volumes).
+
+``bundles/brats`` trains on slices. Volumes (``--volumes``) are for 3D code of your own, and for ``bundles/ms_lesions``
+with the overrides that bundles/brats/docs/README.md names.
 """
 
 from __future__ import annotations
