@@ -8,8 +8,10 @@ the drawings it may take any annotator's word for the truth: the matrices do not
 Source: Saha, Cheng and Maji, Improving Few-Shot Part Segmentation using Coarse Supervision, ECCV 2022.
 Deviates: regions that are drawn roughly stand for figure-ground masks and key points, and confusion matrices for the
     networks that predict those from parts; the E and M step of a batch are one step of one optimizer; the confusion
-    matrices learn from ``-log p(c | q)``, as q does; without masks to start from, both networks learn in the warm-up
-    from what the drawings agree on; Dice beside cross-entropy, network and schedule are those of every other row.
+    matrices learn from ``-log p(c | q)``, as q does; the entropy of q is subtracted, as in the evidence lower bound, so
+    that q is kept from certainty, where the published sum can also be read as adding it; without masks to start from,
+    both networks learn in the warm-up from what the drawings agree on; Dice beside cross-entropy, network and schedule
+    are those of every other row.
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ Source: Luo et al., "Scribble-Supervised Medical Image Segmentation via Dual-Bra
 Deviates: the encoder and the main decoder are the network of every other row, MONAI's ``UNet``, to which a second
     decoder of the same shape is added for training; the answer is the main decoder's. Dice of pseudo labels is
     :func:`medcoarse.losses.partial_dice`, without background. The second stage goes on with the network of the first
-    in place of a training of its own, within the same number of epochs; the length of the ramp is ours.
+    in place of a training of its own, within the same number of epochs; the length of the ramp is ours. The bundles'
+    configurations add Dice of what was drawn with weight 0.5, as in every other row (``dice_weight``); the papers have
+    none there.
 """
 
 from __future__ import annotations

@@ -370,6 +370,31 @@ def test_other_methods_learn_from_strokes_on_volumes(bundle, tmp_path, method):
     assert (torch.as_tensor(seen["label"]) < 3).any()
 
 
+@pytest.mark.parametrize(
+    ("method", "own", "parts"),
+    [
+        ("dmpls", {}, {"drawn nll", "drawn dice", "pseudo"}),
+        ("cyclemix", {}, {"drawn nll", "drawn dice", "mixed", "integrity", "consistency"}),
+        ("coarsesup", {}, {"posterior nll", "posterior prior", "posterior entropy", "soft nll", "dice"}),
+        ("dmsps", MASKS_OF_STROKES, {"label nll", "label dice", "pseudo"}),
+        ("boxsup", MASKS_OF_STROKES, {"label nll", "label dice"}),
+    ],
+)
+def test_methods_with_losses_of_their_own_learn_from_strokes_on_volumes(bundle, tmp_path, method, own, parts):
+    folder = listed(tmp_path / "data", training=without(bundle.items("training"), bundle.data, "label"))
+    drawn = bundle_of(folder, **UNEQUAL)
+    configs = ("train.json", f"../../mnist/configs/{method}.json")
+    built = drawn.run(*configs, **drawn.small, **own, **drawn.places(tmp_path / "run"))
+    assert [row["epoch"] for row in drawn.metrics(tmp_path / "run")["validation"]] == [1, 2]
+    loss = built.parser.get_parsed_content("loss")
+    assert set(loss.parts) == parts
+    assert all(torch.isfinite(part) for part in loss.parts.values())
+    if own:  # label maps were made of every volume, and kept where drawings say nothing else
+        maps = built.parser.get_parsed_content("drawn_labels").maps
+        assert sorted(maps) == list(range(len(drawn.items("training"))))
+        assert all(set(np.unique(one)) <= {0, 1, 2, 255} for one in maps.values())
+
+
 def test_resumed_scribblesup_on_volumes_keeps_its_masks(bundle, tmp_path):
     configs = ("train.json", "../../mnist/configs/scribblesup.json")
     options = bundle.small | MASKS_OF_STROKES | {"warmup_epochs": "@max_epochs", "cut_epochs": [1]}
