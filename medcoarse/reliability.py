@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
+from torch.nn import functional
 
 from medcoarse.confusion import UNLABELED, Annotations
 from medcoarse.metrics import conditional_table, soft_annotation_counts
@@ -69,6 +70,64 @@ def expected_counts(cm: Tensor, probs: Tensor) -> Tensor:
                 [0.5000, 4.0000]], dtype=torch.float64)
     """
     return torch.einsum("brotn,btn->brot", cm.flatten(4).double(), probs.flatten(2).double())
+
+
+def error_probability(cm: Tensor, probs: Tensor, kinds: Sequence[Kind]) -> Tensor:
+    """How likely each annotator errs at each voxel, `sum_t p_t(x) (1 - cm[t, t, x])`; of a negative one `cm[t, t, x]`.
+
+    Args:
+        cm: what is seen of the annotators' matrices (B, R, observed, true, *S).
+        probs: estimated truth (B, L, *S).
+        kinds: of the R annotators.
+
+    Returns:
+        (B, R, *S) in [0, 1].
+
+    Example:
+        >>> cm = torch.tensor([[0.9, 0.2], [0.1, 0.8]]).view(1, 1, 2, 2, 1)
+        >>> error_probability(cm, torch.tensor([[[0.5], [0.5]]]), ["positive"])
+        tensor([[[0.1500]]])
+    """
+    diagonal = torch.diagonal(cm, dim1=2, dim2=3).movedim(-1, 2)
+    positive = torch.tensor([kind == "positive" for kind in kinds]).view(-1, *[1] * (diagonal.ndim - 2))
+    return (torch.where(positive, 1 - diagonal, diagonal) * probs[:, None]).sum(2)
+
+
+def error_grid(errs: Tensor) -> Tensor:
+    """Mean of each field of a coarse grid that lies over the image, whatever its size: 8 x 8, or 8 x 8 x 4 of a volume.
+
+    Args:
+        errs: :func:`error_probability` (B, R, *S).
+
+    Example:
+        >>> errs = torch.zeros(1, 1, 16, 24)
+        >>> errs[..., :2, :3] = 0.5  # a corner
+        >>> error_grid(errs)[0, 0, :2, :2]
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.0000]])
+    """
+    if errs.ndim == 4:
+        return functional.adaptive_avg_pool2d(errs, (8, 8))
+    return functional.adaptive_avg_pool3d(errs, (8, 8, 4))
+
+
+def drawn_foreground(counts: Tensor, kinds: Sequence[Kind]) -> Tensor:
+    """How many voxels anybody drew as foreground, added up over those who drew, (B,).
+
+    A negative annotator of two classes draws it where background is ruled out; of more classes nobody can tell.
+
+    Args:
+        counts: :func:`drawn_counts` (B, R, L, L).
+        kinds: of the R annotators.
+
+    Example:
+        >>> drawn_foreground(torch.tensor([[[[9.0, 1.0], [2.0, 3.0]]]]), ["positive"])
+        tensor([5.])
+    """
+    said = counts.sum(-1)
+    negative = torch.tensor([kind == "negative" for kind in kinds])
+    ruled_out = said[..., 0] if said.shape[-1] == 2 else torch.zeros_like(said[..., 0])
+    return torch.where(negative, ruled_out, said[..., 1:].sum(-1)).sum(-1)
 
 
 def drawn_counts(annotations: Annotations, probs: Tensor) -> Tensor:

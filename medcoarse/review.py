@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,10 @@ class AnnotatorReview:
     whom to ask (`ask_next`), of the data set and of a pool that nobody has drawn. The bounds say how much the images
     matter, not how far the estimated truth is from the truth. Lengths are in one `unit`: "mm", or "pixels" or "voxels"
     where nothing says how large these are, as in PNG.
+
+    Where each is expected to err is shown on the three images with the most drawn foreground, one a case where file
+    names tell (`case_of`), and is in the JSON as `error_grid`: the mean chance of an error over all images, in the
+    fields of a grid that lies over each of them, 8 x 8, or 8 x 8 x 4 of volumes, along the axes of the image.
 
     Drawings that were made wrong on purpose, by :func:`medcoarse.transforms.planted.plant_errors`, tell how good the
     ranking is: `planted` in the JSON is :func:`medcoarse.reliability.planted_found`. The ranking does not look at them.
@@ -112,7 +117,7 @@ class AnnotatorReview:
         shown = [self._show(*pair) for pair in self._worst(looks)]
         for entry, one in zip(content["worst"], shown, strict=True):
             entry["regions"] = [region._asdict() for region in one.regions]
-        errors = [self._show(n, None) for n in range(min(3, len(looks)))]
+        errors = [self._show(n, None) for n in self._most_drawn(looks)]
         write_json(self.directory / "annotators.json", plain(content))
         page = review_page(content, shown, errors).encode()
         write_atomically(self.directory / "annotators.html", lambda file: file.write(page))
@@ -148,10 +153,12 @@ class AnnotatorReview:
         quality = reliability.annotation_quality(reliability.drawn_counts(annotations, probs), kinds)
         return _Look(
             _name(item),
+            case_of(_file(item)),
             reliability.expected_counts(cm, probs)[0],
             # not of the probabilities: a rare class has most of its own far from it, a percent at each voxel
             reliability.drawn_counts(annotations, likeliest)[0],
             quality[0],
+            reliability.error_grid(reliability.error_probability(cm, probs, kinds))[0],
             reliability.uncertainty(probs)[0],
             self._tendencies(probs, annotations, kinds, self._spacing(item)[0]),
             self._spacing(item)[1],
@@ -192,14 +199,19 @@ class AnnotatorReview:
         places = reliability.most_suspicious(reliability.suspicion(quality), self.num_worst).tolist()
         return [divmod(place, quality.shape[1]) for place in places]
 
+    def _most_drawn(self, looks: Sequence[_Look], number: int = 3) -> list[int]:
+        """The images with the most drawn foreground: one of each case, where names tell cases apart."""
+        drawn = reliability.drawn_foreground(torch.stack([look.drawn for look in looks]), self._kinds()).tolist()
+        order = sorted(range(len(looks)), key=lambda n: -drawn[n])
+        first = set({looks[n].case: n for n in reversed(order)}.values())
+        return sorted(order, key=lambda n: n not in first)[:number]
+
     def _show(self, index: int, who: int | None) -> Shown:
         """An image of the page: a drawing that fits badly, or where each annotator is expected to err."""
         item = self.dataset[index]
         (probs, cm), annotations = self._estimate(item)
         drawings, kinds = reliability.drawings_of(annotations)[0], reliability.kinds_of(annotations)
-        diagonal = torch.diagonal(cm[0], dim1=1, dim2=2).movedim(-1, 1)  # (R, L, *S)
-        positive = torch.tensor([kind == "positive" for kind in kinds]).view(-1, *[1] * (diagonal.ndim - 1))
-        errs = (torch.where(positive, 1 - diagonal, diagonal) * probs[0]).sum(1)
+        errs = reliability.error_probability(cm, probs, kinds)[0]
         regions = []
         if who is not None:
             regions = reliability.suspicious_regions(drawings[who], probs[0], kinds[who], self._spacing(item)[0])
@@ -212,6 +224,7 @@ class AnnotatorReview:
             torch.stack([getattr(look, name) for look in looks]) for name in ("expected", "drawn", "quality")
         )
         kinds = self._kinds()
+        errs = torch.stack([look.errs for look in looks]).mean(0)
         trust = reliability.reliability(drawn, kinds, seed=self.seed)
         tendency = torch.stack([look.tendency for look in looks])
         annotators = [
@@ -223,6 +236,7 @@ class AnnotatorReview:
                 "confusion": conditional_table(expected[:, r].sum(0)).tolist(),
                 "counted": trust[r].confusion.tolist(),
                 "quality": quality[:, r].nanmedian().item(),
+                "error_grid": errs[r].tolist(),
                 "habits": [
                     habit._asdict() | {"text": habit_text(habit, self.class_names)}
                     for habit in (reliability.habits(drawn[:, r].sum(0)) if kinds[r] == "positive" else [])
@@ -305,13 +319,33 @@ def habit_text(habit: reliability.Habit, class_names: Sequence[str]) -> str:
     }[habit.name]
 
 
+def case_of(file: str) -> str:
+    """The case of an image, where its name or folder numbers cases as well as slices: without its last number.
+
+    Example:
+        >>> case_of("cases/patient07/image_012.nii.gz") == case_of("cases/patient07/image_003.nii.gz")
+        True
+        >>> case_of("images/case_12.png"), case_of("images/case1_slice012.png")
+        ('images/case_12.png', 'images/case1_slice.png')
+    """
+    path = Path(file)
+    named = f"{path.parent.name}/{path.name}"
+    numbers = list(re.finditer(r"\d+", named))
+    if len(numbers) < 2 or numbers[-1].start() < len(path.parent.name):
+        return named
+    first, last = numbers[-1].span()
+    return named[:first] + named[last:]
+
+
 class _Look(NamedTuple):
     """What is kept of an image."""
 
     name: str
+    case: str
     expected: Tensor  # (R, observed, true)
     drawn: Tensor  # (R, observed, true)
     quality: Tensor  # (R,)
+    errs: Tensor  # (R, 8, 8) or (R, 8, 8, 4)
     uncertainty: Tensor  # ()
     tendency: Tensor  # (R, L)
     unit: str  # of the tendency

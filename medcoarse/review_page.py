@@ -7,7 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from medcoarse.page import document, figure, heat, matrix, row
 from medcoarse.pictures import annotation_overlay, label_picture, picture
@@ -24,6 +26,7 @@ background: var(--line); } .bar i { position: absolute; top: 0; bottom: 0; left:
 .bar b { position: absolute; top: 35%; height: 30%; background: var(--ink); }
 figure { margin: 0 0 1rem; display: inline-block; } figcaption { font-size: .85rem; }
 img { width: 11rem; image-rendering: pixelated; border: 1px solid var(--line); }
+.grids img { width: auto; height: 6rem; }
 .row { display: flex; gap: .75rem; flex-wrap: wrap; }
 small, .note { color: gray; }
 """
@@ -60,8 +63,12 @@ def review_page(content: Mapping[str, Any], worst: Sequence[Shown], errors: Sequ
         _ranking(content["annotators"], unit),
         f'<div class="annotators">{"".join(_annotator(one, names) for one in content["annotators"])}</div>',
     ]
+    parts += ["<h2>Where each is expected to err</h2>", _grids(content["annotators"])]
     if errors:
-        parts += ["<h2>Where each is expected to err</h2>", *(_expected_errors(one) for one in errors)]
+        parts.append(
+            '<p class="note">On the images with the most drawn foreground, one a case where file names tell.</p>'
+        )
+        parts += [_expected_errors(one) for one in errors]
     if worst:
         parts.append("<h2>Drawings to look at again</h2>")
         parts.append(
@@ -108,6 +115,25 @@ def _annotator(one: Mapping[str, Any], names: Sequence[str]) -> str:
         for key, title in (("confusion", "estimated, all images"), ("counted", "counted on what was drawn"))
     )
     return f"<div><h3>{html.escape(one['name'])}</h3>{tables}</div>"
+
+
+def _grids(annotators: Sequence[Mapping[str, Any]]) -> str:
+    """Everybody's grid on one scale; the layers of a volume side by side."""
+    grids = [torch.tensor(one["error_grid"]) for one in annotators]
+    largest = max(grid.max().item() for grid in grids)
+    figures = []
+    for one, grid in zip(annotators, grids, strict=True):
+        layers = grid.reshape(8, 8, -1).unbind(-1)
+        share, between = (
+            torch.cat([functional.pad(layer, (0, 1), value=value) for layer in shown], 1)[:, :-1]
+            for shown, value in ((layers, 0.0), ([torch.zeros(8, 8)] * len(layers), 1.0))
+        )
+        figures.append(figure(heat(between, share / (largest or 1)), f"{one['name']}: up to {grid.max():.1%}"))
+    return (
+        '<p class="note">Mean chance of an error over all images, in the fields of a coarse grid that lies over each, '
+        f"turned as the pictures below; full orange is {largest:.1%}. Layers of volumes stand side by side.</p>"
+        f'<div class="row grids">{"".join(figures)}</div>'
+    )
 
 
 def _expected_errors(one: Shown) -> str:

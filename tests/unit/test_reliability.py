@@ -12,6 +12,8 @@ from medcoarse.reliability import (
     annotation_quality,
     drawings_of,
     drawn_counts,
+    drawn_foreground,
+    error_probability,
     expected_counts,
     habits,
     kinds_of,
@@ -60,6 +62,28 @@ def test_counts_agree_with_loops_over_voxels(size):
                         slow_drawn[b, r, o, t] += float(probs[(b, t, *x)])
     assert np.allclose(drawn, slow_drawn)
     assert np.allclose(expected, slow_expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_chance_of_an_error_agrees_with_loops_over_voxels(size):
+    probs, _ = random_case(size)
+    cm = torch.rand(2, 2, 3, 3, *size, generator=torch.Generator().manual_seed(1)).softmax(2)
+    found = error_probability(cm, probs, ["positive", "negative"])
+    for b in range(2):
+        for x in np.ndindex(*size):
+            same = [[float(cm[(b, r, t, t, *x)]) for t in range(3)] for r in range(2)]
+            p = probs[(b, slice(None), *x)].tolist()
+            assert float(found[(b, 0, *x)]) == pytest.approx(sum(p[t] * (1 - same[0][t]) for t in range(3)), abs=1e-6)
+            assert float(found[(b, 1, *x)]) == pytest.approx(sum(p[t] * same[1][t] for t in range(3)), abs=1e-6)
+
+
+def test_what_is_drawn_as_foreground():
+    """Of two classes whoever rules background out draws it; of three nobody can tell what is meant."""
+    drawn = Annotations(torch.tensor([[[0, 1, 1, 255]]]), torch.tensor([[[0, 0, 0, 1]]]))
+    counts = drawn_counts(drawn, torch.full((1, 2, 4), 0.5))
+    assert drawn_foreground(counts, ["positive", "negative"]).tolist() == [2 + 3]
+    counts = drawn_counts(drawn, torch.full((1, 3, 4), 1 / 3))
+    assert drawn_foreground(counts, ["positive", "negative"]).tolist() == pytest.approx([2])
 
 
 def test_nobody_to_judge():

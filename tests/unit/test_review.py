@@ -86,7 +86,7 @@ def test_who_is_right_and_what_the_others_do(tmp_path, depth):
     assert "<Dan>" not in page
     assert "&lt;Dan&gt;" in page
     assert "/secret" not in page + json.dumps(content)
-    assert len(re.findall("data:image/png;base64", page)) == 5 * 4 + 3 * 5  # worst drawings, expected errors
+    assert len(re.findall("data:image/png;base64", page)) == 5 * 4 + 3 * 5 + 4  # worst drawings, expected errors, grids
     assert "http" not in page.replace("http-equiv", "")
 
 
@@ -187,6 +187,52 @@ def test_undrawn_images_are_ranked_among_the_others(tmp_path):
     assert page.count("nobody yet") == 3
     without, _ = review(tmp_path, items, 2, annotator_names=["Ada", "Bea"])
     assert without == content | {"ask_next": [content["ask_next"][2]]}
+
+
+class TwoFaced(nn.Module):
+    """Features that are the matrices of two annotators: one never errs, the other guesses where both axes begin."""
+
+    def forward(self, image):
+        right = 20 * torch.eye(3).flatten()
+        features = torch.cat([right, right]).view(1, 18, *[1] * (image.ndim - 2)).repeat(1, 1, *image.shape[2:])
+        features[:, 9:, :12, :12] = 0
+        return features
+
+
+@pytest.mark.parametrize("depth", [None, 8])
+def test_where_a_two_faced_annotator_errs_is_seen(tmp_path, depth):
+    dims = 2 if depth is None else 3
+    annotators = AnnotatorNet(TwoFaced(), dims, 18, 3, 2, 0, diagonal_floor=0.0)
+    with torch.no_grad():
+        annotators.head.weight.copy_(torch.eye(18).view(annotators.head.weight.shape))
+        annotators.head.bias.zero_()
+    items = [item(n, people(n, depth)[:2], depth) for n in range(2)]
+    AnnotatorReview(CoupledModel(Reads(), annotators), CoupledLoss(3), items, SimpleInferer(), NAMES, tmp_path)()
+    found = {one["name"]: one for one in json.loads((tmp_path / "annotators.json").read_text())["annotators"]}
+    right, guesses = (torch.tensor(found[f"positive {n}"]["error_grid"]) for n in (1, 2))
+    expected = torch.zeros((8, 8) if depth is None else (8, 8, 4))
+    assert torch.allclose(right, expected, atol=1e-4)
+    expected[:4, :4] = 2 / 3
+    assert torch.allclose(guesses, expected, atol=1e-4)
+    assert "positive 2: up to 66.7%" in (tmp_path / "annotators.html").read_text(encoding="utf-8")
+
+
+def test_errors_are_shown_where_most_was_drawn_one_image_a_case(tmp_path):
+    """Of a case with three slices, its ends with little in them; then the other two cases."""
+    items, sizes = [], {"p01/s_1.png": 1, "p01/s_2.png": 9, "p01/s_3.png": 8, "p02/s_1.png": 2, "p03/s_7.png": 3}
+    for name, size in sizes.items():
+        label = torch.zeros(24, 24, dtype=torch.long)
+        label[:size, :size] = 1
+        image = MetaTensor(label[None].float(), meta={"filename_or_obj": name})
+        items.append({"image": image, "positive": label[None]})
+
+    def shown(*names):
+        _, page = review(tmp_path, [one for one, name in zip(items, sizes, strict=True) if name in names], 1)
+        part = page.split("one a case where file names tell")[1].split("<h2>")[0]
+        return [one for one in re.findall("<figcaption>([^<]*)<", part) if one != "positive"]
+
+    assert shown(*sizes) == ["s_2.png", "s_7.png", "s_1.png"]
+    assert shown("p01/s_1.png", "p01/s_2.png", "p01/s_3.png") == ["s_2.png", "s_3.png", "s_1.png"]
 
 
 def test_what_does_not_fit_is_said(tmp_path):
