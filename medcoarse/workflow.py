@@ -268,6 +268,8 @@ class PolynomialDecay:
 class Validate(ValidationHandler):
     """MONAI's ``ValidationHandler``, which also validates the weights of the last epoch.
 
+    With several processes, each validates on images of its own, and one for which none are left still takes part.
+
     Args:
         interval: in epochs.
         validator: the evaluator to run.
@@ -284,6 +286,18 @@ class Validate(ValidationHandler):
             return bool(epoch == engine.state.max_epochs and epoch % self.interval)
 
         engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=last), self)
+
+    def __call__(self, engine: Engine) -> None:
+        """See the class."""
+        validator = self.validator
+        assert validator is not None
+        if idist.get_world_size() == 1 or validator.state.epoch_length != 0:
+            super().__call__(engine)
+            return
+        # MONAI does not run an evaluator without images, and the others would wait forever for what this one counted.
+        validator.state.epoch = engine.state.epoch
+        validator.fire_event(Events.EPOCH_STARTED)
+        validator.fire_event(Events.EPOCH_COMPLETED)
 
 
 class SaveCheckpoint:

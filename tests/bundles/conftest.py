@@ -14,6 +14,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.data import set_track_meta
 
+from medcoarse.files import plain
 from medcoarse.synthetic import write_fundus_dataset
 from medcoarse.synthetic.digits import write_digit_dataset
 
@@ -128,6 +129,13 @@ class Bundle:
         arguments = [f"--{name}={value}" for name, value in overrides.items()]
         configs = files[0] if len(files) == 1 else str(files)
         return [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", configs, *arguments]
+
+    def scores_in_one_process(self, output: Path) -> dict[str, float | None]:
+        """All scores of the validation images, by the weights that training left."""
+        evaluator, network = self.parsed(output, "validate#evaluator", "network")
+        network.load_state_dict(torch.load(output / "models" / "model.pt", weights_only=True))
+        evaluator.run()
+        return {name: plain(value) for name, value in evaluator.state.metrics.items()}
 
     def recomputed_iou(self, output: Path) -> float:
         """Independent of any engine: load the saved weights, run the network, count pixels."""

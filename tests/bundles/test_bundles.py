@@ -237,21 +237,30 @@ def assert_equal(one, other):
         assert one == other
 
 
-def test_two_processes_train_and_gather_their_scores(bundle, tmp_path):
-    """torchrun, gloo."""
+def train_in_processes(bundle, output, count):
+    """The command that a user types; each process scores some of the validation images, or none."""
     configs = ("configs/train.json", "configs/multi_gpu_train.json")
-    arguments = bundle.small | bundle.places(tmp_path) | {"batch_size": 1}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m"]
+    arguments = bundle.small | bundle.places(output) | {"batch_size": 1}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}", "--standalone", "-m"]
     done = subprocess.run(
         torchrun + bundle.command("training", *configs, **arguments)[2:],
         cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = bundle.metrics(tmp_path)["validation"]
+    rows = bundle.metrics(output)["validation"]
     assert [row["epoch"] for row in rows] == [1, 2]
-    # Each process scored one of the two images: only gathered, they give the mean over both.
-    assert rows[-1][f"{bundle.structure}_iou"] == pytest.approx(bundle.recomputed_iou(tmp_path), abs=1e-5)
-    assert len(list((tmp_path / "tensorboard").glob("events*"))) == 1
+    alone = bundle.scores_in_one_process(output)
+    assert {name: rows[-1][name] for name in alone} == pytest.approx(alone, abs=1e-5)
+    assert len(list((output / "tensorboard").glob("events*"))) == 1
+
+
+def test_two_processes_train_and_gather_their_scores(bundle, tmp_path):
+    """torchrun, gloo."""
+    train_in_processes(bundle, tmp_path, 2)
+
+
+def test_more_processes_than_validation_images_train_too(bundle, tmp_path):
+    train_in_processes(bundle, tmp_path, 3)
 
 
 def test_properties(bundle, trained, tmp_path):

@@ -7,16 +7,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
-from monai.transforms import RandGaussianNoised
+from monai.handlers import IgniteMetricHandler, from_engine
+from monai.transforms import AsDiscreted, RandGaussianNoised
 from torch import nn
 
 from medcoarse.confusion import Annotations, CoupledOutput, FullConfusion
 from medcoarse.files import plain, write_atomically, write_json
-from medcoarse.monitoring import AnnotatorMonitor, Progress, drawing_scores
+from medcoarse.monitoring import AnnotatorMonitor, Progress, drawing_scores, score_views
 from medcoarse.networks import AnnotatorNet, CoupledModel
+from medcoarse.scores import SegmentationScores
 from medcoarse.workflow import (
     SUPERVISION,
     VOLUMES,
@@ -195,6 +198,63 @@ def test_the_last_epoch_is_validated_too(interval, expected):
     Validate(interval, validator).attach(engine)
     engine.run(**arguments)
     assert seen == expected
+
+
+def validate_one_rank(rank: int, world_size: int, store: str, result: str) -> None:
+    """One of some processes that validate on two images, twice; as one process if there is one."""
+    if world_size > 1:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    generator = torch.Generator().manual_seed(5)
+    data = [
+        {
+            "image": torch.rand(2, 6, 5, generator=generator),
+            "label": torch.randint(0, 2, (1, 6, 5), generator=generator),
+        }
+        for _ in range(2)
+    ]
+    counts = SegmentationScores(num_classes=2)
+    validator = SupervisedEvaluator(
+        torch.device("cpu"),
+        DataLoader(Dataset(data), batch_size=1, sampler=range(rank, len(data), world_size)),
+        nn.Identity(),
+        postprocessing=AsDiscreted("pred", argmax=True),
+        key_val_metric={
+            "mean": IgniteMetricHandler(counts, output_transform=from_engine(["pred", "label"]), save_details=False)
+        },
+        additional_metrics=score_views(counts, 1, "thing"),
+    )
+    seen = []
+    validator.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: seen.append(dict(engine.state.metrics)))
+    trainer, arguments = engine_of(2, 1, lambda item: None)
+    Validate(1, validator).attach(trainer)
+    trainer.run(**arguments)
+    torch.save((seen, len(counts.counts()), validator.state.best_metric_epoch), f"{result}.{rank}")
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
+
+
+def test_more_processes_than_validation_images_score_each_once(tmp_path):
+    validate_one_rank(0, 1, "", str(tmp_path / "alone"))
+    context = mp.get_context("fork")
+    arguments = (3, str(tmp_path / "store"), str(tmp_path / "together"))
+    processes = [context.Process(target=validate_one_rank, args=(rank, *arguments)) for rank in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=30)
+    hung = [process for process in processes if process.is_alive()]
+    for process in hung:
+        process.kill()
+    assert not hung
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    alone = torch.load(tmp_path / "alone.0", weights_only=True)
+    assert (len(alone[0]), alone[1]) == (2, 2)
+    for rank in range(3):
+        seen, images, best = torch.load(tmp_path / f"together.{rank}", weights_only=True)
+        assert (images, best) == alone[1:]
+        assert [row.keys() for row in seen] == [row.keys() for row in alone[0]]
+        for row, expected in zip(seen, alone[0], strict=True):
+            assert row == pytest.approx(expected, nan_ok=True)
 
 
 def test_flat_checkpoint_holds_one_object_and_is_no_full_one(tmp_path):
