@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import ignite.distributed as idist
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor, set_rnd
@@ -222,6 +223,29 @@ class SeedEpoch:
         set_rnd(self.data_loader.dataset, seed % 2**32)
         if hasattr(self.data_loader.sampler, "set_epoch"):
             self.data_loader.sampler.set_epoch(engine.state.epoch)
+
+
+def share(items: Sequence[Any], repeats: int, rank: int, num_processes: int, seed: int = 0) -> list[Any]:
+    """What one of several processes trains on: parts of one length, each of few different items, to be cached.
+
+    The items are shuffled, each is repeated, and the row is cut into parts. Where it cannot be cut evenly, neighbours
+    have a place of the row in common, so that nothing is left out.
+
+    Args:
+        items: entries of a datalist.
+        repeats: how often each is taken in an epoch.
+        rank: of this process, from 0.
+        num_processes: how many there are.
+        seed: of the shuffle; the same for all processes.
+
+    Example:
+        >>> [share(["a", "b", "c"], 2, rank, 2) for rank in range(2)]
+        [['c', 'c', 'a'], ['a', 'b', 'b']]
+    """
+    order = np.random.default_rng(seed).permutation(len(items))
+    row = [items[index] for index in order for _ in range(repeats)]
+    start, length = rank * len(row) // num_processes, -(-len(row) // num_processes)
+    return row[start : start + length]
 
 
 class PolynomialDecay:

@@ -36,6 +36,8 @@ medcoarse report .                                    # the drawings, and who dr
 medcoarse report . --pool IMAGES                      # the same, and which of these to draw next
 medcoarse report . --cases IMAGES                     # outlines, uncertainty, sizes
 python -m monai.bundle run inferring --config_file configs/inference.json --dataset_dir IMAGES --output_dir PREDICTIONS
+torchrun --nproc_per_node=2 -m monai.bundle run training \\
+    --config_file "['configs/train.json','configs/multi_gpu_train.json']"   # on two GPUs, or in two processes
 ```
 """
 

@@ -13,6 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.bundle import ConfigParser
 
 from medcoarse.cli.main import main
 from medcoarse.own_data import prepare_drawings
@@ -76,6 +77,30 @@ def test_empty_missing_and_damaged(tmp_path: Path, capfd: pytest.CaptureFixture[
     write_volumes(tmp_path, 3)
     (tmp_path / "drawings" / "case2_drawn.nii.gz").write_bytes(b"damaged")
     assert "case2_drawn.nii.gz: damaged" in refused(capfd, *train_words(tmp_path))
+
+
+def test_several_processes_train_by_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each keeps a share of the images, and takes a share of the batch."""
+    write_volumes(tmp_path, 7)
+    assert main(train_words(tmp_path)) == 0
+    configs = tmp_path / "run" / "configs"
+    seen: dict[str, list[list[str]]] = {"train": [], "validate": []}
+    for rank in range(2):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2)):
+            monkeypatch.setenv(name, str(value))
+        parser = ConfigParser()
+        parser.read_config([str(configs / "train.json"), str(configs / "multi_gpu_train.json")])
+        parser.update({"bundle_root": str(tmp_path / "run"), "batch_size": 6})
+        parser.get_parsed_content("imports")
+        loader = parser.get_parsed_content("train#dataloader")
+        assert (loader.batch_size, loader.dataset.cache_num) == (3, 3)
+        assert next(iter(loader))["image"].shape[0] == 3
+        for name, images in seen.items():
+            data = parser.get_parsed_content(f"{name}#dataset").data
+            images.append(sorted(Path(item["image"]).name for item in data))
+    assert len(seen["train"][0]) == len(seen["train"][1])
+    assert not {*seen["train"][0]} & {*seen["train"][1]}, "6 images"
+    assert [len(images) for images in seen["validate"]] == [1, 0]
 
 
 def test_images_of_one_patient_stay_together(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,7 @@ from tests.bundles.test_bundles import (  # what holds for this bundle as well, 
     test_network_takes_and_gives_what_the_metadata_say,
     test_root_files_are_copies_of_configs,
     test_the_annotators_learn_alone_in_the_end,
+    test_two_processes_train_and_gather_their_scores,
 )
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "test_network_takes_and_gives_what_the_metadata_say",
     "test_root_files_are_copies_of_configs",
     "test_the_annotators_learn_alone_in_the_end",
+    "test_two_processes_train_and_gather_their_scores",
 ]
 
 NAMES = ("background", "peripheral", "central")

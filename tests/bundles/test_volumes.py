@@ -32,6 +32,7 @@ from tests.bundles.test_bundles import (  # what holds for these bundles as well
     test_network_takes_and_gives_what_the_metadata_say,
     test_root_files_are_copies_of_configs,
     test_the_annotators_learn_alone_in_the_end,
+    test_two_processes_train_and_gather_their_scores,
 )
 from tests.bundles.test_mnist import mean_distance
 
@@ -44,6 +45,7 @@ __all__ = [
     "test_network_takes_and_gives_what_the_metadata_say",
     "test_root_files_are_copies_of_configs",
     "test_the_annotators_learn_alone_in_the_end",
+    "test_two_processes_train_and_gather_their_scores",
 ]
 
 sys.path.insert(0, str(ROOT / "data_prep"))  # scripts there import each other plainly

@@ -31,6 +31,7 @@ from medcoarse.workflow import (
     SeedEpoch,
     Validate,
     prepare_volumes,
+    share,
 )
 
 
@@ -255,6 +256,17 @@ def test_more_processes_than_validation_images_score_each_once(tmp_path):
         assert [row.keys() for row in seen] == [row.keys() for row in alone[0]]
         for row, expected in zip(seen, alone[0], strict=True):
             assert row == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(("items", "repeats", "processes"), [(100, 1, 8), (9, 8, 8), (5, 13, 8), (2, 1, 3), (6, 4, 2)])
+def test_each_process_trains_on_a_share(items, repeats, processes):
+    parts = [share(range(items), repeats, rank, processes, seed=3) for rank in range(processes)]
+    taken = [item for part in parts for item in part]
+    assert {len(part) for part in parts} == {-(-items * repeats // processes)}
+    assert set(taken) == set(range(items))
+    assert {taken.count(item) for item in range(items)} <= set(range(repeats, repeats + processes))
+    assert len(taken) - items * repeats < processes
+    assert max(len(set(part)) for part in parts) <= -(-items // processes) + 1, "it caches no more than these"
 
 
 def test_flat_checkpoint_holds_one_object_and_is_no_full_one(tmp_path):
