@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import references
-from benchmarks.timing import take_turns
+from benchmarks.timing import take_turns, times_text
 from medcoarse import morphology, profiles
 from medcoarse.annotators import AnnotatorProfile, draw
 from medcoarse.batched import draw_batch
@@ -134,11 +134,11 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
     both_seconds = fundus["both annotations"]["median"]
     operations = 4  # swelling and fractures, for each of the two
     quoted = f"{operations} operations of Morpho-MNIST (quoted)"
-    ratio = operations * MORPHO_MNIST["fundus"] / both_seconds
-    add("fundus mask 1444 x 1620, both annotations", fundus["both annotations"], f"{ratio:.0f}x faster than {quoted}")
+    against = f"{times_text(operations * MORPHO_MNIST['fundus'] / both_seconds)}x faster than {quoted}"
+    add("fundus mask 1444 x 1620, both annotations", fundus["both annotations"], against)
     for name in ("thicken", "thin"):
         ratio = fundus[f"{name}, scikit-image"]["median"] / fundus[name]["median"]
-        add(f"fundus mask, {name}", fundus[name], f"{ratio:.1f}x faster than scikit-image's operations")
+        add(f"fundus mask, {name}", fundus[name], f"{times_text(ratio)}x faster than scikit-image's operations")
     for side in SIDES:
         add(f"volume {side}^3, both annotations", results["volume"][str(side)])
     for radius, timing in results["radius"].items():
@@ -151,6 +151,6 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
     if results["digits"] is not None:
         for way, timing in results["digits"].items():
             ratio = operations * NUM_DIGITS * MORPHO_MNIST["digit"] / timing["median"]
-            against = f"{ratio:.0f}x faster than {quoted}" if way == "one process" else ""
+            against = f"{times_text(ratio)}x faster than {quoted}" if way == "one process" else ""
             add(f"{NUM_DIGITS} digits, both annotations, {way}", timing, against)
     return lines

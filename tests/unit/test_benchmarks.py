@@ -12,7 +12,7 @@ import torch
 from benchmarks import references
 from benchmarks.__main__ import NAMES, RESULTS, as_page
 from benchmarks.loss import WAYS, case
-from benchmarks.timing import peak_bytes, take_turns
+from benchmarks.timing import peak_bytes, take_turns, times_text
 from medcoarse import morphology
 
 
@@ -52,6 +52,11 @@ def test_functions_take_turns():
     assert set(rounds[1:]) == {"ab", "ba"}  # each once a round, no fixed predecessor
     assert timings["a"].runs == 5
     assert timings["a"].low <= timings["a"].median <= timings["a"].high
+
+
+@pytest.mark.parametrize(("ratio", "text"), [(9.69, "9.7"), (1.26, "1.3"), (19.94, "19.9"), (20.4, "20")])
+def test_small_ratios_keep_a_decimal(ratio, text):
+    assert times_text(ratio) == text
 
 
 def allocate(tiny: bool, mebibytes: int):
