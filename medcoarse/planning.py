@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from monai.utils import ensure_tuple_rep
+from numpy.typing import NDArray
 
 BYTES_PER_VOXEL = 3000
 """Of a residual U-Net with 16 channels at the top, forward and backward, 32 bit."""
@@ -22,6 +23,9 @@ BYTES_PER_ENTRY = 15
 
 _EVEN = 10
 """Two zones alike gained nothing by balance; four classes of tumours and eleven of streets much."""
+
+MOST_INDICES = 20000
+"""Voxels of each class that the bundle remembers, to centre patches on."""
 
 _MAX_POOLINGS = 4
 _SMALLEST_SIDE = 4
@@ -73,6 +77,7 @@ def make_plan(
     num_training: int | None = None,
     num_classes: int = 2,
     num_annotators: int = 1,
+    ram_gb: float | None = None,
 ) -> Plan:
     """Settings of the bundle `drawings` for a set of images.
 
@@ -83,6 +88,7 @@ def make_plan(
         num_training: how many of the images are trained on, by default all.
         num_classes: L, background included.
         num_annotators: whose drawings are kept apart; of several, blocks of voxels that they look at are planned too.
+        ram_gb: main memory that is free; of it at most half is planned to keep images in. None plans nothing of it.
 
     Raises:
         ValueError: no images, or some with two axes and some with three.
@@ -145,7 +151,55 @@ def make_plan(
             f"{'at most' if fine else 'over'} half of the segmenter's {BYTES_PER_VOXEL}, so annotators look at "
             f"{'every voxel' if fine else 'averages over blocks of so many'}"
         )
+    if ram_gb is not None:
+        settings["cache_num"], reasons["cache_num"] = cached_images(
+            facts, spacing, images, num_classes, num_annotators, ram_gb
+        )
     return Plan(settings, reasons)
+
+
+def cached_images(
+    facts: Facts,
+    spacing: Sequence[float] | None,
+    num_training: int,
+    num_classes: int,
+    num_annotators: int,
+    ram_gb: float,
+) -> tuple[int, str]:
+    """How many images to train on, and as many of those to validate on, fit into half of the memory; and why.
+
+    Resampled, a training image is kept in 32 bits with one byte a voxel for each annotator, and with the places of
+    drawn voxels; one to validate on has its label too, and a channel that is shown. The largest images are counted
+    first, for nothing is known of their order.
+
+    Args:
+        facts: about the images.
+        spacing: in mm, that they are resampled to, or None.
+        num_training: how many are trained on. Where that is all, they are validated on as well, and kept twice.
+        num_classes: L, background included.
+        num_annotators: whose drawings are kept apart.
+        ram_gb: memory that is free.
+
+    Example:
+        >>> facts = Facts([(500, 500, 200)] * 50, [(1.0, 1.0, 1.0)] * 50, 1, "CT")
+        >>> cached_images(facts, None, 40, 2, 1, ram_gb=16)[0], cached_images(facts, None, 40, 2, 1, ram_gb=64)[0]
+        (11, 50)
+    """
+    voxels = np.sort(_resampled(facts, spacing)[0].prod(axis=1))[::-1]
+    images, people = len(voxels), max(1, num_annotators)
+    learned = voxels * (4 * facts.num_channels + people) + 8 * np.minimum(voxels, MOST_INDICES * (num_classes + 1))
+    scored = voxels * (4 * (facts.num_channels + 1) + 1 + people)
+    learned, scored = (np.append(0, np.cumsum(each) / 1e9) for each in (learned, scored))
+    number = np.arange(images + 1)
+    used = learned[np.minimum(number, num_training)] + scored[np.minimum(number, images - num_training or images)]
+    kept = int(np.searchsorted(used, ram_gb / 2, side="right")) - 1
+    half = f"at most half of the {ram_gb:.1f} GB of memory that are free"
+    if kept == images:
+        return kept, f"all images, resampled, take {used[kept]:.1f} GB, {half}"
+    return kept, (
+        f"so many of the images to train on, and of those to validate on, take {used[kept]:.1f} GB resampled, {half}; "
+        f"all would take {used[-1]:.1f} GB. The others ARE READ ANEW for every patch, which is slow"
+    )
 
 
 def balance(drawn: Sequence[int]) -> tuple[float, str]:
@@ -233,14 +287,20 @@ def usual_shape(facts: Facts, spacing: Sequence[float] | None) -> tuple[list[int
         >>> usual_shape(Facts([(10, 10, 10), (20, 20, 20)], [(2, 2, 2), (1, 1, 1)], 1), [1.0, 1.0, 1.0])
         ([20, 20, 20], [1.0, 1.0, 1.0])
     """
+    shapes, steps = _resampled(facts, spacing)
+    return [max(1, round(side)) for side in np.median(shapes, axis=0)], [float(step) for step in steps]
+
+
+def _resampled(facts: Facts, spacing: Sequence[float] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sides of each image after resampling, and the spacing they have."""
     shapes = np.asarray(facts.shapes, dtype=np.float64)
     if facts.spacings is None:
-        steps = np.ones(shapes.shape[1])
-    else:
-        given = np.asarray(facts.spacings, dtype=np.float64)
-        steps = np.median(given, axis=0) if spacing is None else np.asarray(spacing, dtype=np.float64)
-        shapes = shapes if spacing is None else shapes * given / steps
-    return [max(1, round(side)) for side in np.median(shapes, axis=0)], [float(step) for step in steps]
+        return shapes, np.ones(shapes.shape[1])
+    given = np.asarray(facts.spacings, dtype=np.float64)
+    if spacing is None:
+        return shapes, np.median(given, axis=0)
+    steps = np.asarray(spacing, dtype=np.float64)
+    return shapes * given / steps, steps
 
 
 def fitting_box(shape: Sequence[int], spacing: Sequence[float], most_voxels: int) -> list[int]:

@@ -251,7 +251,8 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         _require_drawn(classes, sections["training"])
         binary = _are_binary(list(labels.values()), classes)
         annotators = _annotators(drawn, sections["training"])
-        plan = make_plan(facts, gpu, memory, len(sections["training"]), len(classes.names), len(annotators))
+        sizes = (len(sections["training"]), len(classes.names), len(annotators))
+        plan = make_plan(facts, gpu, memory, *sizes, free_memory_gb())
         settings = {**plan.settings, **_settings(options, classes), "binary_labels": binary, "annotators": annotators}
         texts = ("class_names", "annotators", "mapping", "dataset_dir")
         require_text("names of classes, segments, annotators and folders", [settings[key] for key in texts])
@@ -282,6 +283,19 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def free_memory_gb() -> float | None:
+    """Main memory that is free or can be freed; where the system does not tell, all there is, or None."""
+    try:
+        facts = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 / 1e9 for line in facts if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
 
 
 def _masks(folder: str) -> list[Path]:

@@ -16,6 +16,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from medcoarse.cli.main import main
+from medcoarse.cli.train import free_memory_gb
 from medcoarse.own_data import prepare_drawings
 from tests.bundles.commands import refused, text, train_words
 from tests.cases_folders import BACKGROUND, OBLIQUE, volume, write_volumes
@@ -77,6 +78,19 @@ def test_empty_missing_and_damaged(tmp_path: Path, capfd: pytest.CaptureFixture[
     write_volumes(tmp_path, 3)
     (tmp_path / "drawings" / "case2_drawn.nii.gz").write_bytes(b"damaged")
     assert "case2_drawn.nii.gz: damaged" in refused(capfd, *train_words(tmp_path))
+
+
+def test_images_are_kept_as_far_as_memory_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_volumes(tmp_path, 5)
+    assert 0 < free_memory_gb() < 1e5
+    voxels = volume(0)[0].size
+    two = 2 * voxels * (5 + 8) + voxels * 10  # to train on, with an index for each voxel, and one to validate on
+    monkeypatch.setattr("medcoarse.cli.train.free_memory_gb", lambda: 2.1e-9 * two)
+    assert main(train_words(tmp_path)) == 0
+    configs = tmp_path / "run" / "configs"
+    plan = json.loads((configs / "plan.json").read_text())
+    assert plan["settings"]["cache_num"] == json.loads((configs / "train.json").read_text())["cache_num"] == 2
+    assert "READ ANEW" in plan["reasons"]["cache_num"]
 
 
 def test_several_processes_train_by_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

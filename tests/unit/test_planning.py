@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from medcoarse.planning import (
     Facts,
+    cached_images,
     choose_intensity,
     choose_strides,
     fitting_box,
@@ -150,6 +151,40 @@ def test_matrices_of_every_voxel_take_memory_from_the_batch() -> None:
     one, several = (make_plan(facts, gpu=True, memory_gb=16, num_annotators=who).settings for who in (1, 20))
     voxels = math.prod(several["patch_size"])
     assert several["batch_size"] == int(16e9 / (3000 + 15 * 20 * 4) / voxels) < one["batch_size"]
+
+
+def test_no_more_is_cached_than_half_of_the_memory_holds() -> None:
+    """200 CTs of 512 x 512 x 300: 160 to train on, of 5 bytes a voxel, and 40 to validate on, of 10."""
+    facts = Facts([(512, 512, 300)] * 200, [(0.8, 0.8, 1.0)] * 200, 1, "CT")
+    one = 512 * 512 * 300 / 1e9
+    plan = make_plan(facts, num_training=160, ram_gb=64)
+    settings, reasons = plan.settings, plan.reasons
+    # 40 * 15 * one = 47 GB are too much, so as many of either: 32 / (15 * one) = 27.1, less for indices of 0.5 MB
+    assert settings["cache_num"] == 27
+    assert f"take {27 * 15 * one:.1f} GB" in reasons["cache_num"]
+    assert f"all would take {(160 * 5 + 40 * 10) * one:.1f} GB. The others ARE READ ANEW" in reasons["cache_num"]
+    more = make_plan(facts, num_training=160, ram_gb=150).settings["cache_num"]
+    assert more == int((75 - 40 * 10 * one) / (5 * one + 0.0005)) > 40
+    whole = make_plan(facts, num_training=160, ram_gb=200)
+    assert whole.settings["cache_num"] == 200
+    assert whole.reasons["cache_num"].startswith("all images")
+    assert make_plan(facts, num_training=160, ram_gb=0).settings["cache_num"] == 0
+    assert "cache_num" not in make_plan(facts).settings
+
+
+def test_images_are_cached_as_they_are_resampled_and_drawn() -> None:
+    """Trained and validated on alike; the coarse ones keep their million voxels, of the fine ones an eighth is left."""
+    facts = Facts([(100, 100, 100)] * 60, [(1.0, 1.0, 1.0)] * 30 + [(2.0, 2.0, 2.0)] * 30, 2)
+
+    def kept(ram_gb: float, people: int = 1, spacing: list[float] | None = None) -> int:
+        return cached_images(facts, spacing, 60, 2, people, ram_gb)[0]
+
+    coarse = [2.0, 2.0, 2.0]
+    of_two, of_many = (0.48 + (8 + people) + (12 + 1 + people) for people in (1, 40))  # MB, 60000 indices of 8 bytes
+    assert kept(1.0, 1, coarse) == int(500 / of_two) == 21
+    assert kept(1.0, 40, coarse) == int(500 / of_many) == 4
+    assert kept(2.5, 1, coarse) == 60, "30 small ones beside the large ones"
+    assert kept(2.5) == int(1250 / of_two) == 53
 
 
 def test_the_plan_of_pictures() -> None:
