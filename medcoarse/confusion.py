@@ -542,12 +542,14 @@ class CoupledOutput(NamedTuple):
         positive: confusion of the R positive annotators; ``None`` while the annotators are not trained (warm-up).
         negative: confusion of the C negative annotators.
         log_transition: learned ``log M``, ``(L, L)``; ``None`` when M is fixed.
+        finished: whether the segmenter stays as it is, and the annotators are fitted to it.
     """
 
     logits: Tensor
     positive: Confusion | None = None
     negative: Confusion | None = None
     log_transition: Tensor | None = None
+    finished: bool = False
 
 
 class Annotations(NamedTuple):

@@ -293,7 +293,9 @@ class CoupledLoss(nn.Module):
         balance: of the classes, from 0 to 1, see :func:`medcoarse.likelihoods.class_weights`: with many classes, of
             which some are rare, all pixels alike learn the rare ones late. In the warm-up, in masks,
             and in the likelihood of one annotator's drawings; not in that of several, whose errors would be told apart
-            the worse for it, nor of negative ones of more than two classes, which say little of what is there.
+            the worse for it, nor of negative ones of more than two classes, which say little of what is there. Where
+            the annotators are fitted to a segmenter that is finished every pixel counts alike, because matrices
+            should tell how often people err as they draw.
         negative_sets: the negative maps of an image are one annotator's and rule out a set of classes at each pixel,
             see :func:`ruled_out_nll`; the model then has one negative annotator and ``transition`` is not used.
         appearance_weight: weight of :func:`appearance_nll`, beside drawings, where no mask is known; 0 leaves it out.
@@ -498,7 +500,7 @@ class CoupledLoss(nn.Module):
 
     def _balance_of(self, drawing: Tensor, output: CoupledOutput) -> float:
         warm = output.positive is None and output.negative is None
-        return self.balance if warm or drawing.shape[1] == 1 else 0.0
+        return self.balance if warm or (drawing.shape[1] == 1 and not output.finished) else 0.0
 
     def _check(self, output: CoupledOutput, target: Annotations) -> None:
         """Say what does not fit, before torch does; costs no pass over the pixels."""

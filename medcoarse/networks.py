@@ -267,7 +267,7 @@ class CoupledModel(nn.Module):
                 logits, seen = self._segment(image)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.annotator_learns):
             positive, negative = self.annotator(seen, logits.shape[2:])
-        return CoupledOutput(logits, positive, negative, self.log_transition())
+        return CoupledOutput(logits, positive, negative, self.log_transition(), finished=not self.segmenter_learns)
 
     def _segment(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Class scores, and what the annotators see."""

@@ -313,6 +313,8 @@ def test_balance_is_of_one_annotator_of_each_kind(number):
     negative = loss(CoupledOutput(log_probs, None, identity), Annotations(negative=drawing))
     other = torch.where(drawing == 255, drawing, 1 - drawing)
     assert negative.item() == pytest.approx(coarse_nll(log_probs, identity, other, given).item())
+    last = loss(CoupledOutput(log_probs, identity, finished=True), Annotations(drawing))
+    assert last.item() == pytest.approx(coarse_nll(log_probs, identity, drawing, 0).item()), "people as they draw"
 
 
 def test_balance_is_from_0_to_1():

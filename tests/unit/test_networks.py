@@ -99,6 +99,7 @@ def test_a_segmenter_that_does_not_learn_stays_as_it_is(shared):
     before = {name: value.clone() for name, value in segmenter.state_dict().items()}
     image, drawing = torch.rand(2, 1, 8, 8), torch.randint(0, 2, (2, 1, 8, 8))
     output = model(image)
+    assert output.finished
     CoupledLoss(2)(output, Annotations(drawing, drawing)).backward()
     assert torch.equal(output.logits, segmenter.eval()(image))
     assert all(p.grad is None for p in segmenter.parameters())
