@@ -57,7 +57,8 @@ def spatial_staple(
     κ_rs)``, with θ_r from :func:`medcoarse.fusion.staple.staple`, in turn with the posteriors ``W``. The pull to the
     global matrix is measured by what a window holds on average, ``κ_rs = κ mean_y W_y(s) [r drew y]`` over the image
     with ``W`` of STAPLE, because a rare class fills no window. Where the pull is weak (κ < 2) classes are free to swap
-    from window to window, most of all where one annotator is alone.
+    from window to window. Who draws well where shows by what others drew: an image of which no two annotators drew the
+    same voxel is left as STAPLE has it.
 
     Memory beyond inputs and results is about that of two more ``probs`` and a few maps, for any number of annotators;
     the matrices themselves (``R L^2`` maps) exist only if asked for.
@@ -106,7 +107,8 @@ def spatial_staple(
         _as_volumes(annotations), _as_volumes(start.probs), start.cm, start.prior, strict=True
     ):
         image = _Image(said, cm, pi, sides, bias * _mean_drawn(said, soft))
-        number, change = 0, math.inf
+        alone = bool(((said != UNLABELED).sum(0) < 2).all())
+        number, change = 0, 0.0 if alone else math.inf
         while number < max_iterations and change >= tol:
             number, change = number + 1, image.improve(soft)
         soft.masked_fill_((said == UNLABELED).all(0), 0)

@@ -299,6 +299,18 @@ class TestWindows:
         assert hit[:, :16].mean() > overall + 0.07
         assert hit[:, -16:].mean() < overall - 0.07
 
+    def test_one_drawing_of_an_image_is_left_as_it_is(self):
+        """Nothing tells where its annotator errs, and rare classes would be explained away window by window."""
+        y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+        radius = torch.hypot(y - 30.0, x - 34.0)
+        drawn = torch.stack([radius < r for r in (14, 7, 4)]).sum(0)
+        together = torch.stack([torch.stack([drawn, torch.full_like(drawn, 255)]), torch.stack([drawn, drawn])])
+        result, plain = spatial_staple(together, 4, return_cm=True), staple(together, 4)
+        assert torch.equal(hard_label(result.probs)[0, 0], drawn)
+        assert torch.equal(result.probs[0], plain.probs[0])
+        assert (result.iterations[0], result.converged[0]) == (0, True)
+        assert result.iterations[1] > 0
+
     def test_spacing_and_size_of_a_window_scale_together(self):
         said = annotators(3, 2)
         small, large = (
