@@ -38,6 +38,7 @@ class CoarseSupOutput(NamedTuple):
         negative: confusion of the negative annotators.
         log_transition: learned ``log M``; ``None`` when M is fixed.
         posterior: logits of q, ``(B, L, *S)``.
+        finished: whether the segmenter stays as it is.
     """
 
     logits: Tensor
@@ -45,6 +46,7 @@ class CoarseSupOutput(NamedTuple):
     negative: Confusion | None
     log_transition: Tensor | None
     posterior: Tensor
+    finished: bool = False
 
 
 class CoarseSup(CoupledModel):
@@ -83,9 +85,8 @@ class CoarseSup(CoupledModel):
         output = super().forward(image)
         if not isinstance(output, CoupledOutput):
             return output
-        return CoarseSupOutput(
-            *output, self.posterior(torch.cat([image, *self._channels(image, positive, negative)], 1))
-        )
+        logits = self.posterior(torch.cat([image, *self._channels(image, positive, negative)], 1))
+        return CoarseSupOutput(*output[:4], posterior=logits, finished=output.finished)
 
     def _channels(self, image: Tensor, *drawings: Tensor | None) -> Iterator[Tensor]:
         """A channel for each class and annotator, 1 where it is drawn, ``(B, R L, *S)``."""
