@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from monai.engines import SupervisedEvaluator
 from monai.handlers import IgniteMetricHandler, MetricsSaver, from_engine
 from torch.utils.data import DataLoader
@@ -16,6 +15,7 @@ from medcoarse import scores
 from medcoarse.metrics import SCORES, confusion_counts
 from medcoarse.scores import Reduction, ScoreView, SegmentationScores, reduce_scores, score_table
 from tests.cases import random_case
+from tests.processes import run_in_processes
 
 COUNTS = torch.tensor([[[6, 1], [1, 2]], [[9, 0], [0, 1]], [[7, 0], [3, 0]]])  # the last image has no foreground
 
@@ -196,18 +196,7 @@ def score_one_rank(rank: int, world_size: int, store: str, shares: list[list[int
 
 @pytest.mark.parametrize("shares", [[[0, 1], [2]], [[0, 1, 2], []]], ids=["uneven", "one process without images"])
 def test_processes_together_give_what_one_gives(shares: list[list[int]], tmp_path: Path) -> None:
-    context = mp.get_context("fork")
-    arguments = (2, str(tmp_path / "store"), shares, str(tmp_path / "result"))
-    processes = [context.Process(target=score_one_rank, args=(rank, *arguments)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=30)
-    hung = [process for process in processes if process.is_alive()]
-    for process in hung:
-        process.kill()
-    assert not hung
-    assert [process.exitcode for process in processes] == [0, 0]
+    run_in_processes(2, score_one_rank, 2, str(tmp_path / "store"), shares, str(tmp_path / "result"))
     pred, label, _ = (torch.from_numpy(x) for x in random_case(13, (6, 5), 3, num_images=3))
     alone = confusion_counts(pred, label, 3)
     for rank in range(2):

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
@@ -33,6 +32,7 @@ from medcoarse.workflow import (
     prepare_volumes,
     share,
 )
+from tests.processes import run_in_processes
 
 
 def batch():
@@ -236,18 +236,7 @@ def validate_one_rank(rank: int, world_size: int, store: str, result: str) -> No
 
 def test_more_processes_than_validation_images_score_each_once(tmp_path):
     validate_one_rank(0, 1, "", str(tmp_path / "alone"))
-    context = mp.get_context("fork")
-    arguments = (3, str(tmp_path / "store"), str(tmp_path / "together"))
-    processes = [context.Process(target=validate_one_rank, args=(rank, *arguments)) for rank in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=30)
-    hung = [process for process in processes if process.is_alive()]
-    for process in hung:
-        process.kill()
-    assert not hung
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    run_in_processes(3, validate_one_rank, 3, str(tmp_path / "store"), str(tmp_path / "together"))
     alone = torch.load(tmp_path / "alone.0", weights_only=True)
     assert (len(alone[0]), alone[1]) == (2, 2)
     for rank in range(3):
