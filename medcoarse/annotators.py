@@ -594,8 +594,8 @@ def _roughen(profile: AnnotatorProfile, mask: Mask, spacing: tuple[float, ...], 
     if not profile.swell_mm or not profile.swell_strength_mm:
         return mask
     rng = np.random.default_rng(parameters["field_seed"])
-    field = morphology.smooth_field(mask.shape, profile.swell_smoothness_mm, rng, spacing)
-    return morphology.swell(mask, profile.swell_mm, profile.swell_strength_mm, field, spacing)
+    field = morphology.smooth_field(mask.shape, profile.swell_smoothness_mm, rng, spacing, uniform=False)
+    return morphology.swell(mask, profile.swell_mm, profile.swell_strength_mm, field, spacing, uniform=False)
 
 
 def _cut(profile: AnnotatorProfile, mask: Mask, spacing: tuple[float, ...], parameters: Parameters) -> Mask:

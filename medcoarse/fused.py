@@ -15,20 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from medcoarse import interpolation, kernels
 from medcoarse.compilation import in_threads, shares
-from medcoarse.confusion import UNLABELED, Confusion, FullConfusion, LowRankConfusion, UpsampledConfusion
-from medcoarse.likelihoods import class_weights
-
-LogLikelihood = Callable[[Tensor, Confusion, Tensor], Tensor]
-"""``(log_probs (B, L, N), confusion, annotation (B, R, N)) -> (B, R, N)``, anything where nothing was drawn.
-
-It is given some pixels in a row, not the image: what it says of a pixel may depend on that pixel only.
-"""
+from medcoarse.confusion import UNLABELED, FullConfusion, LowRankConfusion, UpsampledConfusion
+from medcoarse.likelihoods import class_weights, complementary_log_likelihood
 
 PixelConfusion = FullConfusion | LowRankConfusion | UpsampledConfusion
 """The structures with a matrix at every pixel."""
@@ -61,7 +56,7 @@ def annotator_terms(
     confusion: PixelConfusion,
     annotation: Tensor,
     trace_weight: float,
-    log_likelihood: LogLikelihood | None = None,
+    log_transition: Tensor | None = None,
     balance: float = 0.0,
 ) -> Terms:
     """Negative log-likelihood and mean trace of annotators, fused with their gradients.
@@ -71,16 +66,18 @@ def annotator_terms(
         confusion: of R annotators.
         annotation: ``(B, R, *S)``, class drawn or 255; 255 costs nothing where little was drawn.
         trace_weight: λ; 0 leaves the trace out of the objective.
-        log_likelihood: how a drawing is read; ``None`` reads the drawn class as what was observed, CL Eq. 3.
+        log_transition: ``log M (L, L)`` of negative annotators, whose drawn class is what a pixel is *not*, CL Eq. 5;
+            ``None`` for positive ones, whose drawn class is what they see, CL Eq. 3. It gets no gradient.
         balance: of the classes drawn, see :func:`medcoarse.likelihoods.class_weights`.
 
     Returns:
-        :class:`Terms`, equal to :func:`medcoarse.likelihoods.coarse_nll` and :func:`medcoarse.likelihoods.mean_trace`.
+        :class:`Terms`, equal to :func:`medcoarse.likelihoods.coarse_nll` or
+        :func:`medcoarse.likelihoods.complementary_nll`, and :func:`medcoarse.likelihoods.mean_trace`.
 
     Raises:
         ValueError: shapes that do not fit each other, or a drawing with a value that is neither a class nor 255.
 
-    Source: CL Eq. 3 and 6. Fusing value and gradient is ours.
+    Source: CL Eq. 3, 5 and 6. Fusing value and gradient is ours.
     Deviates: second derivatives are not available, take the plain functions for them.
 
     Example:
@@ -90,7 +87,7 @@ def annotator_terms(
         >>> [round(term.item(), 4) for term in terms]  # -log(0.25 * 0.2 + 0.75 * 0.8), 2 * 0.75
         [0.5808, 0.4308, 1.5]
     """
-    kernel = _kernel(logits, confusion) if log_likelihood is None else None
+    kernel = _kernel(logits, confusion)
     if isinstance(confusion, UpsampledConfusion) and kernel is None:
         confusion = confusion.full()
     coarse, size = confusion if isinstance(confusion, UpsampledConfusion) else (confusion, None)
@@ -98,7 +95,7 @@ def annotator_terms(
     _check(logits, coarse, fields, annotation, size)
     num_wanted = 1 + len(fields) if any(field.requires_grad for field in fields) else int(logits.requires_grad)
     num_wanted *= torch.is_grad_enabled()
-    plan = _Plan(coarse, annotation, trace_weight, log_likelihood, balance, num_wanted, kernel)
+    plan = _Plan(coarse, annotation, trace_weight, log_transition, balance, num_wanted, kernel)
     return Terms(*_Fused.apply(plan, logits, *fields))  # type: ignore[no-untyped-call]
 
 
@@ -108,7 +105,7 @@ class _Plan(NamedTuple):
     confusion: FullConfusion | LowRankConfusion
     annotation: Tensor
     trace_weight: float
-    log_likelihood: LogLikelihood | None
+    log_transition: Tensor | None
     balance: float
     num_wanted: int  # gradients: none, of the logits, or of the confusion's parameters too
     kernel: Kernel | None  # compiled loop for this case
@@ -236,7 +233,7 @@ def _by_kernel(kernel: Kernel, plan: _Plan, inputs: list[Tensor], weights: Tenso
     size, coarse = (tuple(tensor.shape[2 - inputs[0].ndim :]) for tensor in inputs[:2])
     axes = None if size == coarse else interpolation.axes(coarse, size, weights.numpy().dtype)
     images = _images(plan, inputs, grads, flat=axes is None)
-    settings = (weights.double().contiguous().numpy(), plan.confusion.floor, plan.trace_weight)
+    settings = (_by_value(weights), _reading(plan, inputs[0]), plan.confusion.floor, plan.trace_weight)
 
     def evaluate(part: list[tuple[int, int, int]]) -> tuple[NDArray[np.float64], list[tuple[int, list[Array]]]]:
         terms, partial_slopes = np.zeros(2), []
@@ -255,6 +252,18 @@ def _by_kernel(kernel: Kernel, plan: _Plan, inputs: list[Tensor], weights: Tenso
             for total, slope in zip(images[index].slopes[1:], slopes, strict=True):
                 total += slope
     return torch.from_numpy(np.sum([terms for terms, _ in results], axis=0)).to(weights.dtype)
+
+
+def _reading(plan: _Plan, logits: Tensor) -> Array:
+    """``[i, drawn]``: the chance that this is drawn where class i is seen; nothing for positive drawings."""
+    if plan.log_transition is None:
+        return logits.new_empty(0, kernels.VALUES).numpy()
+    return _by_value(plan.log_transition.exp().to(logits).T)
+
+
+def _by_value(table: Tensor) -> Array:
+    """``(rows, L)`` of what depends on the drawn class, with 0 for what is no class."""
+    return F.pad(table, (0, kernels.VALUES - table.shape[1])).contiguous().numpy()
 
 
 def _images(plan: _Plan, inputs: list[Tensor], grads: list[Tensor], flat: bool) -> list[_Image]:
@@ -369,10 +378,11 @@ def _autograd_chunk(
         confusion = plan.confusion._replace(**fields)
         drawn = drawing != UNLABELED
         observed = drawing.masked_fill(~drawn, 0).long()
-        if plan.log_likelihood is None:
+        if plan.log_transition is None:
             likelihood = confusion.log_likelihood(log_probs, observed)
         else:
-            likelihood = plan.log_likelihood(log_probs, confusion, drawing)
+            log_transition = plan.log_transition.to(log_probs)
+            likelihood = complementary_log_likelihood(log_transition, log_probs, confusion, drawing)
         weight = weights[observed]
         nll = -(likelihood * weight).where(drawn, 0.0).sum()
         trace = (confusion.diagonal().sum(2) * weight).where(drawn, 0.0).sum()

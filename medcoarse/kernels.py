@@ -7,8 +7,10 @@ processor's vector units. Compiled by Numba at first use and kept on disk from t
 Convention: a function works on ``scores[:, start:stop]`` of one image. Arrays are C-contiguous with the image axes
 flattened: scores ``(L, N)``, matrices ``(R, observed, true, N)``, copies ``(R, L, N)``, habits ``(R, 1, L, N)``,
 drawings ``(R, N)`` uint8. It writes the slopes of the objective, unless their arrays have length 0, and returns
-``(nll, trace)``. ``weights (R, L)`` are what one pixel of each class that an annotator drew counts, ``floor`` is the
-least share of the truth that is copied, ``trace_weight`` is λ.
+``(nll, trace)``. ``weights (R, 256)`` are what one pixel of each class that an annotator drew counts, 0 of 255,
+``reading[i, drawn] (L, 256)`` what a drawing claims: the chance of drawing this where class i is seen, 1 or 0 of a
+positive drawing, ``M[drawn, i]`` of a negative one, 0 of 255. ``floor`` is the least share of the truth that is copied,
+``trace_weight`` is λ.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ Array = NDArray[Any]
 _BLOCK_NUMBERS = 1 << 16  # matrix entries of a block, 256 kB in single precision
 _SMALLEST = 1e-30  # likelihoods below it are computed in log space
 _UNLABELED = 255
+VALUES = 256
+"""That a drawing may hold: lookups by it need no look at whether a pixel was drawn."""
 
 
 def _exp(x: Any) -> Any:
@@ -93,7 +97,7 @@ def _log_single(x: Any) -> Any:
 
 
 # Below, a value is loaded before it is chosen, and constants have the type of the arrays: a load behind a condition or
-# a constant in double precision would keep a loop out of the vector units.
+# a constant in double precision would keep a loop out of the vector units, and so would many arrays in one loop.
 
 
 @compiled
@@ -108,13 +112,8 @@ def count_drawn(drawing: Array, num_classes: int) -> tuple[int, int]:
 
 
 @compiled
-def _softmax(
-    rows: Array, j: int, first: int, n: int, observed: Array, out: Array, chosen: Array, scale: Array, top: Array
-) -> None:
-    """``out = exp(rows[:, j] - max)`` and ``scale = 1 / sum``, of the pixels from ``first`` on.
-
-    ``chosen`` is the observed one of ``out``, 0 where nothing was drawn; ``top`` is overwritten by the maximum.
-    """
+def _softmax(rows: Array, j: int, first: int, n: int, out: Array, scale: Array, top: Array) -> None:
+    """``out = exp(rows[:, j] - max)`` and ``scale = 1 / sum``, of the pixels from ``first`` on. ``top`` is scratch."""
     zero, one = scale.dtype.type(0), scale.dtype.type(1)
     row, other = rows[0, j, first : first + n], rows[1, j, first : first + n]
     for p in range(n):
@@ -125,31 +124,24 @@ def _softmax(
             top[p] = max(top[p], row[p])
     for p in range(n):
         scale[p] = zero
-    for p in range(n):
-        chosen[p] = zero
     for k in range(len(rows)):
         row, target = rows[k, j, first : first + n], out[k]
         for p in range(n):
             value = _exp(row[p] - top[p])
             target[p] = value
             scale[p] += value
-            chosen[p] += value if observed[p] == k else zero
     for p in range(n):
         scale[p] = one / scale[p]
 
 
 @compiled
-def _probabilities(
-    rows: Array, first: int, n: int, observed: Array, out: Array, chosen: Array, scale: Array, top: Array
-) -> None:
-    """``out = softmax(rows)`` over the first axis and its observed one; ``scale`` and ``top`` are overwritten."""
-    _softmax(rows.reshape(len(rows), 1, -1), 0, first, n, observed, out, chosen, scale, top)
+def _probabilities(rows: Array, first: int, n: int, out: Array, scale: Array, top: Array) -> None:
+    """``out = softmax(rows)`` over the first axis; ``scale`` and ``top`` are overwritten."""
+    _softmax(rows.reshape(len(rows), 1, -1), 0, first, n, out, scale, top)
     for k in range(len(rows)):
         target = out[k]
         for p in range(n):
             target[p] *= scale[p]
-    for p in range(n):
-        chosen[p] *= scale[p]
 
 
 @compiled
@@ -177,43 +169,35 @@ def _dot(a: Array, b: Array, n: int, out: Array) -> None:
 
 
 @compiled
-def _pick(rows: Array, observed: Array, n: int, out: Array) -> None:
-    """``out[p] = rows[observed[p], p]``, 0 where nothing was drawn."""
-    zero = out.dtype.type(0)
-    for p in range(n):
-        out[p] = zero
-    for k in range(len(rows)):
-        row = rows[k]
-        for p in range(n):
-            new, old = row[p], out[p]
-            out[p] = new if observed[p] == k else old
-
-
-@compiled
-def _take(slope: Array, k: int, observed: Array, values: Array) -> None:
-    """``slope[p] -= values[p]`` where class k was drawn."""
-    zero = values.dtype.type(0)
-    for p in range(len(slope)):
-        value = values[p]
-        slope[p] -= value if observed[p] == k else zero
-
-
-@compiled
-def _read(drawing: Array, class_weights: Array, observed: Array, weight: Array) -> bool:
-    """Class and weight of every pixel, 255 and 0 where nothing was drawn; whether anything was."""
-    number, first, even = 0, class_weights[0], True
-    for k in range(1, len(class_weights)):
-        even &= class_weights[k] == first
+def _read(drawing: Array, class_weights: Array, reading: Array, claims: Array, weight: Array) -> bool:
+    """What every pixel's drawing claims and weighs, 0 where nothing was drawn; whether anything was."""
+    zero, one, number = weight.dtype.type(0), weight.dtype.type(1), 0
     for p in range(len(drawing)):
-        drawn = drawing[p] != _UNLABELED
-        observed[p] = drawing[p]
-        weight[p] = first if drawn else 0.0
-        number += drawn
-    if not even:  # to look weights up would keep the loop above out of the vector units
-        for p in range(len(drawing)):
-            if drawing[p] != _UNLABELED:
-                weight[p] = class_weights[drawing[p]]
-    return number > 0
+        number += drawing[p] != _UNLABELED
+    if number == 0:
+        return False
+    for p in range(len(drawing)):
+        weight[p] = class_weights[drawing[p]]
+    for i in range(len(claims)):
+        claim = claims[i]
+        if len(reading):
+            column = reading[i]
+            for p in range(len(drawing)):
+                claim[p] = column[drawing[p]]
+        else:  # the same with the identity, several times as fast as lookups
+            for p in range(len(drawing)):
+                claim[p] = one if drawing[p] == i else zero
+    return True
+
+
+@compiled
+def _claims(drawn: int, reading: Array, num_classes: int) -> Array:
+    """Those of one pixel, in double precision."""
+    if len(reading):
+        return reading[:, drawn].astype(np.float64)
+    claims = np.zeros(num_classes)
+    claims[drawn] = 1.0
+    return claims
 
 
 @compiled
@@ -249,6 +233,8 @@ def _log_softmax(values: Array) -> Array:
 @compiled
 def _log_sum(values: Array) -> float:
     top = values.max()
+    if top == -np.inf:  # a class that is never ruled out was ruled out
+        return -np.inf
     return float(top + math.log(np.exp(values - top).sum()))
 
 
@@ -258,6 +244,7 @@ def full_terms(
     table: Array,
     drawing: Array,
     weights: Array,
+    reading: Array,
     floor: float,
     trace_weight: float,
     start: int,
@@ -265,46 +252,46 @@ def full_terms(
     score_slopes: Array,
     table_slopes: Array,
 ) -> tuple[float, float]:
-    """Full matrices; the drawn class is what was observed.
+    """Full matrices.
 
-    With ``p`` the segmentation, ``S`` the free matrix, ``q_j = (1 - floor) S[drawn, j] p_j / likelihood`` and ``w`` the
-    pixel's weight, the slope along ``table[i, j]`` is ``w (S_ij - [i = drawn]) q_j`` from the likelihood and
-    ``w trace_weight (1 - floor) S_jj ([i = j] - S_ij)`` from the trace; along score j it is
-    ``w (p_j - q_j - [j = drawn] floor p_j / likelihood)``.
+    With ``p`` the segmentation, ``S`` the free matrix, ``m`` the drawing's claims, ``d_j = sum_i m_i S_ij``, ``w`` the
+    pixel's weight and ``q_j = w (1 - floor) p_j / likelihood``, the slope along ``table[i, j]`` is
+    ``q_j S_ij (d_j - m_i)`` from the likelihood and ``w trace_weight (1 - floor) S_jj ([i = j] - S_ij)`` from the
+    trace; along score j it is ``w p_j - q_j d_j - w floor m_j p_j / likelihood``.
     """
     num_classes = len(scores)
     number = scores.dtype.type
-    zero, low, room, pull = number(0), number(floor), number(1 - floor), number(trace_weight * (1 - floor))
+    low, room, pull = number(floor), number(1 - floor), number(trace_weight * (1 - floor))
     size = max(32, min(512, _BLOCK_NUMBERS // num_classes**2))
     matrix = np.empty((num_classes, num_classes, size), scores.dtype)  # [true, observed], S / scale
     scale = np.empty((num_classes, size), scores.dtype)
     probs = np.empty((num_classes, size), scores.dtype)
+    claims = np.empty((num_classes, size), scores.dtype)
     posterior = np.empty((num_classes, size), scores.dtype)
-    vectors = np.empty((4, size), scores.dtype)
-    weight, likelihood, odds, own = vectors[0], vectors[1], vectors[2], vectors[3]
-    observed = np.zeros(size, np.int32)
+    vectors = np.empty((5, size), scores.dtype)
+    weight, likelihood, odds, own, gain = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4]
     nll = trace = 0.0
     for first in range(start, stop, size):
         n = min(size, stop - first)
-        _probabilities(scores, first, n, observed, probs, own, odds, likelihood)
+        _probabilities(scores, first, n, probs, odds, likelihood)
         for j in range(len(score_slopes)):
             score_slopes[j, first : first + n] = 0
         for r in range(len(table)):
-            if not _read(drawing[r, first : first + n], weights[r], observed, weight):
+            if not _read(drawing[r, first : first + n], weights[r], reading, claims, weight):
                 if len(table_slopes):
                     table_slopes[r, :, :, first : first + n] = 0
                 continue
-            _pick(probs, observed, n, own)
+            _dot(claims, probs, n, likelihood)
             for p in range(n):
-                own[p] *= low
+                likelihood[p] *= low
             for j in range(num_classes):
                 column, share, prob, part = matrix[j], scale[j], probs[j], posterior[j]
-                _softmax(table[r], j, first, n, observed, column, part, share, odds)
+                _softmax(table[r], j, first, n, column, share, odds)
+                _dot(claims, column, n, part)
                 for p in range(n):
                     part[p] *= room * share[p] * prob[p]
-            _sum(posterior, n, likelihood)
-            for p in range(n):
-                likelihood[p] += own[p]
+                for p in range(n):
+                    likelihood[p] += part[p]
             value, num_small = _weigh(likelihood, weight, odds, n)
             nll += value
             for j in range(num_classes):
@@ -313,38 +300,36 @@ def full_terms(
                     total += weight[p] * (low + room * diagonal[p] * share[p])
                 trace += total
             if len(score_slopes):
-                for p in range(n):
-                    own[p] *= odds[p]
                 for j in range(num_classes):
-                    slope, prob, part = score_slopes[j, first : first + n], probs[j], posterior[j]
+                    slope, prob, part, claim = score_slopes[j, first : first + n], probs[j], posterior[j], claims[j]
                     for p in range(n):
                         part[p] *= odds[p]
                     for p in range(n):
-                        copied = own[p]
-                        slope[p] += weight[p] * prob[p] - part[p] - (copied if observed[p] == j else zero)
+                        slope[p] += prob[p] * (weight[p] - low * claim[p] * odds[p]) - part[p]
             if len(table_slopes):
                 for j in range(num_classes):
-                    part, share, diagonal = posterior[j], scale[j], matrix[j, j]
+                    part, share, prob, diagonal = posterior[j], scale[j], probs[j], matrix[j, j]
                     for p in range(n):
                         towards = pull * weight[p] * diagonal[p] * share[p]
                         own[p] = towards
+                        gain[p] = room * odds[p] * prob[p] * share[p]
                         share[p] *= part[p] - towards
                     for i in range(num_classes):
-                        slope, entry = table_slopes[r, i, j, first : first + n], matrix[j, i]
+                        slope, entry, claim = table_slopes[r, i, j, first : first + n], matrix[j, i], claims[i]
                         for p in range(n):
-                            drawn = part[p]
-                            slope[p] = entry[p] * share[p] - (drawn if observed[p] == i else zero)
+                            slope[p] = entry[p] * (share[p] - claim[p] * gain[p])
                     slope = table_slopes[r, j, j, first : first + n]
                     for p in range(n):
                         slope[p] += own[p]
             for p in range(n if num_small else 0):
                 if likelihood[p] < 0:
+                    drawn = drawing[r, first + p]
                     terms = _full_pixel(
                         scores,
                         table[r],
                         first + p,
-                        observed[p],
-                        weights[r, observed[p]],
+                        _claims(drawn, reading, num_classes),
+                        weights[r, drawn],
                         floor,
                         trace_weight,
                         score_slopes,
@@ -359,7 +344,7 @@ def _full_pixel(
     scores: Array,
     table: Array,
     p: int,
-    drawn: int,
+    claims: Array,
     weight: float,
     floor: float,
     trace_weight: float,
@@ -369,25 +354,27 @@ def _full_pixel(
     """The same for one pixel of one annotator in log space."""
     num_classes = len(scores)
     log_probs = _log_softmax(scores[:, p])
-    free = np.empty((num_classes, num_classes))
+    log_claims = np.log(claims)
+    log_free = np.empty((num_classes, num_classes))
+    log_said = np.empty(num_classes)
     for j in range(num_classes):
-        free[:, j] = _log_softmax(table[:, j, p])
-    log_own = math.log(floor) + log_probs[drawn] if floor > 0 else -np.inf
-    parts = np.append(free[drawn] + log_probs + math.log(1 - floor), log_own)
-    log_likelihood = _log_sum(parts)
-    parts = weight * np.exp(parts - log_likelihood)
-    free = np.exp(free)
+        log_free[:, j] = _log_softmax(table[:, j, p])
+        log_said[j] = _log_sum(log_claims + log_free[:, j])
+    parts = log_said + log_probs + math.log(1 - floor)
+    own = log_claims + log_probs + (math.log(floor) if floor > 0 else -np.inf)
+    log_likelihood = _log_sum(np.append(parts, own))
+    parts, own = weight * np.exp(parts - log_likelihood), weight * np.exp(own - log_likelihood)
     trace = 0.0
     for j in range(num_classes):
-        trace += weight * (floor + (1 - floor) * free[j, j])
-        pull = weight * trace_weight * (1 - floor) * free[j, j]
+        free = np.exp(log_free[:, j])
+        claimed = (1 - floor) * np.exp(log_claims + log_free[:, j] + log_probs[j] - log_likelihood)
+        trace += weight * (floor + (1 - floor) * free[j])
+        pull = weight * trace_weight * (1 - floor) * free[j]
         if len(score_slopes):
-            own = parts[num_classes] if j == drawn else 0.0
-            score_slopes[j, p] += weight * math.exp(log_probs[j]) - parts[j] - own
+            score_slopes[j, p] += weight * math.exp(log_probs[j]) - parts[j] - own[j]
         if len(table_slopes):
             for i in range(num_classes):
-                table_slopes[i, j, p] = free[i, j] * (parts[j] - pull)
-            table_slopes[drawn, j, p] -= parts[j]
+                table_slopes[i, j, p] = free[i] * (parts[j] - pull) - weight * claimed[i]
             table_slopes[j, j, p] += pull
     return -weight * log_likelihood, trace
 
@@ -399,6 +386,7 @@ def rank_one_terms(
     habit: Array,
     drawing: Array,
     weights: Array,
+    reading: Array,
     floor: float,
     trace_weight: float,
     start: int,
@@ -407,54 +395,57 @@ def rank_one_terms(
     copy_slopes: Array,
     habit_slopes: Array,
 ) -> tuple[float, float]:
-    """Diagonal + rank-1; the drawn class ``y`` is what was observed. ``O(L)`` work and memory.
+    """Diagonal + rank-1. ``O(L)`` work and memory.
 
-    With ``p`` the segmentation, ``d`` the copied share, ``b`` the habit and ``m = sum_j (1 - d_j) p_j``, the likelihood
-    is ``d_y p_y + b_y m`` and the trace ``L - sum_j (1 - d_j) (1 - b_j)``.
+    With ``p`` the segmentation, ``d`` the copied share, ``b`` the habit, ``m`` the drawing's claims, ``a = m . b`` and
+    ``r = sum_j (1 - d_j) p_j``, the likelihood is ``sum_j m_j d_j p_j + a r`` and the trace
+    ``L - sum_j (1 - d_j) (1 - b_j)``.
     """
     num_classes = len(scores)
     number = scores.dtype.type
-    one, most = number(1), number(num_classes)
+    zero, one, most = number(0), number(1), number(num_classes)
     low, room, pull = number(floor), number(1 - floor), number(trace_weight * (1 - floor))
     size = max(16, min(512, _BLOCK_NUMBERS // num_classes))
     probs = np.empty((num_classes, size), scores.dtype)
     habits = np.empty((num_classes, size), scores.dtype)
+    claims = np.empty((num_classes, size), scores.dtype)
     slack = np.empty((num_classes, size), scores.dtype)  # d = 1 - room slack; 1 - d would lose small ones
     free = np.empty((num_classes, size), scores.dtype)  # 1 - slack
-    vectors = np.empty((9, size), scores.dtype)
-    weight, likelihood, odds, own, right = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4]
-    said, mass, moved, missing = vectors[5], vectors[6], vectors[7], vectors[8]
-    observed = np.zeros(size, np.int32)
+    vectors = np.empty((8, size), scores.dtype)
+    weight, likelihood, odds, right = vectors[0], vectors[1], vectors[2], vectors[3]
+    said, mass, moved, missing = vectors[4], vectors[5], vectors[6], vectors[7]
     nll = trace = 0.0
     for first in range(start, stop, size):
         n = min(size, stop - first)
-        _probabilities(scores, first, n, observed, probs, own, odds, likelihood)
+        _probabilities(scores, first, n, probs, odds, likelihood)
         for j in range(len(score_slopes)):
             score_slopes[j, first : first + n] = 0
         for r in range(len(copy)):
-            if not _read(drawing[r, first : first + n], weights[r], observed, weight):
+            if not _read(drawing[r, first : first + n], weights[r], reading, claims, weight):
                 if len(copy_slopes):
                     copy_slopes[r, :, first : first + n] = 0
                     habit_slopes[r, 0, :, first : first + n] = 0
                 continue
-            _probabilities(habit[r, 0], first, n, observed, habits, said, odds, likelihood)
+            _probabilities(habit[r, 0], first, n, habits, odds, likelihood)
+            for p in range(n):
+                right[p] = zero
             for j in range(num_classes):
                 row, gap, rest = copy[r, j, first : first + n], slack[j], free[j]
+                claim, prob = claims[j], probs[j]
                 for p in range(n):
                     gap[p] = _exp(-row[p])
                 for p in range(n):
                     rest[p] = one / (one + gap[p])
                 for p in range(n):
                     gap[p] *= rest[p]
+                for p in range(n):
+                    right[p] += claim[p] * prob[p] * (low + room * rest[p])
             _sum(slack, n, missing)
             _dot(slack, probs, n, mass)
             _dot(slack, habits, n, moved)
-            _pick(probs, observed, n, own)
-            _pick(free, observed, n, right)
+            _dot(claims, habits, n, said)
             for p in range(n):
                 mass[p] *= room
-            for p in range(n):
-                right[p] = (low + room * right[p]) * own[p]
             for p in range(n):
                 likelihood[p] = right[p] + said[p] * mass[p]
             value, num_small = _weigh(likelihood, weight, odds, n)
@@ -463,44 +454,41 @@ def rank_one_terms(
             for p in range(n):
                 total += weight[p] * (most + room * (moved[p] - missing[p]))
             trace += total
-            for p in range(n):
-                said[p] *= odds[p]
             if len(score_slopes):
-                for p in range(n):
-                    right[p] *= odds[p]
                 for j in range(num_classes):
-                    slope, prob, gap = score_slopes[j, first : first + n], probs[j], slack[j]
+                    slope, prob, gap, rest = score_slopes[j, first : first + n], probs[j], slack[j], free[j]
+                    claim = claims[j]
                     for p in range(n):
-                        slope[p] += prob[p] * (weight[p] - room * said[p] * gap[p])
-                    _take(slope, j, observed, right)
+                        slope[p] += prob[p] * (weight[p] - room * odds[p] * said[p] * gap[p])
+                    for p in range(n):
+                        slope[p] -= claim[p] * prob[p] * (low + room * rest[p]) * odds[p]
             if len(copy_slopes):
                 for p in range(n):
-                    own[p] *= room * odds[p]
+                    mass[p] *= odds[p]
                 for p in range(n):
-                    mass[p] *= said[p]
+                    odds[p] *= room
                 for p in range(n):
                     weight[p] *= pull
                 for j in range(num_classes):
-                    share, gap, rest, prob = habits[j], slack[j], free[j], probs[j]
+                    share, gap, rest, prob, claim = habits[j], slack[j], free[j], probs[j], claims[j]
                     slope = copy_slopes[r, j, first : first + n]
                     for p in range(n):
-                        slope[p] = weight[p] * (one - share[p]) + room * said[p] * prob[p]
-                    _take(slope, j, observed, own)
+                        slope[p] = weight[p] * (one - share[p]) + odds[p] * prob[p] * (said[p] - claim[p])
                     for p in range(n):
                         slope[p] *= gap[p] * rest[p]
                     slope = habit_slopes[r, 0, j, first : first + n]
                     for p in range(n):
-                        slope[p] = share[p] * (mass[p] + weight[p] * (gap[p] - moved[p]))
-                    _take(slope, j, observed, mass)
+                        slope[p] = share[p] * (mass[p] * (said[p] - claim[p]) + weight[p] * (gap[p] - moved[p]))
             for p in range(n if num_small else 0):
                 if likelihood[p] < 0:
+                    drawn = drawing[r, first + p]
                     terms = _rank_one_pixel(
                         scores,
                         copy[r],
                         habit[r, 0],
                         first + p,
-                        observed[p],
-                        weights[r, observed[p]],
+                        _claims(drawn, reading, num_classes),
+                        weights[r, drawn],
                         floor,
                         trace_weight,
                         score_slopes,
@@ -517,7 +505,7 @@ def _rank_one_pixel(
     copy: Array,
     habit: Array,
     p: int,
-    drawn: int,
+    claims: Array,
     weight: float,
     floor: float,
     trace_weight: float,
@@ -527,27 +515,28 @@ def _rank_one_pixel(
 ) -> tuple[float, float]:
     """The same for one pixel of one annotator in log space."""
     num_classes = len(scores)
-    log_probs = _log_softmax(scores[:, p])
-    log_habit = _log_softmax(habit[:, p])
+    log_probs, log_habit = _log_softmax(scores[:, p]), _log_softmax(habit[:, p])
+    log_claims = np.log(claims)
     exact = copy[:, p].astype(np.float64)
     log_free = -np.log1p(np.exp(-np.abs(exact))) + np.minimum(exact, 0.0)
     log_slack = log_free - exact
     room = 1 - floor
-    right = math.log(floor + room * math.exp(log_free[drawn])) if floor > 0 else log_free[drawn]
-    parts = np.append(log_habit[drawn] + log_slack + log_probs + math.log(room), right + log_probs[drawn])
-    log_likelihood = _log_sum(parts)
-    parts = weight * np.exp(parts - log_likelihood)
-    copied = weight * room * np.exp(log_free[drawn] + log_probs[drawn] - log_likelihood)
+    log_kept = np.log(floor + room * np.exp(log_free)) if floor > 0 else log_free
+    log_said = _log_sum(log_claims + log_habit)
+    parts = log_said + log_slack + log_probs + math.log(room)
+    right = log_claims + log_kept + log_probs
+    log_likelihood = _log_sum(np.append(parts, right))
+    blamed = np.exp(log_claims + log_habit - log_said)  # share of each class in what the habit says
+    copied = weight * room * np.exp(log_claims + log_free + log_probs - log_likelihood)
+    parts, right = weight * np.exp(parts - log_likelihood), weight * np.exp(right - log_likelihood)
     habits, slack, free = np.exp(log_habit), np.exp(log_slack), np.exp(log_free)
     pull = weight * trace_weight * room
-    blame, moved = parts[:num_classes].sum(), (slack * habits).sum()
+    blame, moved = parts.sum(), (slack * habits).sum()
     for j in range(num_classes):
-        here = j == drawn
         if len(score_slopes):
-            score_slopes[j, p] += weight * math.exp(log_probs[j]) - parts[j] - (parts[num_classes] if here else 0.0)
+            score_slopes[j, p] += weight * math.exp(log_probs[j]) - parts[j] - right[j]
         if len(copy_slopes):
             slope = free[j] * (parts[j] + slack[j] * pull * (1 - habits[j]))
-            copy_slopes[j, p] = slope - (slack[j] * copied if here else 0.0)
-            slope = habits[j] * (blame + pull * (slack[j] - moved))
-            habit_slopes[j, p] = slope - (blame if here else 0.0)
+            copy_slopes[j, p] = slope - slack[j] * copied[j]
+            habit_slopes[j, p] = habits[j] * (blame + pull * (slack[j] - moved)) - blame * blamed[j]
     return -weight * log_likelihood, weight * (num_classes + room * (moved - slack.sum()))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -26,16 +25,14 @@ from medcoarse.confusion import (
     check_transition,
     swap_transition,
 )
-from medcoarse.fused import LogLikelihood, PixelConfusion, Terms, annotator_terms, drawn_counts
+from medcoarse.fused import PixelConfusion, Terms, annotator_terms, drawn_counts
 from medcoarse.likelihoods import (
     class_weights,
     coarse_nll,
-    complementary_log_likelihood,
     complementary_nll,
     joint_nll,
     log_complementary_evidence,
     log_evidence,
-    mean_drawn,
     mean_trace,
     ruled_out_classes,
     ruled_out_nll,
@@ -243,17 +240,17 @@ def _terms(
     confusion: Confusion,
     annotation: Tensor,
     trace_weight: float,
-    log_likelihood: LogLikelihood | None = None,
+    log_transition: Tensor | None = None,
     balance: float = 0.0,
 ) -> Terms:
     """Likelihood and trace of a group of annotators: fused where every pixel has a matrix, else by the equations."""
     if isinstance(confusion, PixelConfusion):
-        return annotator_terms(logits, confusion, annotation, trace_weight, log_likelihood, balance)
+        return annotator_terms(logits, confusion, annotation, trace_weight, log_transition, balance)
     log_probs = logits.log_softmax(1)
-    if log_likelihood is None:
+    if log_transition is None:
         nll = coarse_nll(log_probs, confusion, annotation, balance)
     else:
-        nll = -mean_drawn(log_likelihood(log_probs, confusion, annotation), annotation != UNLABELED).sum()
+        nll = complementary_nll(log_probs, confusion, log_transition, annotation)
     return _joined(nll, mean_trace(confusion, annotation, balance), trace_weight)
 
 
@@ -495,8 +492,7 @@ class CoupledLoss(nn.Module):
         if self.num_classes == 2:  # "not this one" names the other
             other = torch.where(negative < 2, 1 - negative, negative)
             return _terms(logits, confusion, other, trace_weight, balance=self._balance_of(other, output))
-        reading = partial(complementary_log_likelihood, self.log_transition.to(logits.device))
-        return _terms(logits, confusion, negative, trace_weight, reading)
+        return _terms(logits, confusion, negative, trace_weight, self.log_transition.to(logits.device))
 
     def _balance_of(self, drawing: Tensor, output: CoupledOutput) -> float:
         warm = output.positive is None and output.negative is None

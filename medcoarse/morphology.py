@@ -19,7 +19,6 @@ from scipy.ndimage import label
 from scipy.sparse import csr_array
 from skimage.morphology import skeletonize
 
-from medcoarse.compilation import compiled
 from medcoarse.distance import squared_distances
 
 Mask = NDArray[np.bool_]
@@ -152,6 +151,7 @@ def smooth_field(
     smoothness_mm: float,
     rng: np.random.Generator,
     spacing: Sequence[float] | float | None = None,
+    uniform: bool = True,
 ) -> NDArray[np.float32]:
     """A smooth random field, uniform on [0, 1] at every voxel.
 
@@ -164,6 +164,7 @@ def smooth_field(
         smoothness_mm: standard deviation of the Gaussian, >= 0; 0 is white noise.
         rng: source of the noise.
         spacing: mm per voxel.
+        uniform: `False` leaves out the distribution function, which is a third of the work: standard normal numbers.
 
     Returns:
         float32 of the given shape in [0, 1].
@@ -183,8 +184,7 @@ def smooth_field(
         nodes = np.moveaxis(field, axis, 0)
         voxels = smoothers[axis] @ nodes.reshape(len(nodes), -1)
         field = np.moveaxis(voxels.reshape(-1, *nodes.shape[1:]), 0, axis)
-    uniform: NDArray[np.float32] = as_uniform(torch.from_numpy(field)).numpy()
-    return uniform
+    return _uniform(field) if uniform else field
 
 
 def swell(
@@ -193,6 +193,7 @@ def swell(
     strength_mm: float,
     field: NDArray[np.floating],
     spacing: Sequence[float] | float | None = None,
+    uniform: bool = True,
 ) -> Mask:
     """Over-segment here and there: the outline bulges where a smooth field is high.
 
@@ -205,6 +206,7 @@ def swell(
         strength_mm: distance up to which every voxel is added, >= 0; 0 changes nothing.
         field: numbers in [0, 1] of the shape of the mask, as from `smooth_field`.
         spacing: mm per voxel.
+        uniform: `False` for a field that `smooth_field` left normal; only what is within reach is made uniform then.
 
     Returns:
         A new mask that contains the old one and lies within the radius of it.
@@ -225,16 +227,11 @@ def swell(
         raise ValueError(f"strength_mm must be >= 0, got {strength_mm!r}.")
     squared = squared_distance(mask, radius_mm, spacing)
     swollen = mask.copy(order="C")
-    _bulge(swollen.ravel(), squared.ravel(), np.ascontiguousarray(field).ravel(), np.float32(strength_mm**2))
+    reached = np.flatnonzero((squared > 0) & (squared < np.inf))
+    numbers = field.ravel()[reached]
+    gap = 1 - (numbers if uniform else _uniform(numbers))
+    swollen.ravel()[reached] = squared.ravel()[reached] * (gap * gap) < np.float32(strength_mm**2)
     return swollen
-
-
-@compiled
-def _bulge(mask: Mask, squared: NDArray[np.float32], field: NDArray[np.floating], limit: np.float32) -> None:
-    """Add where ``squared (1 - field)² < limit``; 0 * inf, of a field of 1 out of reach, compares as False."""
-    for x in range(len(mask)):
-        gap = np.float32(1 - field[x])
-        mask[x] |= squared[x] * (gap * gap) < limit
 
 
 def fracture(
@@ -461,6 +458,11 @@ def as_uniform(normal: torch.Tensor) -> torch.Tensor:
         tensor([0.5000])
     """
     return torch.mul(normal, 0.5**0.5).erf_().mul_(0.5).add_(0.5)
+
+
+def _uniform(normal: NDArray[np.float32]) -> NDArray[np.float32]:
+    uniform: NDArray[np.float32] = as_uniform(torch.from_numpy(normal)).numpy()
+    return uniform
 
 
 def unit_vectors(directions: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:

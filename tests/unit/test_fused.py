@@ -14,6 +14,7 @@ from medcoarse.likelihoods import coarse_nll, complementary_nll, mean_trace
 
 R = 2
 WEIGHT = 0.3
+BIASED = torch.tensor([[0, 0.2, 0.5], [0.4, 0, 0.5], [0.6, 0.8, 0]], dtype=torch.float64)
 
 
 def problem(structure, classes=3, image=(7, 9), batch=3, drawn=0.9, floor=0.5, scale=1.0):
@@ -95,19 +96,38 @@ def test_only_one_annotator_drew_on_each_image(structure):
     assert_same(logits, confusion, drawing, value, plain(logits, confusion, drawing))
 
 
-@pytest.mark.parametrize("structure", ["full", "rank_one"])
-def test_another_reading(structure):
-    """Complementary labels with a biased transition matrix go through the same chunks."""
-    transition = torch.tensor([[0, 0.2, 0.5], [0.4, 0, 0.5], [0.6, 0.8, 0]], dtype=torch.float64)
-    logits, confusion, drawing = problem(structure, drawn=0.6)
-
-    def reading(log_probs, confusion, annotation):
-        rows = transition.log()[annotation.clamp(max=2).long()].movedim(-1, 2)
-        return torch.logsumexp(rows + confusion.log_annotate(log_probs), 2)
-
-    value = annotator_terms(logits, confusion, drawing, WEIGHT, reading).objective
-    expected = complementary_nll(logits.log_softmax(1), confusion, transition.log(), drawing)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("scale", [1.0, 25.0, 400.0])  # the larger ones ask for log space
+@pytest.mark.parametrize("floor", [0.0, 0.5])
+@pytest.mark.parametrize("structure", ["full", "rank_one", "rank_two"])
+def test_negative_drawings(structure, floor, scale, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    logits, confusion, drawing = problem(structure, image=(19, 23), drawn=0.6, floor=floor, scale=scale)
+    value = annotator_terms(logits, confusion, drawing, WEIGHT, BIASED.log()).objective
+    expected = complementary_nll(logits.log_softmax(1), confusion, BIASED.log(), drawing)
     assert_same(logits, confusion, drawing, value, expected + WEIGHT * mean_trace(confusion, drawing))
+
+
+@pytest.mark.parametrize("structure", ["full", "rank_one"])
+@pytest.mark.parametrize("classes", [4, 19])
+def test_negative_drawings_of_any_class_on_a_coarser_grid(structure, classes):
+    log_transition = swap_transition(classes).log().double()
+    logits, coarse, drawing = problem(structure, classes, image=(12, 16))
+    fields = [field[..., ::4, ::4].detach().requires_grad_() for field in tensors(logits, coarse)[1:]]
+    coarse = coarse._replace(**dict(zip(fused._fields(coarse), fields, strict=True)))
+    confusion = UpsampledConfusion(coarse, (12, 16))
+    value = annotator_terms(logits, confusion, drawing, WEIGHT, log_transition).objective
+    expected = complementary_nll(logits.log_softmax(1), confusion.full(), log_transition, drawing)
+    assert_same(logits, coarse, drawing, value, expected + WEIGHT * mean_trace(confusion.full(), drawing))
+
+
+@pytest.mark.parametrize("structure", ["full", "rank_one"])
+def test_the_negative_drawing_of_a_class_that_is_never_ruled_out_is_impossible(structure):
+    logits, confusion, drawing = problem(structure)
+    never = torch.tensor([[0, 0, 0.0], [0.5, 0, 1.0], [0.5, 1.0, 0]]).log()
+    assert annotator_terms(logits, confusion, drawing, WEIGHT, never).nll == torch.inf
+    drawing[drawing == 0] = 255
+    assert annotator_terms(logits, confusion, drawing, WEIGHT, never).nll.isfinite()
 
 
 @pytest.mark.parametrize("scale", [8.0, 25.0, 40.0, 400.0])

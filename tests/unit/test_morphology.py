@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.ndimage import label as components_of
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
 from medcoarse import morphology as m
 from medcoarse import outlines
@@ -105,6 +105,16 @@ class TestSwell:
         for radius, strength in ((2.0, 0.6), (3.0, 2.5), (0.0, 1.0)):
             expected = slow.swell(mask, radius, strength, field, spacing)
             assert (m.swell(mask, radius, strength, field, spacing) == expected).all()
+
+    @pytest.mark.parametrize(("dims", "spacing"), CASES)
+    def test_normal_field_swells_as_the_uniform_one(self, dims, spacing):
+        mask = random_mask(dims, 0.05)
+        uniform = m.smooth_field(mask.shape, 1.5, np.random.default_rng(4), spacing)
+        normal = m.smooth_field(mask.shape, 1.5, np.random.default_rng(4), spacing, uniform=False)
+        assert np.allclose(ndtr(normal), uniform, atol=1e-6)
+        expected = m.swell(mask, 3.0, 0.8, uniform, spacing)
+        assert (m.swell(mask, 3.0, 0.8, normal, spacing, uniform=False) == expected).all()
+        assert (m.swell(mask, 3.0, 0.8, normal, spacing) != expected).any()
 
     def test_share_added_at_a_distance_is_strength_over_distance(self):
         mask = np.zeros((400, 400), bool)
