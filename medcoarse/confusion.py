@@ -531,7 +531,7 @@ def _mix_floor(log_free: Tensor, log_own: Tensor, floor: float) -> Tensor:
     """``log((1 - floor) e^free + floor e^own)`` without leaving log space."""
     if floor == 0:
         return log_free
-    return torch.logaddexp(log_free + math.log1p(-floor), log_own + math.log(floor))
+    return torch.logaddexp(log_free + math.log1p(-floor), log_own.to(log_free) + math.log(floor))
 
 
 class CoupledOutput(NamedTuple):

@@ -233,7 +233,7 @@ def _by_kernel(kernel: Kernel, plan: _Plan, inputs: list[Tensor], weights: Tenso
     size, coarse = (tuple(tensor.shape[2 - inputs[0].ndim :]) for tensor in inputs[:2])
     axes = None if size == coarse else interpolation.axes(coarse, size, weights.numpy().dtype)
     images = _images(plan, inputs, grads, flat=axes is None)
-    settings = (_by_value(weights), _reading(plan, inputs[0]), plan.confusion.floor, plan.trace_weight)
+    settings = (_by_value(weights), readings(plan.log_transition, inputs[0]), plan.confusion.floor, plan.trace_weight)
 
     def evaluate(part: list[tuple[int, int, int]]) -> tuple[NDArray[np.float64], list[tuple[int, list[Array]]]]:
         terms, partial_slopes = np.zeros(2), []
@@ -246,7 +246,7 @@ def _by_kernel(kernel: Kernel, plan: _Plan, inputs: list[Tensor], weights: Tenso
             partial_slopes.append((index, slopes))
         return terms, partial_slopes
 
-    results = in_threads(evaluate, _shares(len(images), math.prod(size), 1 if axes is None else size[-1]))
+    results = in_threads(evaluate, pixel_shares(len(images), math.prod(size), 1 if axes is None else size[-1]))
     for _, partial_slopes in results:
         for index, slopes in partial_slopes:
             for total, slope in zip(images[index].slopes[1:], slopes, strict=True):
@@ -254,11 +254,11 @@ def _by_kernel(kernel: Kernel, plan: _Plan, inputs: list[Tensor], weights: Tenso
     return torch.from_numpy(np.sum([terms for terms, _ in results], axis=0)).to(weights.dtype)
 
 
-def _reading(plan: _Plan, logits: Tensor) -> Array:
+def readings(log_transition: Tensor | None, like: Tensor) -> Array:
     """``[i, drawn]``: the chance that this is drawn where class i is seen; nothing for positive drawings."""
-    if plan.log_transition is None:
-        return logits.new_empty(0, kernels.VALUES).numpy()
-    return _by_value(plan.log_transition.exp().to(logits).T)
+    if log_transition is None:
+        return like.new_empty(0, kernels.VALUES).numpy()
+    return _by_value(log_transition.exp().to(like).T)
 
 
 def _by_value(table: Tensor) -> Array:
@@ -321,7 +321,7 @@ def _terms_of_rows(
     return terms
 
 
-def _shares(num_images: int, num_pixels: int, unit: int) -> list[list[tuple[int, int, int]]]:
+def pixel_shares(num_images: int, num_pixels: int, unit: int) -> list[list[tuple[int, int, int]]]:
     """``(image, start, stop)`` for each thread: about equal numbers of pixels, in multiples of a unit."""
     parts = []
     for units in shares(num_images * num_pixels // unit, THREAD_PIXELS // unit):

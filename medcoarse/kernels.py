@@ -28,29 +28,29 @@ from medcoarse.compilation import compiled
 
 Array = NDArray[Any]
 
-_BLOCK_NUMBERS = 1 << 16  # matrix entries of a block, 256 kB in single precision
-_SMALLEST = 1e-30  # likelihoods below it are computed in log space
+BLOCK_NUMBERS = 1 << 16  # matrix entries of a block, 256 kB in single precision
+SMALLEST = 1e-30  # likelihoods below it are computed in log space
 _UNLABELED = 255
 VALUES = 256
 """That a drawing may hold: lookups by it need no look at whether a pixel was drawn."""
 
 
-def _exp(x: Any) -> Any:
+def fast_exp(x: Any) -> Any:
     """``exp(x)`` between 1e-38 and 1e38, to 3e-7 of its value in single precision; for compiled code only."""
     raise NotImplementedError
 
 
-def _log(x: Any) -> Any:
+def fast_log(x: Any) -> Any:
     """``log(x)`` of a normal number above 0, to 2e-7 in single precision; for compiled code only."""
     raise NotImplementedError
 
 
-@overload(_exp, inline="always")
+@overload(fast_exp, inline="always")
 def _exp_of_type(x: Any) -> Callable[[Any], Any]:
     return _exp_single if x is types.float32 else _exp_double
 
 
-@overload(_log, inline="always")
+@overload(fast_log, inline="always")
 def _log_of_type(x: Any) -> Callable[[Any], Any]:
     return _log_single if x is types.float32 else _log_double
 
@@ -112,7 +112,7 @@ def count_drawn(drawing: Array, num_classes: int) -> tuple[int, int]:
 
 
 @compiled
-def _softmax(rows: Array, j: int, first: int, n: int, out: Array, scale: Array, top: Array) -> None:
+def softmax(rows: Array, j: int, first: int, n: int, out: Array, scale: Array, top: Array) -> None:
     """``out = exp(rows[:, j] - max)`` and ``scale = 1 / sum``, of the pixels from ``first`` on. ``top`` is scratch."""
     zero, one = scale.dtype.type(0), scale.dtype.type(1)
     row, other = rows[0, j, first : first + n], rows[1, j, first : first + n]
@@ -127,7 +127,7 @@ def _softmax(rows: Array, j: int, first: int, n: int, out: Array, scale: Array, 
     for k in range(len(rows)):
         row, target = rows[k, j, first : first + n], out[k]
         for p in range(n):
-            value = _exp(row[p] - top[p])
+            value = fast_exp(row[p] - top[p])
             target[p] = value
             scale[p] += value
     for p in range(n):
@@ -137,7 +137,7 @@ def _softmax(rows: Array, j: int, first: int, n: int, out: Array, scale: Array, 
 @compiled
 def _probabilities(rows: Array, first: int, n: int, out: Array, scale: Array, top: Array) -> None:
     """``out = softmax(rows)`` over the first axis; ``scale`` and ``top`` are overwritten."""
-    _softmax(rows.reshape(len(rows), 1, -1), 0, first, n, out, scale, top)
+    softmax(rows.reshape(len(rows), 1, -1), 0, first, n, out, scale, top)
     for k in range(len(rows)):
         target = out[k]
         for p in range(n):
@@ -157,7 +157,7 @@ def _sum(rows: Array, n: int, out: Array) -> None:
 
 
 @compiled
-def _dot(a: Array, b: Array, n: int, out: Array) -> None:
+def dot(a: Array, b: Array, n: int, out: Array) -> None:
     """``out = sum_k a[k] b[k]``."""
     zero = out.dtype.type(0)
     for p in range(n):
@@ -169,7 +169,7 @@ def _dot(a: Array, b: Array, n: int, out: Array) -> None:
 
 
 @compiled
-def _read(drawing: Array, class_weights: Array, reading: Array, claims: Array, weight: Array) -> bool:
+def read(drawing: Array, class_weights: Array, reading: Array, claims: Array, weight: Array) -> bool:
     """What every pixel's drawing claims and weighs, 0 where nothing was drawn; whether anything was."""
     zero, one, number = weight.dtype.type(0), weight.dtype.type(1), 0
     for p in range(len(drawing)):
@@ -191,7 +191,7 @@ def _read(drawing: Array, class_weights: Array, reading: Array, claims: Array, w
 
 
 @compiled
-def _claims(drawn: int, reading: Array, num_classes: int) -> Array:
+def claims_of(drawn: int, reading: Array, num_classes: int) -> Array:
     """Those of one pixel, in double precision."""
     if len(reading):
         return reading[:, drawn].astype(np.float64)
@@ -207,7 +207,7 @@ def _weigh(likelihood: Array, weight: Array, odds: Array, n: int) -> tuple[float
     A pixel that needs log space loses its weight here and is marked by a likelihood of -1; they are counted.
     """
     number = likelihood.dtype.type
-    smallest, zero, one, nll = number(_SMALLEST), number(0), number(1), number(0)
+    smallest, zero, one, nll = number(SMALLEST), number(0), number(1), number(0)
     num_small = 0
     for p in range(n):
         chance, share = likelihood[p], weight[p]
@@ -217,21 +217,22 @@ def _weigh(likelihood: Array, weight: Array, odds: Array, n: int) -> tuple[float
         chance = one if small else chance
         weight[p] = share
         odds[p] = share / chance
-        nll -= share * _log(chance)
+        nll -= share * fast_log(chance)
         likelihood[p] = -one if rescued else one
         num_small += rescued
     return nll, num_small
 
 
 @compiled
-def _log_softmax(values: Array) -> Array:
+def log_softmax(values: Array) -> Array:
     """Of a few numbers, in double precision."""
     exact = values.astype(np.float64)
-    return exact - _log_sum(exact)
+    return exact - log_sum(exact)
 
 
 @compiled
-def _log_sum(values: Array) -> float:
+def log_sum(values: Array) -> float:
+    """``log sum exp(values)``."""
     top = values.max()
     if top == -np.inf:  # a class that is never ruled out was ruled out
         return -np.inf
@@ -262,7 +263,7 @@ def full_terms(
     num_classes = len(scores)
     number = scores.dtype.type
     low, room, pull = number(floor), number(1 - floor), number(trace_weight * (1 - floor))
-    size = max(32, min(512, _BLOCK_NUMBERS // num_classes**2))
+    size = max(32, min(512, BLOCK_NUMBERS // num_classes**2))
     matrix = np.empty((num_classes, num_classes, size), scores.dtype)  # [true, observed], S / scale
     scale = np.empty((num_classes, size), scores.dtype)
     probs = np.empty((num_classes, size), scores.dtype)
@@ -277,17 +278,17 @@ def full_terms(
         for j in range(len(score_slopes)):
             score_slopes[j, first : first + n] = 0
         for r in range(len(table)):
-            if not _read(drawing[r, first : first + n], weights[r], reading, claims, weight):
+            if not read(drawing[r, first : first + n], weights[r], reading, claims, weight):
                 if len(table_slopes):
                     table_slopes[r, :, :, first : first + n] = 0
                 continue
-            _dot(claims, probs, n, likelihood)
+            dot(claims, probs, n, likelihood)
             for p in range(n):
                 likelihood[p] *= low
             for j in range(num_classes):
                 column, share, prob, part = matrix[j], scale[j], probs[j], posterior[j]
-                _softmax(table[r], j, first, n, column, share, odds)
-                _dot(claims, column, n, part)
+                softmax(table[r], j, first, n, column, share, odds)
+                dot(claims, column, n, part)
                 for p in range(n):
                     part[p] *= room * share[p] * prob[p]
                 for p in range(n):
@@ -328,7 +329,7 @@ def full_terms(
                         scores,
                         table[r],
                         first + p,
-                        _claims(drawn, reading, num_classes),
+                        claims_of(drawn, reading, num_classes),
                         weights[r, drawn],
                         floor,
                         trace_weight,
@@ -353,16 +354,16 @@ def _full_pixel(
 ) -> tuple[float, float]:
     """The same for one pixel of one annotator in log space."""
     num_classes = len(scores)
-    log_probs = _log_softmax(scores[:, p])
+    log_probs = log_softmax(scores[:, p])
     log_claims = np.log(claims)
     log_free = np.empty((num_classes, num_classes))
     log_said = np.empty(num_classes)
     for j in range(num_classes):
-        log_free[:, j] = _log_softmax(table[:, j, p])
-        log_said[j] = _log_sum(log_claims + log_free[:, j])
+        log_free[:, j] = log_softmax(table[:, j, p])
+        log_said[j] = log_sum(log_claims + log_free[:, j])
     parts = log_said + log_probs + math.log(1 - floor)
     own = log_claims + log_probs + (math.log(floor) if floor > 0 else -np.inf)
-    log_likelihood = _log_sum(np.append(parts, own))
+    log_likelihood = log_sum(np.append(parts, own))
     parts, own = weight * np.exp(parts - log_likelihood), weight * np.exp(own - log_likelihood)
     trace = 0.0
     for j in range(num_classes):
@@ -405,7 +406,7 @@ def rank_one_terms(
     number = scores.dtype.type
     zero, one, most = number(0), number(1), number(num_classes)
     low, room, pull = number(floor), number(1 - floor), number(trace_weight * (1 - floor))
-    size = max(16, min(512, _BLOCK_NUMBERS // num_classes))
+    size = max(16, min(512, BLOCK_NUMBERS // num_classes))
     probs = np.empty((num_classes, size), scores.dtype)
     habits = np.empty((num_classes, size), scores.dtype)
     claims = np.empty((num_classes, size), scores.dtype)
@@ -421,7 +422,7 @@ def rank_one_terms(
         for j in range(len(score_slopes)):
             score_slopes[j, first : first + n] = 0
         for r in range(len(copy)):
-            if not _read(drawing[r, first : first + n], weights[r], reading, claims, weight):
+            if not read(drawing[r, first : first + n], weights[r], reading, claims, weight):
                 if len(copy_slopes):
                     copy_slopes[r, :, first : first + n] = 0
                     habit_slopes[r, 0, :, first : first + n] = 0
@@ -433,7 +434,7 @@ def rank_one_terms(
                 row, gap, rest = copy[r, j, first : first + n], slack[j], free[j]
                 claim, prob = claims[j], probs[j]
                 for p in range(n):
-                    gap[p] = _exp(-row[p])
+                    gap[p] = fast_exp(-row[p])
                 for p in range(n):
                     rest[p] = one / (one + gap[p])
                 for p in range(n):
@@ -441,9 +442,9 @@ def rank_one_terms(
                 for p in range(n):
                     right[p] += claim[p] * prob[p] * (low + room * rest[p])
             _sum(slack, n, missing)
-            _dot(slack, probs, n, mass)
-            _dot(slack, habits, n, moved)
-            _dot(claims, habits, n, said)
+            dot(slack, probs, n, mass)
+            dot(slack, habits, n, moved)
+            dot(claims, habits, n, said)
             for p in range(n):
                 mass[p] *= room
             for p in range(n):
@@ -487,7 +488,7 @@ def rank_one_terms(
                         copy[r],
                         habit[r, 0],
                         first + p,
-                        _claims(drawn, reading, num_classes),
+                        claims_of(drawn, reading, num_classes),
                         weights[r, drawn],
                         floor,
                         trace_weight,
@@ -515,17 +516,17 @@ def _rank_one_pixel(
 ) -> tuple[float, float]:
     """The same for one pixel of one annotator in log space."""
     num_classes = len(scores)
-    log_probs, log_habit = _log_softmax(scores[:, p]), _log_softmax(habit[:, p])
+    log_probs, log_habit = log_softmax(scores[:, p]), log_softmax(habit[:, p])
     log_claims = np.log(claims)
     exact = copy[:, p].astype(np.float64)
     log_free = -np.log1p(np.exp(-np.abs(exact))) + np.minimum(exact, 0.0)
     log_slack = log_free - exact
     room = 1 - floor
     log_kept = np.log(floor + room * np.exp(log_free)) if floor > 0 else log_free
-    log_said = _log_sum(log_claims + log_habit)
+    log_said = log_sum(log_claims + log_habit)
     parts = log_said + log_slack + log_probs + math.log(room)
     right = log_claims + log_kept + log_probs
-    log_likelihood = _log_sum(np.append(parts, right))
+    log_likelihood = log_sum(np.append(parts, right))
     blamed = np.exp(log_claims + log_habit - log_said)  # share of each class in what the habit says
     copied = weight * room * np.exp(log_claims + log_free + log_probs - log_likelihood)
     parts, right = weight * np.exp(parts - log_likelihood), weight * np.exp(right - log_likelihood)

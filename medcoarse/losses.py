@@ -25,14 +25,13 @@ from medcoarse.confusion import (
     check_transition,
     swap_transition,
 )
-from medcoarse.fused import PixelConfusion, Terms, annotator_terms, drawn_counts
+from medcoarse.evidence import evidence_and_trace
+from medcoarse.fused import PixelConfusion, Terms, annotator_terms
 from medcoarse.likelihoods import (
     class_weights,
     coarse_nll,
     complementary_nll,
     joint_nll,
-    log_complementary_evidence,
-    log_evidence,
     mean_trace,
     ruled_out_classes,
     ruled_out_nll,
@@ -417,7 +416,6 @@ class CoupledLoss(nn.Module):
             if drawing is None:
                 continue
             confusion: Confusion = getattr(output, name)
-            drawn_counts(drawing.flatten(2), self.num_classes)  # says what is no class
             if isinstance(confusion, UpsampledConfusion):
                 confusion = confusion.full()  # once for all that follows
             if isinstance(confusion, IdentityConfusion):
@@ -425,20 +423,20 @@ class CoupledLoss(nn.Module):
                     f'joint=True needs matrices, and the {name} annotators have structure "identity" (learn_transition '
                     "needs it): who never errs cannot contradict others; choose another structure, or joint=False"
                 )
-            if name == "positive":
-                evidence.append(log_evidence(confusion, drawing))
-            else:
+            log_transition: Tensor | None = None
+            if name == "negative":
                 fixed = self.log_transition.to(logits.device)
                 log_transition = fixed if output.log_transition is None else output.log_transition
-                evidence.append(log_complementary_evidence(confusion, log_transition, drawing))
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.trace_weight > 0):
-                traces.append(mean_trace(confusion, drawing))
+            said, trace = evidence_and_trace(confusion, drawing, self.num_classes, log_transition)
+            evidence.append(said)
+            traces.append(trace)
             where.append((drawing != UNLABELED).any(1, keepdim=True))
         drawn, said = torch.stack(where).any(0), torch.stack(evidence).sum(0)
         log_probs = logits.log_softmax(1)
         nll, trace = joint_nll(log_probs, said, drawn), torch.stack(traces).sum()
         likeliest = (log_probs + said).detach().argmax(1, keepdim=True).masked_fill(~drawn, UNLABELED)
-        return [nll + self.trace_weight * trace], {"nll_joint": nll, "trace": trace}, likeliest
+        objective = nll + self.trace_weight * trace if self.trace_weight else nll
+        return [objective], {"nll_joint": nll, "trace": trace}, likeliest
 
     def _coarse_terms(
         self, logits: Tensor, output: CoupledOutput, target: Annotations, agreed: Tensor | None

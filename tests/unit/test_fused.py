@@ -311,7 +311,7 @@ def test_threads_share_every_pixel_once(pixels, unit, threads, monkeypatch):
     monkeypatch.setattr(fused, "THREAD_PIXELS", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     seen = torch.zeros(3, pixels)
-    parts = fused._shares(3, pixels, unit)
+    parts = fused.pixel_shares(3, pixels, unit)
     for image, start, stop in [piece for part in parts for piece in part]:
         assert start % unit == stop % unit == 0
         seen[image, start:stop] += 1
