@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from benchmarks.step import CONFIG
+from benchmarks.step import BUNDLES
 from benchmarks.timing import take_turns
 from medcoarse.workflow import PrepareBatchCoarse
 
@@ -33,10 +33,10 @@ def run(seconds: float) -> dict[str, Any]:
     """Times of one step of either loop, on synthetic photographs of LES-AV's size."""
     with tempfile.TemporaryDirectory() as folder:
         parser = ConfigParser()
-        parser.read_config(CONFIG)
+        parser.read_config(BUNDLES / "les_av" / "configs" / "train.json")
         parser.update(
             {
-                "bundle_root": str(CONFIG.parents[1]),
+                "bundle_root": str(BUNDLES / "les_av"),
                 "output_dir": folder,
                 "synthetic": {"num_images": 6, "num_test": 1, "size": [1444, 1620]},
                 "device": "$torch.device('cpu')",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,14 +12,22 @@ from torch import Tensor
 
 from benchmarks.references import released_dhe_loss
 from benchmarks.timing import peak_bytes, take_turns
-from medcoarse.confusion import Confusion, FullConfusion, LowRankConfusion
+from medcoarse.confusion import Confusion, FullConfusion, LowRankConfusion, swap_transition
 from medcoarse.fused import annotator_terms
 from medcoarse.likelihoods import coarse_nll, mean_trace
 
 SHAPES = {2: (2, 512, 512), 4: (4, 192, 192), 19: (1, 256, 512)}
 """Classes -> (batch, height, width), the sizes of a fundus photograph, a brain slice and a street scene."""
 TRACE_WEIGHT = 0.05
-WAYS = ("released DHE", "equations, full", "full", "diagonal + rank-1", "cross-entropy")
+WAYS = (
+    "released DHE",
+    "equations, full",
+    "full",
+    "full, negative",
+    "diagonal + rank-1",
+    "diagonal + rank-1, negative",
+    "cross-entropy",
+)
 
 
 def case(tiny: bool, way: str, classes: int, shape: tuple[int, int, int], annotators: int = 1) -> Callable[[], Any]:
@@ -36,6 +45,7 @@ def case(tiny: bool, way: str, classes: int, shape: tuple[int, int, int], annota
         return _backward(lambda: released_dhe_loss(logits, matrices, wanted, TRACE_WEIGHT), [logits, matrices])
     fields = [torch.randn(batch, annotators, *size, *image, requires_grad=True) for size in _fields(way, classes)]
     rank_one = len(fields) > 1
+    log_transition = swap_transition(classes).log() if way.endswith("negative") else None
     confusion: Confusion = LowRankConfusion(*fields, None, 0.5) if rank_one else FullConfusion(fields[0], 0.5)
     if way.startswith("equations"):
 
@@ -45,11 +55,12 @@ def case(tiny: bool, way: str, classes: int, shape: tuple[int, int, int], annota
             return nll + TRACE_WEIGHT * mean_trace(confusion, annotation)
 
         return _backward(plain, [logits, *fields])
-    return _backward(lambda: annotator_terms(logits, confusion, annotation, TRACE_WEIGHT).objective, [logits, *fields])
+    terms = partial(annotator_terms, logits, confusion, annotation, TRACE_WEIGHT, log_transition)
+    return _backward(lambda: terms().objective, [logits, *fields])
 
 
 def _fields(way: str, classes: int) -> list[tuple[int, ...]]:
-    return [(classes,), (1, classes)] if way == "diagonal + rank-1" else [(classes, classes)]
+    return [(classes,), (1, classes)] if way.startswith("diagonal + rank-1") else [(classes, classes)]
 
 
 def _backward(loss: Callable[[], Tensor], inputs: list[Tensor]) -> Callable[[], Any]:

@@ -16,15 +16,23 @@ from medcoarse.confusion import Annotations
 from medcoarse.losses import CoupledLoss
 from medcoarse.networks import AnnotatorNet, CoupledModel
 
-CONFIG = Path(__file__).parents[1] / "bundles" / "les_av" / "configs" / "train.json"
-PATCHES = {"2D, LES-AV bundle": (4, 3, 256, 256), "3D, U-Net of the same widths": (2, 1, 64, 64, 64)}
+BUNDLES = Path(__file__).parents[1] / "bundles"
+PATCHES = {
+    "2D, LES-AV bundle": (4, 3, 256, 256),
+    "3D, U-Net of the same widths": (2, 1, 64, 64, 64),
+    "2D, tumours bundle, five annotators": (16, 4, 64, 64),
+}
 WAYS = ("supervised", "coupled", "coupled, annotators at full resolution", "warm-up")
+ANNOTATORS = 5
 
 
 def components(name: str, reduction: int | None) -> tuple[nn.Module, AnnotatorNet, CoupledLoss]:
     """Segmenter, annotators and loss of the bundle, in 2D or 3D."""
     parser = ConfigParser()
-    parser.read_config(CONFIG)
+    several = name.endswith("annotators")
+    parser.read_config(BUNDLES / ("brats" if several else "les_av") / "configs" / "train.json")
+    if several:  # explained together, as the bundle does where all drew all
+        parser["num_annotators"] = parser["annotators_per_image"] = ANNOTATORS
     if reduction is not None:
         parser["annotator_def#reduction"] = reduction
     if name.startswith("3D"):
@@ -43,12 +51,14 @@ def training(tiny: bool, name: str, way: str) -> Callable[[], Any]:
         shape = (1, shape[1], *[32] * (len(shape) - 2))
     segmenter, annotator, coupled = components(name, 1 if "full resolution" in way else None)
     image = torch.randn(shape)
-    label = torch.randint(0, 2, (shape[0], 1, *shape[2:]), dtype=torch.uint8)
+    classes = coupled.num_classes
+    drawn = ANNOTATORS if annotator.num_positive > 1 else 1
+    label = torch.randint(0, classes, (shape[0], drawn, *shape[2:]), dtype=torch.uint8)
     model: nn.Module = segmenter if way == "supervised" else CoupledModel(segmenter, annotator)
     if way == "warm-up":
         model.annotating = False
     optimizer = torch.optim.AdamW(model.parameters())
-    target = Annotations(positive=label, negative=1 - label, image=image)
+    target = Annotations(positive=label, negative=1 - label if annotator.num_negative else None, image=image)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -73,7 +83,8 @@ def run(seconds: float) -> dict[str, Any]:
     """Times and memory of a step, and times of inference."""
     table, predictions = [], []
     for name, shape in PATCHES.items():
-        for way, timing in take_turns({way: training(False, name, way) for way in WAYS}, 4 * seconds).items():
+        own = [way for way in WAYS if not (name.endswith("annotators") and "full" in way)]  # is its default
+        for way, timing in take_turns({way: training(False, name, way) for way in own}, 4 * seconds).items():
             row = {"case": name, "shape": shape, "way": way, **timing._asdict()}
             table.append({**row, "peak_bytes": peak_bytes(training, name, way)})
         ways = ("segmenter", "coupled model")
@@ -97,7 +108,8 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
 
 
 def _shape(row: dict[str, Any]) -> str:
-    return " x ".join(map(str, row["shape"]))
+    shape = " x ".join(map(str, row["shape"]))
+    return f"{shape}, {ANNOTATORS} annotators" if row["case"].endswith("annotators") else shape
 
 
 def _milliseconds(row: dict[str, Any]) -> str:

@@ -84,10 +84,11 @@ def test_fusion_fills_its_table(monkeypatch):
     monkeypatch.setattr(fusion, "peak_bytes", lambda build, way, side: 2**20)  # starts a process for every way
     results = fusion.run(seconds=0, sides=(8,))
     header, *lines = fusion.rows(results)
-    assert len(lines) == len(fusion.WAYS) + 1
+    assert len(lines) == len(fusion.WAYS) + 2
     assert all(len(line) == len(header) for line in lines)
     speed = results["table"][0]["median"] / results["table"][1]["median"]
     assert lines[1][3] == f"{speed:.1f}"
+    assert lines[-1][1] == f"Spatial STAPLE, until it converges ({results['table'][-1]['iterations']} iterations)"
 
 
 def test_committed_tables_come_from_committed_figures():
