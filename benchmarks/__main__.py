@@ -9,15 +9,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
-
-# Large tensors are fresh memory at every step: in pages of 2 MB, where the system grants them, it costs less. torch
-# reads this when it takes memory for the first time. It meets all that are compared alike.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 from benchmarks.curves import draw_curves
 from medcoarse.files import write_atomically, write_json

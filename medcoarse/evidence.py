@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from medcoarse import kernels
-from medcoarse.compilation import compiled, in_threads
+from medcoarse.compilation import compiled, empty_like, in_threads
 from medcoarse.confusion import Confusion, FullConfusion
 from medcoarse.fused import drawn_counts, pixel_shares, readings
 from medcoarse.kernels import claims_of, dot, fast_log, log_softmax, log_sum, read, softmax
@@ -112,7 +112,7 @@ class _Evidence(torch.autograd.Function):
             return None, None
         (table,) = ctx.saved_tensors
         plan: _Plan = ctx.plan
-        grad = torch.empty_like(table, memory_format=torch.contiguous_format)
+        grad = empty_like(table)
         drawings, weights, reading = plan.arrays(table)
         tables, slopes = table.flatten(4).contiguous().numpy(), grad.flatten(4).numpy()
         wanted = upstream.flatten(2).contiguous().numpy()

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from medcoarse import interpolation, kernels
-from medcoarse.compilation import in_threads, shares
+from medcoarse.compilation import empty_like, in_threads, shares
 from medcoarse.confusion import UNLABELED, FullConfusion, LowRankConfusion, UpsampledConfusion
 from medcoarse.likelihoods import class_weights, complementary_log_likelihood
 
@@ -115,7 +115,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: _Plan, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         wanted = inputs[: plan.num_wanted]
-        grads = [torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in wanted]
+        grads = [empty_like(tensor) for tensor in wanted]
         terms = _evaluate(plan, list(inputs), grads or None)
         ctx.save_for_backward(*grads)
         nll, trace = terms.unbind()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
 import sys
@@ -179,3 +180,23 @@ def test_distances_of_a_mask_with_gaps_in_memory_and_of_an_empty_one():
         distance.squared_distances(mask.T, (1, 1), 99.0), distance.squared_distances(mask, (1, 1), 99.0).T
     )
     assert distance.squared_distances(np.zeros((0, 4), bool), (1, 1), 4.0).shape == (0, 4)
+
+
+def test_large_tensors_ask_for_large_pages_of_their_own_memory_only(monkeypatch):
+    asked = []
+    monkeypatch.setattr(compilation, "_madvise", lambda: lambda *arguments: asked.append(arguments))
+    small, large = (compilation.empty_like(torch.empty(size).T) for size in ((8, 8), (2048, 1024)))
+    assert small.is_contiguous()
+    assert large.shape == (1024, 2048)
+    [(start, length, advice)] = asked
+    assert start % mmap.PAGESIZE == 0
+    assert large.data_ptr() <= start < start + length <= large.data_ptr() + large.nbytes
+    assert advice == 14
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the system for large pages on Linux only")
+def test_the_system_takes_the_advice():
+    large = compilation.empty_like(torch.empty(2048, 1024))
+    start = -(-large.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    assert compilation._madvise()(start, 1 << 20, 14) in (0, -1)  # -1: built without them
+    assert not large.zero_().any()
