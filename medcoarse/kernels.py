@@ -62,7 +62,8 @@ def _exp_double(x: Any) -> Any:
 def _exp_single(x: Any) -> Any:
     # exp(x) = 2^k exp(rest) with |rest| <= ln(2) / 2, and a polynomial for the rest: unlike a call of the C library it
     # runs in the vector units. Coefficients here and below: S. L. Moshier, Cephes Mathematical Library, expf and logf.
-    near = min(max(x, np.float32(-87.0)), np.float32(88.0))
+    near = np.float32(-87.0) if x < np.float32(-87.0) else x  # NaN compares as False and stays
+    near = np.float32(88.0) if near > np.float32(88.0) else near
     k = np.floor(near * np.float32(1.44269504088896341) + np.float32(0.5))
     rest = near - k * np.float32(0.693359375) - k * np.float32(-2.12194440e-4)
     y = np.float32(1.9875691500e-4) * rest + np.float32(1.3981999507e-3)
@@ -72,7 +73,7 @@ def _exp_single(x: Any) -> Any:
     y = y * rest + np.float32(5.0000001201e-1)
     y = y * rest * rest + rest + np.float32(1.0)
     power = np.int32((np.int32(k) + np.int32(127)) << np.int32(23))
-    return x if np.isnan(x) else y * power.view(np.float32)  # limits would have taken NaN away
+    return y * power.view(np.float32)
 
 
 def _log_double(x: Any) -> Any:
