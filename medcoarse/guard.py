@@ -10,6 +10,9 @@ Four ways are known in which two coupled networks explain drawings and miss the 
 
 And one in which a network with a latent variable can: *posterior collapse*, where that says nothing of the annotation.
 
+One more thing is no failure of training but of the drawings: *left out*, where the positive ones claim much less of a
+structure than the negative ones leave open. The loss lets rare classes count more then, see `losses.CoupledLoss`.
+
 That somebody errs shows where drawings contradict each other: a positive and a negative one, or those of several
 people who drew the same pixels. Where each image has one person's drawing of one kind, as merged strokes are, an
 identity collapse cannot be told from faultless drawings.
@@ -23,7 +26,7 @@ import torch
 from torch import Tensor
 
 from medcoarse.confusion import UNLABELED, Annotations, Confusion, CoupledOutput, IdentityConfusion
-from medcoarse.losses import consensus
+from medcoarse.losses import LEFT_OUT, consensus, drawn_areas
 
 _NEARLY_CHANCE = 0.9  # share of the error of someone who draws at random
 _WORTH_EXPLAINING = 0.02  # share of pixels that contradict each other
@@ -44,7 +47,8 @@ def observe(output: CoupledOutput, target: Annotations) -> dict[str, float]:
         matrices are estimated, also ``error_KIND`` (share of drawn pixels taken to be wrong), ``chance_KIND`` (that
         share for someone who draws at random) and the numbers of :func:`dominance`; where two or more drew positively
         on the same pixels, ``disagreement`` and ``error_of_two``, see :func:`disagreement`. With both kinds,
-        ``contradiction``.
+        ``contradiction``, and with two classes the areas ``claimed`` and ``left_open``, see
+        :func:`medcoarse.losses.drawn_areas`.
 
     Example:
         >>> logits = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])  # class 0 twice
@@ -68,6 +72,8 @@ def observe(output: CoupledOutput, target: Annotations) -> dict[str, float]:
                 seen |= disagreement(output.logits, confusion, drawing)
     if len(drawn) == 2:
         seen["contradiction"] = contradiction(target, num_classes)
+        if num_classes == 2 and (areas := drawn_areas(target)):
+            seen |= dict(zip(("claimed", "left_open"), areas, strict=True))
     return seen
 
 
@@ -104,6 +110,12 @@ def diagnose(seen: Mapping[str, float]) -> dict[str, str]:
             )
     if identity := _identity(seen):
         found["identity"] = identity
+    if seen.get("claimed", 1.0) < LEFT_OUT * seen.get("left_open", 0.0):
+        found["left out"] = (
+            f"The positive drawings claim {seen['claimed']:.1%} of the pixels, the negative ones leave "
+            f"{seen['left_open']:.1%} open: much of the structure is left out. Classes are balanced therefore, unless "
+            "loss#balance says otherwise; better drawings would help more."
+        )
     if seen.get("kl", _COLLAPSED) < _COLLAPSED:
         found["collapse"] = (
             f"The latent variable tells {seen['kl']:.4f} nats of an annotation: the posterior has collapsed onto the "

@@ -3,10 +3,13 @@ from __future__ import annotations
 import logging
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
 
+from medcoarse import profiles
+from medcoarse.annotators import draw
 from medcoarse.confusion import (
     Annotations,
     CoupledOutput,
@@ -19,6 +22,7 @@ from medcoarse.guard import contradiction, diagnose, disagreement, dominance, es
 from medcoarse.losses import CoupledLoss
 from medcoarse.monitoring import AnnotatorMonitor
 from medcoarse.networks import AnnotatorNet, CoupledModel
+from medcoarse.synthetic import fundus_photograph
 
 
 def scores(label: torch.Tensor, num_classes: int = 2, sharpness: float = 20.0) -> torch.Tensor:
@@ -257,3 +261,19 @@ def test_error_and_contradiction_by_hand():
     assert estimated_error(logits, confusion, torch.tensor([[[1, 255]]])) == pytest.approx(0.3)  # 1 - (0.8 + 0.6) / 2
     positive, negative = torch.tensor([[[2, 2, 2, 255]]]), torch.tensor([[[2, 0, 255, 1]]])
     assert contradiction(Annotations(positive, negative), num_classes=3) == 0.5
+
+
+@pytest.mark.parametrize(("level", "left_out"), [(1, True), (2, True), (3, False), (4, False), (5, False)])
+def test_drawings_that_leave_much_out_are_said_to(level, left_out):
+    vessels = fundus_photograph(seed=1, size=(240, 260)).vessels.astype(np.uint8)
+    maps = [draw(profiles.level(level, kind), vessels, seed=0).annotation for kind in ("positive", "negative")]
+    target = Annotations(*(torch.from_numpy(one)[None, None] for one in maps))
+    found = diagnose(observe(CoupledOutput(scores(torch.from_numpy(vessels).long()[None, None])), target))
+    assert ("left out" in found) == left_out
+    if left_out:
+        assert "much of the structure is left out" in found["left out"]
+
+
+def test_many_classes_are_not_asked_for_areas():
+    drawing = torch.tensor([[[1, 2, 0]]])
+    assert "claimed" not in observe(CoupledOutput(torch.zeros(1, 3, 3)), Annotations(drawing, drawing))
