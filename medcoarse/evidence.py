@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from medcoarse import kernels
 from medcoarse.compilation import compiled, empty_like, in_threads
 from medcoarse.confusion import Confusion, FullConfusion
-from medcoarse.fused import drawn_counts, pixel_shares, readings
+from medcoarse.fused import check_log_transition, drawn_counts, pixel_shares, readings
 from medcoarse.kernels import claims_of, dot, fast_log, log_softmax, log_sum, read, softmax
 from medcoarse.likelihoods import log_complementary_evidence, log_evidence, mean_trace
 
@@ -30,7 +30,11 @@ Array = NDArray[Any]
 
 
 def evidence_and_trace(
-    confusion: Confusion, annotation: Tensor, num_classes: int, log_transition: Tensor | None = None
+    confusion: Confusion,
+    annotation: Tensor,
+    num_classes: int,
+    log_transition: Tensor | None = None,
+    trace_slopes: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """What one group of annotators says of each class, and the mean trace of its matrices.
 
@@ -38,15 +42,16 @@ def evidence_and_trace(
         confusion: of R annotators.
         annotation: ``(B, R, *S)``, class drawn or 255; who drew nothing at a pixel says nothing there.
         num_classes: L.
-        log_transition: ``log M (L, L)`` of negative annotators; ``None`` for positive ones. On a processor, full
-            matrices give it no gradient.
+        log_transition: ``log M (L, L)`` of negative annotators; ``None`` for positive ones.
+        trace_slopes: whether anybody asks for gradients of the trace.
 
     Returns:
         ``(B, L, *S)`` and a scalar: see :func:`medcoarse.likelihoods.log_evidence` and
         :func:`medcoarse.likelihoods.mean_trace`.
 
     Raises:
-        ValueError: a drawing with a value that is neither a class nor 255, or of another shape than the matrices.
+        ValueError: a drawing with a value that is neither a class nor 255, or of another shape than the matrices; a
+            transition of another number of classes.
 
     Example:
         >>> two = FullConfusion(torch.tensor([[0.8, 0.3], [0.2, 0.7]]).log().view(1, 1, 2, 2, 1).expand(1, 2, 2, 2, 1))
@@ -54,20 +59,26 @@ def evidence_and_trace(
         >>> evidence.exp().flatten(), trace  # 0.2², 0.7²; 2 (0.8 + 0.7)
         (tensor([0.0400, 0.4900]), tensor(3.))
     """
+    check_log_transition(log_transition, num_classes)
+    if isinstance(confusion, FullConfusion):  # compiled loops would read beside the arrays
+        expected = (*annotation.shape[:2], num_classes, num_classes, *annotation.shape[2:])
+        shape = tuple(confusion.logits.shape)
+        if shape != expected or 0 in shape:
+            raise ValueError(f"drawings {tuple(annotation.shape)} of pixels need matrices {expected}, got {shape}")
     counts = drawn_counts(annotation.flatten(2), num_classes)  # says what is no class
     learned = log_transition is not None and log_transition.requires_grad
     if isinstance(confusion, FullConfusion) and confusion.logits.device.type == "cpu" and not learned:
-        expected = (*annotation.shape[:2], num_classes, num_classes, *annotation.shape[2:])
-        if (shape := confusion.logits.shape) != expected:  # compiled loops would read beside the arrays
-            raise ValueError(f"drawings {tuple(annotation.shape)} need matrices {expected}, got {tuple(shape)}")
         plan = _Plan(annotation, confusion.floor, log_transition, counts)
-        return _Evidence.apply(plan, confusion.logits)  # type: ignore[no-untyped-call, no-any-return]
+        logits = confusion.logits
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        return _Evidence.apply(plan, logits)  # type: ignore[no-untyped-call, no-any-return]
     said = (
         log_evidence(confusion, annotation)
         if log_transition is None
         else log_complementary_evidence(confusion, log_transition, annotation)
     )
-    return said, mean_trace(confusion, annotation)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and trace_slopes):
+        return said, mean_trace(confusion, annotation)
 
 
 class _Plan(NamedTuple):
@@ -90,9 +101,9 @@ class _Evidence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: _Plan, table: Tensor) -> tuple[Tensor, Tensor]:
         ctx.plan = plan
-        ctx.save_for_backward(table)
+        ctx.save_for_backward(table, plan.annotation)  # which torch watches for changes in between
         batch, num_classes, size = table.shape[0], table.shape[2], table.shape[4:]
-        evidence = table.new_empty(batch, num_classes, *size)
+        evidence = torch.empty((batch, num_classes, *size), dtype=table.dtype)
         drawings, weights, reading = plan.arrays(table)
         tables, out = table.flatten(4).contiguous().numpy(), evidence.flatten(2).numpy()
 
@@ -103,14 +114,14 @@ class _Evidence(torch.autograd.Function):
             )
 
         trace = sum(in_threads(evaluate, pixel_shares(batch, math.prod(size), 1)))
-        return evidence, table.new_tensor(trace)
+        return evidence, torch.tensor(trace, dtype=table.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, pull: Tensor) -> tuple[None, Tensor | None]:
         if not ctx.needs_input_grad[1]:
             return None, None
-        (table,) = ctx.saved_tensors
+        table, _ = ctx.saved_tensors
         plan: _Plan = ctx.plan
         grad = empty_like(table)
         drawings, weights, reading = plan.arrays(table)

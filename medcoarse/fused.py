@@ -75,7 +75,8 @@ def annotator_terms(
         :func:`medcoarse.likelihoods.complementary_nll`, and :func:`medcoarse.likelihoods.mean_trace`.
 
     Raises:
-        ValueError: shapes that do not fit each other, or a drawing with a value that is neither a class nor 255.
+        ValueError: shapes that do not fit each other or the number of classes, or a drawing with a value that is neither
+            a class nor 255.
 
     Source: CL Eq. 3, 5 and 6. Fusing value and gradient is ours.
     Deviates: second derivatives are not available, take the plain functions for them.
@@ -91,6 +92,7 @@ def annotator_terms(
     if isinstance(confusion, UpsampledConfusion) and kernel is None:
         confusion = confusion.full()
     coarse, size = confusion if isinstance(confusion, UpsampledConfusion) else (confusion, None)
+    check_log_transition(log_transition, logits.shape[1])
     fields = [field.to(logits.dtype) for field in _fields(coarse).values()]
     _check(logits, coarse, fields, annotation, size)
     num_wanted = 1 + len(fields) if any(field.requires_grad for field in fields) else int(logits.requires_grad)
@@ -254,10 +256,19 @@ def _by_kernel(kernel: Kernel, plan: _Plan, inputs: list[Tensor], weights: Tenso
     return torch.from_numpy(np.sum([terms for terms, _ in results], axis=0)).to(weights.dtype)
 
 
+def check_log_transition(log_transition: Tensor | None, num_classes: int) -> None:
+    """Say that it does not fit; compiled loops would read beside it."""
+    if log_transition is not None and log_transition.shape != (num_classes, num_classes):
+        raise ValueError(
+            f"log_transition must be ({num_classes}, {num_classes}) of {num_classes} classes, got "
+            f"{tuple(log_transition.shape)}"
+        )
+
+
 def readings(log_transition: Tensor | None, like: Tensor) -> Array:
     """``[i, drawn]``: the chance that this is drawn where class i is seen; nothing for positive drawings."""
     if log_transition is None:
-        return like.new_empty(0, kernels.VALUES).numpy()
+        return torch.empty((0, kernels.VALUES), dtype=like.dtype).numpy()
     return _by_value(log_transition.exp().to(like).T)
 
 

@@ -112,9 +112,9 @@ def diagnose(seen: Mapping[str, float]) -> dict[str, str]:
         found["identity"] = identity
     if seen.get("claimed", 1.0) < LEFT_OUT * seen.get("left_open", 0.0):
         found["left out"] = (
-            f"The positive drawings claim {seen['claimed']:.1%} of the pixels, the negative ones leave "
-            f"{seen['left_open']:.1%} open: much of the structure is left out. Classes are balanced therefore, unless "
-            "loss#balance says otherwise; better drawings would help more."
+            f"Of the pixels drawn in both ways the positive drawings claim {seen['claimed']:.1%}, the negative ones "
+            f"leave {seen['left_open']:.1%} open: much of the structure is left out, or far too much left open. "
+            "CoupledLoss balances classes then, unless loss#balance is set; where too much is open, set it to 0."
         )
     if seen.get("kl", _COLLAPSED) < _COLLAPSED:
         found["collapse"] = (

@@ -41,7 +41,7 @@ LEFT_OUT = 0.75
 """Of what negative drawings leave open, positive ones claim less where classes want balance: 0.54 on vessels, 0.64 and
 0.37 on digits, where it helps; 1.03 to 1.27 and 1.2 to 2.1 where it harms."""
 _BALANCE = 0.5
-_LOOKS = 100  # batches after which the areas are known; on a GPU each look is a wait
+_LOOKS = 100  # batches after which the areas are known; on a GPU each look has to wait for it
 _LEAST_VARIANCE = 1e-2  # within the classes, as a share of the variance of the whole image
 
 
@@ -136,7 +136,7 @@ def drawn_areas(target: Annotations) -> tuple[float, float] | None:
     """Of the pixels drawn in both ways, the shares that are claimed for class 1 and left open for it; two classes.
 
     Means over the annotators of a kind. Where far less is claimed than left open, the positive drawings leave much of
-    the structure out, and the negative ones show it.
+    the structure out and the negative ones show it, or the negative ones leave too much open.
 
     Args:
         target: ``positive`` and ``negative`` drawings.
@@ -323,8 +323,10 @@ class CoupledLoss(nn.Module):
             share a habit and differ from the others. Every matrix is written out at every pixel, ``R L^2`` numbers.
         balance: of the classes, from 0 to 1, see :func:`medcoarse.likelihoods.class_weights`: with many classes, of
             which some are rare, all pixels alike learn the rare ones late. ``None`` is 0, but 0.5 where positive and
-            negative drawings of two classes leave much out: where the ones claim less than three quarters of what the
-            others leave open (:func:`drawn_areas`), in the mean over the first hundred batches. In the warm-up, in
+            negative drawings of two classes seem to leave much out: where the ones claim less than three quarters of
+            what the others leave open (:func:`drawn_areas`), in the mean over the batches so far, up to the hundredth.
+            It cannot tell that the negative ones leave too much open instead; say 0 where you know. Every process
+            judges by its own batches, a resumed training anew, and a loss object keeps its verdict. In the warm-up, in
             masks, and in the likelihood of one annotator's drawings; not in that of several, whose errors would be told
             apart the worse for it, nor of negative ones of more than two classes, which say little of what is there.
             Where the annotators are fitted to a segmenter that is finished every pixel counts alike, because matrices
@@ -405,6 +407,7 @@ class CoupledLoss(nn.Module):
         self.register_buffer("log_transition", matrix.log(), persistent=False)
         self.parts: dict[str, Tensor] = {}
         self._areas: list[tuple[float, float]] = []
+        self._looks = 0
 
     @property
     def power(self) -> float:
@@ -474,7 +477,8 @@ class CoupledLoss(nn.Module):
             if name == "negative":
                 fixed = self.log_transition.to(logits.device)
                 log_transition = fixed if output.log_transition is None else output.log_transition
-            said, trace = evidence_and_trace(confusion, drawing, self.num_classes, log_transition)
+            trained = self.trace_weight > 0
+            said, trace = evidence_and_trace(confusion, drawing, self.num_classes, log_transition, trained)
             evidence.append(said)
             traces.append(trace)
             where.append((drawing != UNLABELED).any(1, keepdim=True))
@@ -545,7 +549,9 @@ class CoupledLoss(nn.Module):
 
     def _look(self, target: Annotations) -> None:
         """How much was claimed and left open, if the balance depends on it."""
-        if self.balance is None and self.num_classes == 2 and len(self._areas) < _LOOKS:
+        both = target.positive is not None and target.negative is not None
+        if self.balance is None and self.num_classes == 2 and both and self._looks < _LOOKS:
+            self._looks += 1
             areas = drawn_areas(target)
             self._areas += [] if areas is None else [areas]
 

@@ -153,7 +153,7 @@ def smooth_field(
     spacing: Sequence[float] | float | None = None,
     uniform: bool = True,
 ) -> NDArray[np.float32]:
-    """A smooth random field, uniform on [0, 1] at every voxel.
+    """A smooth random field, uniform on [0, 1] at every voxel, or standard normal.
 
     White noise is smoothed by a Gaussian of standard deviation `smoothness_mm`, scaled to unit variance and sent
     through the normal distribution function. It is drawn on a grid of 1.5 standard deviations and evaluated at the
@@ -167,7 +167,7 @@ def smooth_field(
         uniform: `False` leaves out the distribution function, which is a third of the work: standard normal numbers.
 
     Returns:
-        float32 of the given shape in [0, 1].
+        float32 of the given shape; in [0, 1] if uniform.
 
     Deviates:
         Not divided by its extremes but by its known variance: those depend on the size of the image.
@@ -204,7 +204,7 @@ def swell(
         mask: bool, 2D or 3D.
         radius_mm: how far a bulge may reach, >= 0.
         strength_mm: distance up to which every voxel is added, >= 0; 0 changes nothing.
-        field: numbers in [0, 1] of the shape of the mask, as from `smooth_field`.
+        field: of the shape of the mask, numbers in [0, 1] if uniform, as from `smooth_field`.
         spacing: mm per voxel.
         uniform: `False` for a field that `smooth_field` left normal; only what is within reach is made uniform then.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from medcoarse import evidence, fused
 from medcoarse.confusion import FullConfusion, GlobalConfusion, LowRankConfusion, swap_transition
@@ -146,7 +147,45 @@ def test_other_matrices_take_the_plain_equations(monkeypatch):
 def test_what_does_not_fit_is_refused():
     table, drawing, _, floor = problem()
     confusion = FullConfusion(table, floor)
-    with pytest.raises(ValueError, match=r"drawings \(2, 2, 7, 9\) need matrices \(2, 2, 3, 3, 7, 9\), got \(2, 3, 3,"):
+    with pytest.raises(
+        ValueError, match=r"drawings \(2, 2, 7, 9\) of pixels need matrices \(2, 2, 3, 3, 7, 9\), got \(2, 3, 3,"
+    ):
         evidence_and_trace(confusion, drawing[:, :2], 3)
     with pytest.raises(ValueError, match="drawings must hold classes below 3, or 255"):
         evidence_and_trace(confusion, drawing.clamp(max=3), 3)
+    with pytest.raises(ValueError, match=r"log_transition must be \(3, 3\) of 3 classes, got \(4, 4\)"):
+        evidence_and_trace(confusion, drawing, 3, swap_transition(4).log())
+    with pytest.raises(ValueError, match=r"drawings \(0, 3, 7, 9\) of pixels need matrices"):
+        evidence_and_trace(FullConfusion(table[:0], floor), drawing[:0], 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_single(dtype):
+    table, drawing, upstream, floor = problem(dtype=dtype)
+    said, trace = evidence_and_trace(FullConfusion(table, floor), drawing, 3)
+    assert said.dtype == torch.float32
+    assert torch.allclose(said, log_evidence(FullConfusion(table.float(), floor), drawing), atol=1e-5)
+    assert slopes(said, trace, upstream.float(), table).dtype == dtype
+
+
+def test_tensors_of_monai():
+    table, drawing, upstream, floor = problem()
+    said, trace = evidence_and_trace(FullConfusion(MetaTensor(table), floor), MetaTensor(drawing), 3)
+    expected = plain(FullConfusion(table, floor), drawing)
+    assert torch.allclose(torch.as_tensor(said).as_subclass(torch.Tensor), expected[0])
+    assert torch.allclose(slopes(said, trace, upstream, table), slopes(*expected, upstream, table))
+
+
+def test_drawings_that_change_before_the_backward_pass_are_refused():
+    table, drawing, upstream, floor = problem()
+    said, _ = evidence_and_trace(FullConfusion(table, floor), drawing, 3)
+    drawing.fill_(255)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (said * upstream).sum().backward()
+
+
+def test_nothing_is_kept_of_a_trace_that_nobody_asks_slopes_of():
+    table, drawing, _, floor = problem()
+    rank_one = LowRankConfusion(table[:, :, 0], table[:, :, :1], None, floor)
+    assert evidence_and_trace(rank_one, drawing, 3)[1].requires_grad
+    assert not evidence_and_trace(rank_one, drawing, 3, trace_slopes=False)[1].requires_grad

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from medcoarse import fused, kernels
 from medcoarse.confusion import FullConfusion, LowRankConfusion, UpsampledConfusion, swap_transition
@@ -101,8 +102,9 @@ def test_only_one_annotator_drew_on_each_image(structure):
 @pytest.mark.parametrize("floor", [0.0, 0.5])
 @pytest.mark.parametrize("structure", ["full", "rank_one", "rank_two"])
 def test_negative_drawings(structure, floor, scale, threads, monkeypatch):
+    monkeypatch.setattr(fused, "THREAD_PIXELS", 64)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    logits, confusion, drawing = problem(structure, image=(19, 23), drawn=0.6, floor=floor, scale=scale)
+    logits, confusion, drawing = problem(structure, image=(29, 23), drawn=0.6, floor=floor, scale=scale)
     value = annotator_terms(logits, confusion, drawing, WEIGHT, BIASED.log()).objective
     expected = complementary_nll(logits.log_softmax(1), confusion, BIASED.log(), drawing)
     assert_same(logits, confusion, drawing, value, expected + WEIGHT * mean_trace(confusion, drawing))
@@ -218,6 +220,25 @@ def test_parameters_with_gaps_in_memory():
     value = annotator_terms(logits, confusion, drawing, WEIGHT).objective
     slope = torch.autograd.grad(value, wide)[0]
     assert torch.allclose(slope, torch.autograd.grad(plain(logits, confusion, drawing), wide)[0])
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("structure", ["full", "rank_one", "rank_two"])
+def test_transitions_of_other_classes_are_refused(structure, classes):
+    logits, confusion, drawing = problem(structure, classes=3)
+    with pytest.raises(ValueError, match=rf"log_transition must be \(3, 3\) of 3 classes, got \({classes}, {classes}"):
+        annotator_terms(logits, confusion, drawing % 2, WEIGHT, swap_transition(classes).log())
+
+
+@pytest.mark.parametrize("structure", ["full", "rank_one", "rank_two"])
+@pytest.mark.parametrize("log_transition", [None, swap_transition(3).log()])
+def test_tensors_of_monai(structure, log_transition):
+    """A network that is called on a MetaTensor gives MetaTensors."""
+    logits, confusion, drawing = problem(structure)
+    expected = annotator_terms(logits, confusion, drawing, WEIGHT, log_transition)
+    fields = {name: MetaTensor(field) for name, field in fused._fields(confusion).items()}
+    arguments = (MetaTensor(logits), confusion._replace(**fields), MetaTensor(drawing))
+    assert torch.equal(annotator_terms(*arguments, WEIGHT, log_transition).nll, expected.nll)
 
 
 def test_swap_reads_the_other_class():

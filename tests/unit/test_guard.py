@@ -271,7 +271,7 @@ def test_drawings_that_leave_much_out_are_said_to(level, left_out):
     found = diagnose(observe(CoupledOutput(scores(torch.from_numpy(vessels).long()[None, None])), target))
     assert ("left out" in found) == left_out
     if left_out:
-        assert "much of the structure is left out" in found["left out"]
+        assert "much of the structure is left out, or" in found["left out"]
 
 
 def test_many_classes_are_not_asked_for_areas():
