@@ -75,8 +75,8 @@ def annotator_terms(
         :func:`medcoarse.likelihoods.complementary_nll`, and :func:`medcoarse.likelihoods.mean_trace`.
 
     Raises:
-        ValueError: shapes that do not fit each other or the number of classes, or a drawing with a value that is neither
-            a class nor 255.
+        ValueError: shapes that do not fit each other or the number of classes, or a drawing with a value that is
+            neither a class nor 255.
 
     Source: CL Eq. 3, 5 and 6. Fusing value and gradient is ours.
     Deviates: second derivatives are not available, take the plain functions for them.
