@@ -37,11 +37,6 @@ from medcoarse.likelihoods import (
     ruled_out_nll,
 )
 
-LEFT_OUT = 0.75
-"""Of what negative drawings leave open, positive ones claim less where classes want balance: 0.54 on vessels, 0.64 and
-0.37 on digits, where it helps; 1.03 to 1.27 and 1.2 to 2.1 where it harms."""
-_BALANCE = 0.5
-_LOOKS = 100  # batches after which the areas are known; on a GPU each look has to wait for it
 _LEAST_VARIANCE = 1e-2  # within the classes, as a share of the variance of the whole image
 
 
@@ -130,36 +125,6 @@ def consensus(annotations: Annotations, num_classes: int) -> Tensor:
         label = label * (1 - better - draw) + better * k + draw * UNLABELED  # several times as fast as masked_fill
         most = torch.maximum(most, votes)
     return label[:, None]
-
-
-def drawn_areas(target: Annotations) -> tuple[float, float] | None:
-    """Of the pixels drawn in both ways, the shares that are claimed for class 1 and left open for it; two classes.
-
-    Means over the annotators of a kind. Where far less is claimed than left open, the positive drawings leave much of
-    the structure out and the negative ones show it, or the negative ones leave too much open.
-
-    Args:
-        target: ``positive`` and ``negative`` drawings.
-
-    Returns:
-        Two shares, or ``None`` where no pixel was drawn in both ways.
-
-    Example:
-        >>> target = Annotations(positive=torch.tensor([[[1, 0, 0, 255]]]), negative=torch.tensor([[[0, 0, 1, 1]]]))
-        >>> [round(share, 2) for share in drawn_areas(target)]
-        [0.33, 0.67]
-    """
-    if target.positive is None or target.negative is None:
-        return None
-    drawn = [maps != UNLABELED for maps in (target.positive, target.negative)]
-    both = (drawn[0].any(1) & drawn[1].any(1))[:, None]
-    if not both.any():
-        return None
-    claimed, left_open = (
-        float(((maps == value) & both).sum() / (known & both).sum())
-        for maps, value, known in zip(target[:2], (1, 0), drawn, strict=True)
-    )
-    return claimed, left_open
 
 
 def _votes(annotations: Annotations, k: int) -> Tensor:
@@ -322,11 +287,7 @@ class CoupledLoss(nn.Module):
             shows by what the others drew. Like STAPLE it sides with those who agree, so it can be led astray where two
             share a habit and differ from the others. Every matrix is written out at every pixel, ``R L^2`` numbers.
         balance: of the classes, from 0 to 1, see :func:`medcoarse.likelihoods.class_weights`: with many classes, of
-            which some are rare, all pixels alike learn the rare ones late. ``None`` is 0, but 0.5 where positive and
-            negative drawings of two classes seem to leave much out: where the ones claim less than three quarters of
-            what the others leave open (:func:`drawn_areas`), in the mean over the batches so far, up to the hundredth.
-            It cannot tell that the negative ones leave too much open instead; say 0 where you know. Every process
-            judges by its own batches, a resumed training anew, and a loss object keeps its verdict. In the warm-up, in
+            which some are rare, all pixels alike learn the rare ones late. In the warm-up, in
             masks, and in the likelihood of one annotator's drawings; not in that of several, whose errors would be told
             apart the worse for it, nor of negative ones of more than two classes, which say little of what is there.
             Where the annotators are fitted to a segmenter that is finished every pixel counts alike, because matrices
@@ -368,7 +329,7 @@ class CoupledLoss(nn.Module):
         dice_weight: float = 0.0,
         coupled_dice_weight: float | None = None,
         joint: bool = False,
-        balance: float | None = None,
+        balance: float = 0.0,
     ) -> None:
         super().__init__()
         coupled_dice_weight = dice_weight if coupled_dice_weight is None else coupled_dice_weight
@@ -385,7 +346,7 @@ class CoupledLoss(nn.Module):
             raise ValueError(f"appearance_smoothing must not be negative, got {appearance_smoothing}")
         if warmup not in ("consensus", "identity"):
             raise ValueError(f'warmup must be "consensus" or "identity", got {warmup!r}')
-        if balance is not None and not 0 <= balance <= 1:
+        if not 0 <= balance <= 1:
             raise ValueError(f"balance must be from 0 (all pixels alike) to 1 (all classes alike), got {balance}")
         if joint and negative_sets:
             raise ValueError("joint explains drawings one by one, negative_sets rule out a set of classes; choose one")
@@ -406,23 +367,12 @@ class CoupledLoss(nn.Module):
         self.balance = balance
         self.register_buffer("log_transition", matrix.log(), persistent=False)
         self.parts: dict[str, Tensor] = {}
-        self._areas: list[tuple[float, float]] = []
-        self._looks = 0
-
-    @property
-    def power(self) -> float:
-        """The balance that is used: as asked for, or what the drawings ask for."""
-        if self.balance is not None:
-            return self.balance
-        claimed, left_open = map(sum, zip(*self._areas, strict=True)) if self._areas else (0.0, 0.0)
-        return _BALANCE if claimed < LEFT_OUT * left_open else 0.0
 
     def forward(self, output: CoupledOutput, target: Annotations) -> Tensor:
         """Scalar loss. Its unweighted terms stay in ``parts``, detached; the appearance's, a constant, does not."""
         if not isinstance(output, CoupledOutput):
             raise TypeError(f"CoupledLoss takes the CoupledOutput of a CoupledModel in training, got {type(output)}")
         self._check(output, target)
-        self._look(target)
         with _without_autocast(output.logits.device.type):
             logits = output.logits.float()
             warm = output.positive is None and output.negative is None
@@ -434,7 +384,7 @@ class CoupledLoss(nn.Module):
                 agreed = self._agreed(warm, target) if drawn else None
                 objectives, self.parts = self._coarse_terms(logits, output, target, agreed)
             if target.label is not None:
-                self.parts["dense"] = dense_nll(logits.log_softmax(1), target.label, self.power)
+                self.parts["dense"] = dense_nll(logits.log_softmax(1), target.label, self.balance)
                 objectives.append(self.dense_weight * self.parts["dense"])
             probs = logits.softmax(1)  # once for all terms: the pass over the pixels, and the one back
             objectives += self._dice_terms(probs, self._consensus_dice(warm), agreed, target.label)
@@ -499,7 +449,7 @@ class CoupledLoss(nn.Module):
         warm = output.positive is None and output.negative is None
         if warm and self.warmup == "consensus":
             assert agreed is not None
-            nll = dense_nll(logits.log_softmax(1), agreed, self.power)
+            nll = dense_nll(logits.log_softmax(1), agreed, self.balance)
             return [nll], {"consensus": nll}
         trace_weight = 0.0 if warm else self.trace_weight
         groups: dict[str, Terms] = {}
@@ -545,15 +495,7 @@ class CoupledLoss(nn.Module):
 
     def _balance_of(self, drawing: Tensor, output: CoupledOutput) -> float:
         warm = output.positive is None and output.negative is None
-        return self.power if warm or (drawing.shape[1] == 1 and not output.finished) else 0.0
-
-    def _look(self, target: Annotations) -> None:
-        """How much was claimed and left open, if the balance depends on it."""
-        both = target.positive is not None and target.negative is not None
-        if self.balance is None and self.num_classes == 2 and both and self._looks < _LOOKS:
-            self._looks += 1
-            areas = drawn_areas(target)
-            self._areas += [] if areas is None else [areas]
+        return self.balance if warm or (drawing.shape[1] == 1 and not output.finished) else 0.0
 
     def _check(self, output: CoupledOutput, target: Annotations) -> None:
         """Say what does not fit, before torch does; costs no pass over the pixels."""

@@ -135,7 +135,7 @@ class CoarseSupLoss(CoupledLoss):
     def __init__(
         self, num_classes: int, prior_weight: float = 0.05, entropy_weight: float = 0.01, dice_weight: float = 0.0
     ) -> None:
-        super().__init__(num_classes, balance=0.0)
+        super().__init__(num_classes)
         if min(prior_weight, entropy_weight) < 0:
             raise ValueError(f"weights must not be negative, got {prior_weight=}, {entropy_weight=}")
         self.prior_weight, self.entropy_weight = prior_weight, entropy_weight

@@ -98,7 +98,7 @@ class PerAnnotatorLoss(CoupledLoss):
         for logits, label, drawn in zip(output, target.positive.unbind(1), _drew(target.positive).T, strict=True):
             if drawn.any():
                 own = label[drawn][:, None]
-                nll.append(dense_nll(logits.float().log_softmax(1), own, self.power))
+                nll.append(dense_nll(logits.float().log_softmax(1), own, self.balance))
                 dice.append(partial_dice(logits.float().softmax(1), own))
         terms = {"nll": torch.stack(nll).sum(), "dice": torch.stack(dice).sum()}
         self.parts = {name: term.detach() for name, term in terms.items()}

@@ -260,7 +260,7 @@ class EvidenceLoss(CoupledLoss):
         drawn = label != UNLABELED
         known = drawn.flatten(1).any(1)
         number = known.sum().clamp_min(1)
-        nll = dense_nll(output.logits.float().log_softmax(1), label, self.power) * drawn.sum() / number
+        nll = dense_nll(output.logits.float().log_softmax(1), label, self.balance) * drawn.sum() / number
         kl = (gaussian_kl(output.posterior, output.prior) * known).sum() / number
         self.parts = {"nll": nll.detach(), "kl": kl.detach()}
         return nll + self.beta * kl

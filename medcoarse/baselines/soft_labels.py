@@ -64,7 +64,7 @@ class SoftLabelLoss(CoupledLoss):
         if soft is None or soft.shape != logits.shape:
             got = "none" if soft is None else tuple(soft.shape)
             raise ValueError(f"soft labels must have the shape of the logits, {tuple(logits.shape)}, got {got}")
-        nll = soft_nll(logits.log_softmax(1), soft, self.power)
+        nll = soft_nll(logits.log_softmax(1), soft, self.balance)
         self.parts = {"soft nll": nll.detach()}
         if self.dice_weight == 0:
             return nll

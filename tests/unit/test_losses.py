@@ -25,7 +25,7 @@ from medcoarse.likelihoods import (
     mean_trace,
     ruled_out_nll,
 )
-from medcoarse.losses import CoupledLoss, appearance_nll, consensus, dense_nll, drawn_areas, partial_dice
+from medcoarse.losses import CoupledLoss, appearance_nll, consensus, dense_nll, partial_dice
 from tests.reference import coarse_losses as slow
 
 B, R, L = 2, 3, 4
@@ -315,55 +315,6 @@ def test_balance_is_of_one_annotator_of_each_kind(number):
     assert negative.item() == pytest.approx(coarse_nll(log_probs, identity, other, given).item())
     last = loss(CoupledOutput(log_probs, identity, finished=True), Annotations(drawing))
     assert last.item() == pytest.approx(coarse_nll(log_probs, identity, drawing, 0).item()), "people as they draw"
-
-
-def drawn_on(claimed, left_open, classes=2, size=20):
-    """Drawings of rows of an image; each row is a twentieth."""
-    rows = torch.arange(size)[None, None, :, None].expand(1, 1, size, 3)
-    return Annotations(positive=(rows < claimed).long(), negative=(rows >= left_open).long())
-
-
-@pytest.mark.parametrize(("claimed", "left_open", "power"), [(4, 6, 0.5), (5, 6, 0), (6, 4, 0), (0, 4, 0.5), (3, 0, 0)])
-def test_drawings_that_leave_out_are_balanced_unless_told_otherwise(claimed, left_open, power):
-    log_probs, _ = batch((20, 3), classes=2)
-    target = drawn_on(claimed, left_open)
-    output = CoupledOutput(log_probs[:1])
-    value = CoupledLoss(2)(output, target)
-    assert value == CoupledLoss(2, balance=power)(output, target)
-    assert value != CoupledLoss(2, balance=0.5 - power)(output, target)
-
-
-def test_what_is_left_out_is_judged_by_many_batches_and_then_for_good():
-    loss, output = CoupledLoss(2), CoupledOutput(torch.zeros(1, 2, 20, 3))
-    loss(output, drawn_on(1, 6))
-    assert loss.power == 0.5
-    for _ in range(3):
-        loss(output, drawn_on(8, 6))
-    assert loss.power == 0  # 25 of 24 rows by now
-    for _ in range(100):
-        loss(output, drawn_on(6, 6))
-    for _ in range(200):
-        loss(output, drawn_on(1, 20))
-    assert loss.power == 0
-
-
-def test_nothing_is_left_out_of_one_kind_of_drawing_of_pixels_drawn_once_or_of_many_classes():
-    target = drawn_on(1, 8)
-    here = torch.arange(20)[:, None] < 10
-    apart = Annotations(target.positive.masked_fill(~here, 255), target.negative.masked_fill(here, 255))
-    for classes, drawings in ((2, target._replace(negative=None)), (2, apart), (3, target)):
-        loss = CoupledLoss(classes)
-        loss(CoupledOutput(torch.zeros(1, classes, 20, 3)), drawings)
-        assert loss.power == 0
-
-
-def test_drawn_areas_by_hand():
-    """Only what was drawn in both ways counts; of several annotators the mean of what each drew there."""
-    positive = torch.tensor([[[1, 0, 0, 0, 255], [1, 1, 255, 0, 255]]])
-    negative = torch.tensor([[[0, 0, 0, 1, 0]]])
-    assert drawn_areas(Annotations(positive, negative)) == pytest.approx((3 / 7, 3 / 4))
-    assert drawn_areas(Annotations(positive, torch.full_like(negative, 255))) is None
-    assert drawn_areas(Annotations(positive=positive)) is drawn_areas(Annotations(negative=negative)) is None
 
 
 def test_balance_is_from_0_to_1():
