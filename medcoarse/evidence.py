@@ -53,6 +53,9 @@ def evidence_and_trace(
         ValueError: a drawing with a value that is neither a class nor 255, or of another shape than the matrices; a
             transition of another number of classes.
 
+    Source: Dawid and Skene 1979, as in :func:`medcoarse.likelihoods.joint_nll`. Fusing value and gradient is ours.
+    Deviates: second derivatives of full matrices are not available on a processor, take the plain functions for them.
+
     Example:
         >>> two = FullConfusion(torch.tensor([[0.8, 0.3], [0.2, 0.7]]).log().view(1, 1, 2, 2, 1).expand(1, 2, 2, 2, 1))
         >>> evidence, trace = evidence_and_trace(two, torch.tensor([[[1], [1]]]), num_classes=2)
