@@ -206,4 +206,4 @@ def test_the_system_takes_the_advice():
             here = first <= middle < last
         elif here and line.startswith("VmFlags"):
             marked = "hg" in line.split()
-    assert marked == Path("/sys/kernel/mm/transparent_hugepage").is_dir()
+    assert bool(marked) == Path("/sys/kernel/mm/transparent_hugepage").is_dir()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from scipy import ndimage
 
 from medcoarse.confusion import (
@@ -26,6 +27,7 @@ from medcoarse.likelihoods import (
     ruled_out_nll,
 )
 from medcoarse.losses import CoupledLoss, appearance_nll, consensus, dense_nll, partial_dice
+from medcoarse.networks import AnnotatorNet, CoupledModel
 from tests.reference import coarse_losses as slow
 
 B, R, L = 2, 3, 4
@@ -205,6 +207,22 @@ def test_together_coarse_matrices_are_interpolated_once(monkeypatch):
     fine = coarse.full()
     expected = CoupledLoss(L, joint=True)(CoupledOutput(log_probs, fine, fine), Annotations(drawing, drawing))
     assert torch.allclose(value, expected)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_network_that_is_called_on_a_tensor_of_monai_learns(joint):
+    generator = torch.Generator().manual_seed(0)
+    positive, negative = (torch.randint(0, L, (1, 2, 6, 6), generator=generator) for _ in range(2))
+    slopes = []
+    for wrap in (MetaTensor, torch.Tensor):
+        torch.manual_seed(1)
+        annotator = AnnotatorNet(torch.nn.Conv2d(1, 4, 1), 2, 4, num_classes=L, num_positive=2, num_negative=2)
+        model = CoupledModel(torch.nn.Conv2d(1, L, 1), annotator)
+        output = model(wrap(torch.ones(1, 1, 6, 6)))
+        CoupledLoss(L, joint=joint, trace_weight=0.1)(output, Annotations(wrap(positive), wrap(negative))).backward()
+        slopes.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.allclose(a, b) for a, b in zip(*slopes, strict=True))
+    assert all(slope.any() for slope in slopes[0][:2])
 
 
 def test_together_needs_matrices_and_single_classes():
