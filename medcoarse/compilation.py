@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -54,10 +55,9 @@ def shares(total: int, smallest: int) -> list[range]:
 
 
 def in_threads(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
-    """``[work(part) for part in parts]``, by this thread and helpers that take part after part.
+    """``[work(part) for part in parts]``, by this thread and others that take part after part.
 
-    Nobody waits for a helper that has not begun: other libraries keep threads of their own awake for a while. After an
-    error no further part is begun, and when it is raised nobody is at work any more.
+    After an error no further part is begun, and when it is raised nobody is at work any more.
 
     Example:
         >>> in_threads(sum, [range(3), range(5)])
@@ -65,6 +65,7 @@ def in_threads(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Re
     """
     todo = deque(enumerate(parts))
     results: dict[int, Result] = {}
+    errors: list[BaseException] = []
 
     def take() -> None:
         while todo:
@@ -74,19 +75,45 @@ def in_threads(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Re
                 return
             try:
                 results[index] = work(part)
-            except BaseException:
+            except BaseException as error:
                 todo.clear()
-                raise
+                errors.append(error)
 
-    helpers = [_helpers().submit(take) for _ in range(min(torch.get_num_threads(), len(parts)) - 1)]
-    try:
-        take()
-    finally:
-        begun = [helper for helper in helpers if not helper.cancel()]
-        wait(begun)
-    for helper in begun:
-        helper.result()
+    _side_by_side(take, min(torch.get_num_threads(), len(parts)))
+    if errors:
+        raise errors[0]
     return [results[index] for index in range(len(parts))]
+
+
+def _side_by_side(work: Callable[[], None], number: int) -> None:
+    """``work()`` by at most so many threads, this one among them; it must not raise."""
+    team = _team() if number > 1 and not _forked else None
+    if team is not None:
+        team(_Task(lambda _: work()), None, number, 0)
+        return
+    helpers = [_helpers().submit(work) for _ in range(number - 1)]
+    work()
+    wait([helper for helper in helpers if not helper.cancel()])  # nobody waits for one that has not begun
+
+
+_Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@lru_cache(maxsize=1)
+def _team() -> Any:
+    """The function that lets the threads of torch's own OpenMP work, where it is GNU's or speaks like it.
+
+    After an operation they look for more work for some milliseconds before they sleep. Threads of our own would have to
+    share the cores with them; these are there at once.
+    """
+    library = Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"
+    try:
+        function = ctypes.CDLL(str(library)).GOMP_parallel  # looked for in what the library is linked with
+    except (OSError, AttributeError):  # another system or another OpenMP: threads of our own
+        return None
+    function.argtypes = [_Task, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    function.restype = None
+    return function
 
 
 def empty_like(tensor: torch.Tensor) -> torch.Tensor:
@@ -123,6 +150,15 @@ def _helpers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="medcoarse")
 
 
-# A forked process has none of the threads of its parent: it starts its own.
+_forked = False
+
+
+def _after_fork() -> None:
+    """A forked process has none of the threads of its parent, but its OpenMP counts on them: it starts its own."""
+    global _forked
+    _forked = True
+    _helpers.cache_clear()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_helpers.cache_clear)
+    os.register_at_fork(after_in_child=_after_fork)

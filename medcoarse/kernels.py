@@ -264,7 +264,7 @@ def full_terms(
     num_classes = len(scores)
     number = scores.dtype.type
     low, room, pull = number(floor), number(1 - floor), number(trace_weight * (1 - floor))
-    size = max(32, min(512, BLOCK_NUMBERS // num_classes**2))
+    size = max(32, min(1024, BLOCK_NUMBERS // num_classes**2))
     matrix = np.empty((num_classes, num_classes, size), scores.dtype)  # [true, observed], S / scale
     scale = np.empty((num_classes, size), scores.dtype)
     probs = np.empty((num_classes, size), scores.dtype)
@@ -407,7 +407,7 @@ def rank_one_terms(
     number = scores.dtype.type
     zero, one, most = number(0), number(1), number(num_classes)
     low, room, pull = number(floor), number(1 - floor), number(trace_weight * (1 - floor))
-    size = max(16, min(512, BLOCK_NUMBERS // num_classes))
+    size = max(16, min(1024, BLOCK_NUMBERS // num_classes))
     probs = np.empty((num_classes, size), scores.dtype)
     habits = np.empty((num_classes, size), scores.dtype)
     claims = np.empty((num_classes, size), scores.dtype)

@@ -22,10 +22,11 @@ from medcoarse import compilation, distance
 from medcoarse.compilation import compiled, in_threads, shares
 
 
-@pytest.fixture
-def three_threads(monkeypatch):
-    """On any machine."""
+@pytest.fixture(params=["torch's", "own"])
+def three_threads(request, monkeypatch):
+    """On any machine, of either kind."""
     helpers = compilation._helpers
+    monkeypatch.setattr(compilation, "_forked", request.param == "own")
     helpers.cache_clear()
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
@@ -91,8 +92,28 @@ def test_nobody_waits_for_a_helper_that_has_not_begun(monkeypatch):
         def submit(self, work):
             return Future()
 
+    monkeypatch.setattr(compilation, "_forked", True)
     monkeypatch.setattr(compilation, "_helpers", Busy)
     assert in_threads(lambda part: part, range(5)) == list(range(5))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="torch's threads are borrowed on Linux only")
+def test_the_threads_are_those_of_torch(monkeypatch):
+    """Whatever torch and the loops do in turn, the process has no more threads than torch needs."""
+    if "backend: OpenMP" not in torch.__config__.parallel_info():
+        pytest.skip("this torch has no OpenMP, whose threads could be borrowed")
+    monkeypatch.setattr(compilation, "_forked", False)
+    monkeypatch.setattr(compilation, "_helpers", None)  # nobody may ask for threads of our own
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        torch.ones(1 << 20).exp_()
+        alive = len(list(Path("/proc/self/task").iterdir()))
+        meeting = threading.Barrier(3, timeout=10)
+        assert len(set(in_threads(lambda _: (meeting.wait(), threading.get_native_id())[1], range(3)))) == 3
+        assert len(list(Path("/proc/self/task").iterdir())) == alive
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_nowhere_to_keep_compiled_code():
