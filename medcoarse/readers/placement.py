@@ -31,7 +31,9 @@ def place(
     Args:
         maps: (N, *S), on the grid of the drawing.
         source: grid of the drawing.
-        target: grid of the image. A drawing in a picture has no affine, then the shapes alone are compared.
+        target: grid of the image. Pictures have no affine, and a plane has no place in a volume: where one of the two
+            is a picture, or has two axes and the other a third of one slice, as ITK-SNAP and 3D Slicer save what
+            is drawn on a picture, the shapes alone are compared.
         name: what to call the drawing in errors.
         fills: N values, for where the drawing has no voxels.
         segments: whether the file holds segments, which many formats cut to a box and turn as they like: these may lie
@@ -43,7 +45,8 @@ def place(
         (N, *S) on the grid of the image.
 
     Raises:
-        DataError: another frame of reference, even if `resample`; or another grid, unless `resample`.
+        DataError: another frame of reference, even if `resample`; or another grid, unless `resample`, where it is an
+            error if nothing of what is drawn lies in the image.
 
     Example:
         >>> half = Grid((2, 2), np.diag([2.0, 2.0, 1.0, 1.0]))
@@ -58,8 +61,8 @@ def place(
             "pass the series it was drawn on, or register the two first"
         )
     if source.affine is None or target.affine is None or len(source.shape) != len(target.shape):
-        if source.shape == target.shape:
-            return maps
+        if _plane(source.shape) == _plane(target.shape):
+            return maps.reshape(len(maps), *target.shape)
         raise DataError(f"{name}: has shape {source.shape}, the image {target.shape}; pass the image it was drawn on")
     to_source = np.linalg.inv(source.affine) @ target.affine
     if source.shape == target.shape and _deviation(to_source, np.eye(4), target.shape) <= tolerance:
@@ -72,8 +75,17 @@ def place(
             raise DataError(f"{name}: {inside[1] - inside[0]} voxels are drawn outside the image; pass the whole image")
         return placed
     if resample:
-        return _nearest(maps, to_source, target.shape, fills)
+        placed = _nearest(maps, to_source, target.shape, fills)
+        drawn = [any((one != fill).any() for one, fill in zip(array, fills, strict=True)) for array in (maps, placed)]
+        if drawn == [True, False]:
+            raise DataError(f"{name}: nothing that is drawn lies in the image; pass the image it was drawn on")
+        return placed
     raise DataError(_difference(name, source, target))
+
+
+def _plane(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of one slice, its two axes."""
+    return shape[:2] if shape[2:] == (1,) else shape
 
 
 def _deviation(affine: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]) -> float:

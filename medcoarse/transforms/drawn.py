@@ -17,6 +17,7 @@ from monai.utils.misc import ensure_tuple_rep
 
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
+from medcoarse.inspection import PIL_SUFFIXES
 from medcoarse.readers.claims import KINDS, Maps, as_claims, claimed, num_annotators, outside, preset
 from medcoarse.readers.drawing import Grid, as_affine
 from medcoarse.readers.formats import frame_of_reference, read_drawing
@@ -237,7 +238,9 @@ def _grid(image: Any, key: Hashable) -> Grid:
         )
     file = str(image.meta.get("filename_or_obj", ""))
     frame = frame_of_reference(file) if file else None
-    return Grid(tuple(image.shape[1:]), as_affine(image.affine.cpu().numpy()), frame, Path(file).name or None)
+    picture = file.lower().endswith(PIL_SUFFIXES)  # whose affine is MONAI's
+    affine = None if picture else as_affine(image.affine.cpu().numpy())
+    return Grid(tuple(image.shape[1:]), affine, frame, Path(file).name or None)
 
 
 def _like(image: MetaTensor, maps: np.ndarray[Any, Any], files: list[str]) -> MetaTensor:

@@ -12,7 +12,15 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd, Flipd, LoadImaged, Orientationd
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirst,
+    EnsureChannelFirstd,
+    Flipd,
+    LoadImage,
+    LoadImaged,
+    Orientationd,
+)
 from PIL import Image
 from skimage.draw import polygon2mask
 
@@ -440,6 +448,29 @@ def test_other_grids_are_refused(other: Grid, message: str):
         assert place(maps, on((4, 4, 4)), other, "f", [255], resample=True).shape == (1, *other.shape)
 
 
+def test_a_plane_and_a_volume_of_one_slice_are_one_grid():
+    """As ITK-SNAP and 3D Slicer save what is drawn on a picture; a picture's affine, if it has one, says nothing."""
+    maps = np.arange(12, dtype=np.uint8).reshape(1, 3, 4)
+    for target in (Grid((3, 4)), on((3, 4)), on((3, 4), (2, 2, 2))):
+        placed = place(maps[..., None], on((3, 4, 1), (-1, -1, 1)), target, "f", [255])
+        assert np.array_equal(placed, maps)
+    assert np.array_equal(place(maps, Grid((3, 4)), on((3, 4, 1)), "f", [255]), maps[..., None])
+    for resample in (False, True):
+        with pytest.raises(DataError, match=r"has shape \(4, 3, 1\), the image \(3, 4\)"):
+            place(maps.reshape(1, 4, 3, 1), on((4, 3, 1)), Grid((3, 4)), "f", [255], resample=resample)
+
+
+def test_a_drawing_that_misses_the_image_is_refused():
+    maps = np.full((2, 4, 4, 4), 255, np.uint8)
+    far = on((4, 4, 4), origin=(40, 0, 0))
+    assert (place(maps, far, on((4, 4, 4)), "f", [255, 255], resample=True) == 255).all(), "nothing was drawn"
+    maps[1, 1] = 2
+    with pytest.raises(DataError, match="nothing that is drawn lies in the image"):
+        place(maps, far, on((4, 4, 4)), "f", [255, 255], resample=True)
+    near = on((4, 4, 4), origin=(2, 0, 0))
+    assert (place(maps, near, on((4, 4, 4)), "f", [255, 255], resample=True) == 2).sum() == 16
+
+
 def test_tolerance_is_at_the_corners():
     maps = np.zeros((1, 100, 4, 4), np.uint8)
     assert place(maps, on((100, 4, 4)), on((100, 4, 4), (1.0004, 1, 1)), "f", [255]) is maps
@@ -493,6 +524,26 @@ def test_one_file_for_each_person(tmp_path: Path):
     only = LoadCoarseAnnotationd("drawing", {0: None, 1: (1, "positive"), 2: None}, 2)
     assert "negative" not in only({"image": image, "drawing": first})
     assert "positive" not in LoadCoarseAnnotationd("drawing", VALUES, 2, allow_missing_keys=True)({"image": image})
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("depth", [(), (1,)])
+def test_what_itk_saves_of_a_picture_lies_on_it(ending: str, depth: tuple[int, ...], tmp_path: Path):
+    """ITK keeps columns and rows and makes up a place in space; a drawing that was turned has another shape."""
+    values = np.zeros((6, 4), np.uint8)  # columns, rows
+    values[1, 3], values[5, 0] = 1, 2
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "photo.png")
+    drawing = sitk.GetImageFromArray(values.T.reshape(*depth, 4, 6))
+    drawing.SetSpacing((0.3, 0.3, 1.0)[: drawing.GetDimension()])
+    sitk.WriteImage(drawing, tmp_path / f"drawn{ending}")
+    image = EnsureChannelFirst()(LoadImage(reader="PILReader")(tmp_path / "photo.png"))
+    for resample in (False, True):
+        read = LoadCoarseAnnotationd("drawing", VALUES, 2, resample=resample)
+        item = read({"image": image, "drawing": tmp_path / f"drawn{ending}"})
+        assert item["positive"].shape == item["negative"].shape == (1, 6, 4)
+        assert np.argwhere(np.asarray(item["positive"][0]) == 1).tolist() == [[1, 3]]
+        assert np.argwhere(np.asarray(item["negative"][0]) == 1).tolist() == [[5, 0]]
+        assert torch.equal(item["positive"].affine, image.affine)
 
 
 def test_the_image_must_be_loaded(tmp_path: Path):
