@@ -14,6 +14,7 @@ from medcoarse.readers.formats import format_of, is_series
 from medcoarse.writers.formats import IMAGE_SUFFIXES, stem_of
 
 _LISTED = 5
+_LEAVE_OUT = "pass --partial to leave them out"
 _SEPARATORS = ("_", "-", ".", " ")
 _OTHER_DRAWINGS = (".json", ".geojson")
 
@@ -144,14 +145,21 @@ def find_annotators(folder: str | os.PathLike[str]) -> dict[str, list[Path]]:
     return {entry.name: find_drawings(entry) for entry in folders}
 
 
-def pair_each(images: Sequence[Path], drawn: Mapping[str, Sequence[Path]]) -> dict[Path, dict[str, Path]]:
+def pair_each(
+    images: Sequence[Path], drawn: Mapping[str, Sequence[Path]], need_all: bool = True
+) -> dict[Path, dict[str, Path]]:
     """Which drawings belong to which image, and whose they are; everybody may have drawn some of the images only.
+
+    Args:
+        images: files and folders.
+        drawn: drawings of everybody, by name.
+        need_all: whether every image must have one.
 
     Raises:
         CommandError: as `pair`, or an image that nobody drew.
 
     Example:
-        >>> pair_each([Path("a.png")], {"Ada": [Path("Ada/a.png")], "Max": []})
+        >>> pair_each([Path("a.png"), Path("b.png")], {"Ada": [Path("Ada/a.png")], "Max": []}, need_all=False)
         {PosixPath('a.png'): {'Ada': PosixPath('Ada/a.png')}}
     """
     found: dict[Path, dict[str, Path]] = {image: {} for image in images}
@@ -159,9 +167,11 @@ def pair_each(images: Sequence[Path], drawn: Mapping[str, Sequence[Path]]) -> di
         for image, file in pair(images, files, "drawing", need_all=False).items():
             found[image][name] = file
     without = [image for image, by in found.items() if not by]
-    if without:
-        raise CommandError(f"{len(without)} of {len(images)} images have no drawing by anybody: {listed(without)}")
-    return found
+    if without and need_all:
+        raise CommandError(
+            f"{len(without)} of {len(images)} images have no drawing by anybody: {listed(without)}; {_LEAVE_OUT}"
+        )
+    return {image: by for image, by in found.items() if by}
 
 
 def pair(images: Sequence[Path], others: Sequence[Path], what: str, need_all: bool = True) -> dict[Path, Path]:
@@ -200,7 +210,8 @@ def pair(images: Sequence[Path], others: Sequence[Path], what: str, need_all: bo
         found[image] = other
     without = [image for image in images if image not in found] if need_all else []
     if alone or without:
-        parts = [f"{len(without)} of {len(images)} images have no {what}: {listed(without)}"] if without else []
+        none = f"{len(without)} of {len(images)} images have no {what}: {listed(without)}; {_LEAVE_OUT}"
+        parts = [none] if without else []
         parts += [f"{len(alone)} of {len(others)} {what}s have no image: {listed(alone)}"] if alone else []
         raise CommandError(
             f"{'; '.join(parts)}. A {what} is named like its image, or like it and more after a _, such as "

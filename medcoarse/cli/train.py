@@ -97,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="every folder in DRAWINGS is of another person, called like it: their drawings stay separate",
     )
+    add("--partial", action="store_true", help="leave images out that nobody has drawn yet, and masks of them")
     add(
         "--resample",
         action="store_true",
@@ -171,7 +172,15 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         key: os.path.abspath(getattr(options, key)) if getattr(options, key) else None  # noqa: PTH100
         for key in ("images", "drawings", "labels")
     }
-    later = ("loops", "spread_background", "resample", "annotators", "patient", "device_memory")  # only if given
+    later = (
+        "loops",
+        "spread_background",
+        "partial",
+        "resample",
+        "annotators",
+        "patient",
+        "device_memory",
+    )  # only if given
     given = {key: getattr(options, key) for key in later if getattr(options, key)}
     return places | {key: getattr(options, key) for key in keys} | given
 
@@ -208,25 +217,27 @@ def _said_of_new(out: Path, options: argparse.Namespace) -> list[str]:
     names = [name for image in listed_images for name in (image if isinstance(image, list) else [image])]
     known = {os.path.realpath(out / name) for name in names}
     try:
-        drawn, channels, _ = _paired(options)
+        drawn, _, channels, _ = _paired(options)
     except CommandError as error:
         return [f"  THE FOLDERS HAVE CHANGED since it was planned: {error}; what was planned is trained on"]
     new = [image for image in drawn if not {os.path.realpath(file) for file in files_of(image, channels)} <= known]
     return [f"  NEW since it was planned, and not trained on: {listed(new)}; another folder plans anew"] if new else []
 
 
-def _paired(options: argparse.Namespace) -> tuple[dict[Path, dict[str, Path]], Channels, list[str]]:
-    """Image -> who drew it -> the drawing; and the files of an image and their numbers, if its channels are apart."""
+def _paired(options: argparse.Namespace) -> tuple[dict[Path, dict[str, Path]], list[Path], Channels, list[str]]:
+    """Image -> who drew it -> the drawing; images without; the files of an image and their numbers, if its channels are
+    apart."""
     images, drawings = find_images([options.images]), find_drawings(options.drawings)
     channels, numbers = join_channels(images) if are_channels(images, drawings) else ({}, [])
     images = list(channels) or images
-    return _drawn(images, drawings, options), channels, numbers
+    drawn = _drawn(images, drawings, options)
+    return drawn, [image for image in images if image not in drawn], channels, numbers
 
 
 def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> None:
-    drawn, channels, numbers = _paired(options)
+    drawn, undrawn, channels, numbers = _paired(options)
     pairs = {image: list(by.values()) for image, by in drawn.items()}
-    labels = pair(list(drawn), _masks(options.labels), "mask", need_all=False) if options.labels else {}
+    labels = pair([*drawn, *undrawn], _masks(options.labels), "mask", need_all=False) if options.labels else {}
     patients = patients_of(list(pairs), options.patient, channels)
 
     import torch
@@ -266,6 +277,8 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         reasons |= {"max_epochs": "as asked for"} if options.epochs else {}
         for line in _said(classes, patients, sections, settings, reasons):
             print(line)
+        if undrawn:
+            print(f"  LEFT OUT, for nobody has drawn them yet: {len(undrawn)}, {listed(undrawn)}")
         record = {"asked": dict(asked), "images": len(pairs), "classes": classes.said} | (
             {"channels": numbers} if numbers else {}
         )
@@ -331,9 +344,10 @@ def _drawn(
     images: Sequence[Path], drawings: Sequence[Path], options: argparse.Namespace
 ) -> dict[Path, dict[str, Path]]:
     """Image -> who drew it (nobody named, unless they are kept apart) -> the drawing."""
+    need_all = not options.partial
     if options.annotators:
-        return pair_each(images, find_annotators(options.drawings))
-    return {image: {"": file} for image, file in pair(images, drawings, "drawing").items()}
+        return pair_each(images, find_annotators(options.drawings), need_all)
+    return {image: {"": file} for image, file in pair(images, drawings, "drawing", need_all).items()}
 
 
 def _annotators(drawn: Mapping[Path, Mapping[str, Path]], training: Sequence[Path]) -> list[str]:
@@ -348,11 +362,15 @@ def _annotators(drawn: Mapping[Path, Mapping[str, Path]], training: Sequence[Pat
 
 
 def _require_drawn(classes: Classes, training: Sequence[Path]) -> None:
-    """Every class that somebody drew, background too, has to be on an image to train on."""
+    """Every class, background too, has to be drawn on an image to train on."""
     learned = {number for image in training for number in classes.drawn[image]}
     for number, name in enumerate(classes.names):
         images = [image for image, shown in classes.drawn.items() if number in shown]
-        if number not in learned and images:
+        if not images:
+            raise CommandError(
+                f"{name}: is drawn nowhere; draw it, or correct --mapping, --background or --class_names if it is"
+            )
+        if number not in learned:
             raise CommandError(
                 f"{name}: is drawn only on images to validate on ({listed(images)}); correct the drawing if that is a "
                 "slip, or pass another --seed, or --validation 0"

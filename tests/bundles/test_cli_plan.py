@@ -34,6 +34,36 @@ def test_unpaired_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert not (tmp_path / "run").exists()
 
 
+def test_images_that_nobody_has_drawn_yet_are_left_out_if_asked_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_volumes(tmp_path, 4)
+    (tmp_path / "drawings" / "case1_drawn.nii.gz").unlink()
+    said = refused(capfd, *train_words(tmp_path))
+    assert "1 of 4 images have no drawing: case1.nii.gz; pass --partial to leave them out" in said
+    words = train_words(tmp_path, "--partial", "--labels", tmp_path / "masks")
+    assert main(words) == 0
+    said = capfd.readouterr().out
+    assert "3 images with drawings" in said
+    assert "LEFT OUT, for nobody has drawn them yet: 1, case1.nii.gz" in said
+    listed = json.loads((tmp_path / "run" / "datalist.json").read_text())
+    items = [item for part in listed.values() for item in part]
+    assert sorted(Path(item["image"]).name for item in items) == ["case0.nii.gz", "case2.nii.gz", "case3.nii.gz"]
+    assert all("label" in item for item in items)
+    shutil.copy(tmp_path / "drawings" / "case0_drawn.nii.gz", tmp_path / "drawings" / "case1_drawn.nii.gz")
+    assert main(words) == 0
+    assert "NEW since it was planned, and not trained on: case1.nii.gz" in capfd.readouterr().out
+
+
+def test_a_class_that_is_drawn_nowhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    named = {"0": None, "1": [1, "positive"], "2": [1, "positive"], "3": [0, "positive"], "9": [2, "positive"]}
+    words = ("train", tmp_path / "images", tmp_path / "drawings", "--output_dir", tmp_path / "run", "--plan_only")
+    said = refused(capfd, *words, "--mapping", json.dumps(named))
+    assert "class 2: is drawn nowhere" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_value_outside_the_mapping(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_volumes(tmp_path, 3)
     mapping = '{"0": null, "1": [1, "positive"]}'
