@@ -134,15 +134,29 @@ def find_annotators(folder: str | os.PathLike[str]) -> dict[str, list[Path]]:
     place = Path(folder)
     if not place.is_dir():
         raise CommandError(f"{place}: no such folder")
-    folders = sorted(entry for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders, loose = _parts(place)
     if len(folders) < 2:
         raise CommandError(f"{place}: has {len(folders)} folders, expected one for each of several annotators")
-    loose = sorted(entry for entry in place.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    if nobody := next((entry for entry in loose if _is_image_name(entry) or _is_drawing(entry)), None):
+    if loose:
         raise CommandError(
-            f"{nobody}: lies beside the folders of the annotators; move it into the folder of who drew it"
+            f"{loose[0]}: lies beside the folders of the annotators; move it into the folder of who drew it"
         )
     return {entry.name: find_drawings(entry) for entry in folders}
+
+
+def has_annotators(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is one that `find_annotators` takes: several folders, and no drawing beside them."""
+    folders, loose = _parts(Path(folder)) if Path(folder).is_dir() else ([], [])
+    return len(folders) > 1 and not loose
+
+
+def _parts(place: Path) -> tuple[list[Path], list[Path]]:
+    """Folders, and drawings beside them."""
+    entries = sorted(entry for entry in place.iterdir() if not entry.name.startswith("."))
+    files = [entry for entry in entries if entry.is_file()]
+    return [entry for entry in entries if entry.is_dir()], [
+        entry for entry in files if _is_image_name(entry) or _is_drawing(entry)
+    ]
 
 
 def pair_each(

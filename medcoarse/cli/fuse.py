@@ -1,8 +1,9 @@
 """Make one label map out of several annotators' of the same images.
 
-One folder for each annotator, or one for all. Files of one image have the same name in each folder, or one goes on from
-the other after a _, -, . or blank, or they differ in a last part that is no number: case1_ada.png and case1_ben.png are
-of case1. In one folder for all the last part is who drew. An annotator may have left out images.
+One folder for each annotator, or one that holds these, or one for all. Files of one image have the same name in each
+folder, or one goes on from the other after a _, -, . or blank, or they differ in a last part that is no number:
+case1_ada.png and case1_ben.png are of case1. In one folder for all the last part is who drew; where each has a folder,
+it is that if all files of the folder end alike. An annotator may have left out images.
 
 255 is nothing drawn; but where the files of an annotator have 0 and 255 and no other value, they are binary masks, and
 255 is class 1. Where no class wins, and where nobody drew, the result is 255.
@@ -24,7 +25,15 @@ from typing import Any
 
 import numpy as np
 
-from medcoarse.cli.files import belonging, drawn_stem, find_drawings, listed, new_folder
+from medcoarse.cli.files import (
+    belonging,
+    drawn_stem,
+    find_annotators,
+    find_drawings,
+    has_annotators,
+    listed,
+    new_folder,
+)
 from medcoarse.cli.label_maps import are_binary, on_grid, read_labels
 from medcoarse.cli.main import CommandError
 from medcoarse.files import write_json
@@ -36,7 +45,7 @@ from medcoarse.writers.segmentation import make_segmentation
 EXAMPLES = """examples:
   medcoarse fuse ada/ ben/ cleo/ --output_dir fused
   medcoarse fuse ada/ ben/ cleo/ --output_dir fused --method staple
-  medcoarse fuse drawn/ --output_dir fused            case1_ada.nii.gz, case1_ben.nii.gz, ...
+  medcoarse fuse drawn/ --output_dir fused            ada/, ben/, cleo/; or case1_ada.nii.gz, case1_ben.nii.gz, ...
 """
 _ENDING = re.compile(r"(.+)[_\-. ](?=[^_\-. ]*[^\d_\-. ])[^_\-. ]+")
 METHODS = ("majority", "mean", "staple", "spatial_staple")
@@ -56,13 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="mean: the class with most votes, the lowest of equal ones",
     )
     add("--format", choices=("nii.gz", "nrrd", "png"), help="by default PNG for pictures, else NIfTI")
+    add("--partial", action="store_true", help="leave out images of which there is one label map alone")
     add("--overwrite", action="store_true", help="write into a folder that is not empty")
 
 
 def run(options: argparse.Namespace) -> int:
     """Fuse image after image."""
     _require_different(options.folders)
-    drawn = by_annotator({folder: find_drawings(folder) for folder in options.folders})
+    drawn = by_annotator(_drawings(options.folders), options.partial)
     annotators = list(drawn.values())
     names = sorted(set().union(*annotators))
     binary = [are_binary(list(files.values())) for files in annotators]
@@ -92,8 +102,19 @@ def _require_different(folders: Sequence[str]) -> None:
         raise CommandError(f"{twice[0]}: is named {len(twice)} times; name the folder of each annotator once")
 
 
-def by_annotator(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, Path]]:
+def _drawings(folders: Sequence[str]) -> Mapping[str, Sequence[Path]]:
+    """Files by the folder they are in; of one that holds the folders of annotators, by these."""
+    if len(folders) == 1 and has_annotators(folders[0]):
+        return find_annotators(folders[0])
+    return {folder: find_drawings(folder) for folder in folders}
+
+
+def by_annotator(folders: Mapping[str, Sequence[Path]], partial: bool = False) -> dict[str, dict[str, Path]]:
     """Who drew what: annotator -> image -> file, where an annotator is a folder, or the end of a name in the only one.
+
+    Args:
+        folders: folder -> files.
+        partial: whether to leave out what only one annotator has, unless that is all there is.
 
     Raises:
         CommandError: files of an image that one annotator has, or two of one annotator.
@@ -118,30 +139,48 @@ def by_annotator(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, P
                 raise CommandError(f"{both} and {file} are both of {image!r} by one annotator; keep one")
     times = Counter(image for drawn in found.values() for image in drawn)
     alone += [drawn[image] for drawn in found.values() for image in drawn if times[image] < 2]
-    if alone:
+    shared = any(number > 1 for number in times.values())
+    if alone and not (partial and shared):
+        leave_out = "; pass --partial to leave them out" if shared else ""
         raise CommandError(
             f"{len(alone)} of {sum(map(len, folders.values()))} files are the only ones of their images: "
-            f"{listed(alone)}. Files of one image have the same name in each folder, or the same but for who drew, "
-            "such as case1_ada.png and case1_ben.png"
+            f"{listed(alone)}{leave_out}. Files of one image have the same name in each folder, or the same but for "
+            "who drew, such as case1_ada.png and case1_ben.png"
         )
+    found = {who: {name: file for name, file in drawn.items() if times[name] > 1} for who, drawn in found.items()}
+    found = {who: drawn for who, drawn in found.items() if drawn}
     return dict(sorted(found.items())) if len(folders) == 1 else found
 
 
 def image_names(folders: Sequence[Sequence[str]]) -> set[str]:
     """What images are called: names that two folders have, that another goes on from, or that two share but for a last
-    part that is no number.
+    part that is no number. Of several folders that part has to be the same in all of a folder, and none that images
+    end with which two folders have: it tells who drew, and not, say, which eye.
 
     Example:
         >>> sorted(image_names([["a", "b", "c_ada"], ["a", "b_2", "c_ben"]]))
         ['a', 'b', 'c']
+        >>> sorted(image_names([["a_left", "a_right", "b_left"], ["a_left", "a_right", "b_right"]]))
+        ['a_left', 'a_right']
     """
     times = Counter(name for names in folders for name in set(names))
     images = {name for name, number in times.items() if number > 1}
+    taken = {ending for name in images if (ending := _parted(name)[1])}
     begun = {belonging(name, times.keys() - {name}) for name in times.keys() - images}
     images |= {name for name in begun if name}
-    shorter = [_ENDING.fullmatch(name) for name in times if belonging(name, images) is None]
-    starts = Counter(found[1] for found in shorter if found)
+    starts = Counter[str]()
+    for names in folders:
+        parts = [_parted(name) for name in names if belonging(name, images) is None]
+        endings = {ending for _, ending in parts if ending}
+        if len(folders) == 1 or (len(endings) == 1 and not endings & taken):
+            starts.update(start for start, ending in parts if ending)
     return images | {name for name, number in starts.items() if number > 1}
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """A name without its last part, and that part, if it is no number."""
+    found = _ENDING.fullmatch(name)
+    return (found[1], name[len(found[1]) + 1 :]) if found else (name, "")
 
 
 def _stack(paths: list[Path | None], binary: list[bool]) -> tuple[Any, Grid]:
