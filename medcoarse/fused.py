@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from medcoarse import interpolation, kernels
 from medcoarse.compilation import empty_like, in_threads, shares
@@ -77,9 +76,10 @@ def annotator_terms(
     Raises:
         ValueError: shapes that do not fit each other or the number of classes, or a drawing with a value that is
             neither a class nor 255.
+        RuntimeError: in a backward pass with ``create_graph=True``. Second derivatives are not available, take the
+            plain functions for them.
 
     Source: CL Eq. 3, 5 and 6. Fusing value and gradient is ours.
-    Deviates: second derivatives are not available, take the plain functions for them.
 
     Example:
         >>> logits = torch.tensor([0.2, 0.8]).log().view(1, 2, 1)
@@ -125,8 +125,12 @@ class _Fused(torch.autograd.Function):
         return nll + plan.trace_weight * trace, nll, trace
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # the gradient is a constant here: what is made of it would be wrong in silence
+            raise RuntimeError(
+                "create_graph=True: the likelihood of annotators has no second derivatives; build the loss of "
+                "medcoarse.likelihoods.coarse_nll or complementary_nll and mean_trace, or pass create_graph=False"
+            )
         # The usual scale is 1; on the processor a look is free and saves a pass over all gradients.
         same = scale.device.type == "cpu" and scale.item() == 1
         grads = [grad if same else grad * scale for grad in ctx.saved_tensors]

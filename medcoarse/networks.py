@@ -1,10 +1,9 @@
-"""Annotator networks and the coupled model; any MONAI network serves as segmenter and as annotator backbone."""
+"""Annotator networks and the coupled model; any MONAI network of one output serves as segmenter and as backbone."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -191,7 +190,8 @@ class CoupledModel(nn.Module):
     """Segmenter and annotators in one module: both in training, the segmenter alone in evaluation.
 
     Args:
-        segmenter: any module ``(B, channels, *S) -> (B, L, *S)`` of class scores.
+        segmenter: any module ``(B, channels, *S) -> (B, L, *S)`` of class scores. Of a network that makes a list, as
+            ``BasicUNetPlusPlus`` does, the list may hold one: deep supervision is not for this loss.
         annotator: an :class:`AnnotatorNet`.
         learn_transition: learn the transition matrix ``M`` of the negative annotators, with zero diagonal and uniform
             start. Only the product ``M A`` is identifiable: the annotator must then have structure ``"identity"``.
@@ -205,7 +205,8 @@ class CoupledModel(nn.Module):
 
     Raises:
         ValueError: ``learn_transition`` together with learned confusion matrices, or with no negative annotator; a
-            ``shared_layer`` that the segmenter does not have or does not use.
+            ``shared_layer`` that the segmenter does not have or does not use; when called, a segmenter with several
+            outputs.
 
     Source: CL Fig. 1; the transition matrix, CL Eq. 4.
 
@@ -255,8 +256,8 @@ class CoupledModel(nn.Module):
     def forward(self, image: Tensor) -> CoupledOutput | Tensor:
         """``CoupledOutput`` in training, class scores ``(B, L, *S)`` in evaluation."""
         if not self.training:
-            return cast(Tensor, self.segmenter(image))
-        return self.couple(image) if self.annotating else CoupledOutput(self.segmenter(image))
+            return self._scores(image)
+        return self.couple(image) if self.annotating else CoupledOutput(self._scores(image))
 
     def couple(self, image: Tensor) -> CoupledOutput:
         """Both networks, in training and in evaluation: class scores and how the annotators err."""
@@ -269,16 +270,29 @@ class CoupledModel(nn.Module):
             positive, negative = self.annotator(seen, logits.shape[2:])
         return CoupledOutput(logits, positive, negative, self.log_transition(), finished=not self.segmenter_learns)
 
+    def _scores(self, image: Tensor) -> Tensor:
+        """Of the segmenter, whose output may be a list of one."""
+        found = self.segmenter(image)
+        if isinstance(found, list | tuple) and len(found) == 1:
+            found = found[0]
+        if not isinstance(found, Tensor) or found.ndim != image.ndim:
+            shapes = [tuple(one.shape) for one in (found if isinstance(found, list | tuple) else [found])]
+            raise ValueError(
+                f"the segmenter must give class scores (B, L, *S) for an image {tuple(image.shape)}, got "
+                f"{', '.join(map(str, shapes))}; switch off its deep supervision (deep_supervision=False)"
+            )
+        return found
+
     def _segment(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Class scores, and what the annotators see."""
         if self.shared_layer is None:
-            return self.segmenter(image), image
+            return self._scores(image), image
         seen: list[Tensor] = []
         layer = self.segmenter.get_submodule(self.shared_layer)
         # Hooked for one call only: a lasting hook would follow the segmenter into its exports and copies.
         hook = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
         try:
-            logits = self.segmenter(image)
+            logits = self._scores(image)
         finally:
             hook.remove()
         if not seen:

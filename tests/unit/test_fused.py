@@ -171,6 +171,14 @@ def test_scaled_and_repeated_backward():
         assert torch.equal(a, c)
 
 
+def test_second_derivatives_are_refused():
+    """Also beside a term that has some, where what is differentiated would be that term alone."""
+    logits, confusion, drawing = problem("full")
+    value = annotator_terms(logits, confusion, drawing, WEIGHT).objective + logits.square().sum()
+    with pytest.raises(RuntimeError, match="no second derivatives; build the loss of"):
+        torch.autograd.grad(value, logits, create_graph=True)
+
+
 def test_gradients_accumulate_in_leaves():
     logits, confusion, drawing = problem("rank_one")
     for _ in range(2):

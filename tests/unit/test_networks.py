@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from monai.networks.nets import BasicUNet, UNet
+from monai.networks.nets import BasicUNet, BasicUNetPlusPlus, DynUNet, UNet
 from torch import nn
 
 from medcoarse.confusion import Annotations
@@ -197,3 +197,26 @@ def test_transition_and_confusion_are_not_learned_together(structure):
     annotator = AnnotatorNet(nn.Identity(), 2, 1, num_classes=2, structure=structure)
     with pytest.raises(ValueError, match="only the product"):
         CoupledModel(nn.Identity(), annotator, learn_transition=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("annotating", [True, False])
+def test_segmenters_of_several_outputs(training, annotating):
+    """A list of one is as good as the one; of several nobody knows which to learn from."""
+    shape = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
+
+    def run(segmenter: nn.Module):
+        model = CoupledModel(segmenter, AnnotatorNet(nn.Conv2d(1, 4, 1), 2, 4, num_classes=2)).train(training)
+        model.annotating = annotating
+        found = model(torch.rand(1, 1, 32, 32))
+        return found.logits if training else found
+
+    features = (4, 4, 8, 8, 8, 4)
+    assert run(BasicUNetPlusPlus(**shape, features=features)).shape == (1, 2, 32, 32)
+    with pytest.raises(ValueError, match=r"got \(1, 2, 32, 32\), \(1, 2, 32, 32\).*deep_supervision=False"):
+        run(BasicUNetPlusPlus(**shape, features=features, deep_supervision=True))
+    if training:  # DynUNet gives its main output in evaluation
+        sizes = {"kernel_size": [3] * 4, "strides": [1, 2, 2, 2], "upsample_kernel_size": [2] * 3}
+        deep = DynUNet(**shape, **sizes, deep_supervision=True)
+        with pytest.raises(ValueError, match=r"for an image \(1, 1, 32, 32\), got \(1, 2, 2, 32, 32\)"):
+            run(deep)
