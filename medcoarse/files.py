@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -56,7 +57,9 @@ def load_weights(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any
     """
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is where it points in a file cut short
+            raise
         raise ValueError(
             f"{path}: holds something else than weights, or is damaged ({type(error).__name__}), and nothing in it was "
             "run; take the file from where it was trained"

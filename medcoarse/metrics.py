@@ -116,8 +116,8 @@ def soft_annotation_counts(annotation: Tensor, probs: Tensor) -> Tensor:
 
 
 def _plain(x: Tensor) -> Tensor:
-    """The tensor without MONAI's meta data, whose bookkeeping costs more than the counting."""
-    return x.detach().as_subclass(Tensor)
+    """The tensor, or array, without MONAI's meta data, whose bookkeeping costs more than the counting."""
+    return torch.as_tensor(x).detach().as_subclass(Tensor)
 
 
 def _check_shapes(pred: Tensor, label: Tensor, num_classes: int, mask: Tensor | None) -> None:

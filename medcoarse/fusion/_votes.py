@@ -100,7 +100,7 @@ def check_annotations(annotations: Tensor, num_classes: int) -> Tensor:
         tensor([[[  0,   1, 255]]], dtype=torch.uint8)
     """
     check_num_classes(num_classes)
-    annotations = annotations.detach().as_subclass(Tensor)
+    annotations = torch.as_tensor(annotations).detach().as_subclass(Tensor)
     if annotations.ndim < 3 or 0 in annotations.shape:
         raise ValueError(
             f"annotations must be (B, R, *S), none of them 0, got {tuple(annotations.shape)}; stack the label maps of "

@@ -18,7 +18,8 @@ class Staple(NamedTuple):
         probs: posterior of the true class, float32 ``(B, L, *S)``; 0 for all classes where nobody said anything.
         cm: float32 ``(N, R, observed, true)``, columns sum to 1; NaN for an annotator who said nothing and for a class
             that is absent.
-        prior: probability of each class before anybody has said anything, float32 ``(N, L)``.
+        prior: probability of each class before anybody has said anything, float32 ``(N, L)``; NaN, as ``cm``, where
+            there is no voxel to estimate it from: nobody drew, or with ``disagreement_only`` all agree.
         iterations: int64 ``(N,)``.
         converged: bool ``(N,)``.
     """

@@ -16,6 +16,10 @@ from medcoarse.datalist import DataError
 from medcoarse.readers.drawing import Grid
 
 
+class OtherGridError(DataError):
+    """The grids differ, and nobody said that the nearest voxels would do."""
+
+
 def place(
     maps: NDArray[np.uint8],
     source: Grid,
@@ -28,6 +32,8 @@ def place(
 ) -> NDArray[np.uint8]:
     """Maps of a drawing on the grid of its image.
 
+    The same voxels with their axes swapped or stored the other way round are the same grid.
+
     Args:
         maps: (N, *S), on the grid of the drawing.
         source: grid of the drawing.
@@ -36,8 +42,8 @@ def place(
             is drawn on a picture, the shapes alone are compared.
         name: what to call the drawing in errors.
         fills: N values, for where the drawing has no voxels.
-        segments: whether the file holds segments, which many formats cut to a box and turn as they like: these may lie
-            anywhere on the same lattice, if all that is drawn is in the image.
+        segments: whether the file holds segments, which many formats cut to a box: these may lie anywhere on the same
+            lattice, if all that is drawn is in the image.
         resample: take the nearest voxel where the grids differ.
         tolerance: in voxels, at the corners of the image.
 
@@ -45,8 +51,9 @@ def place(
         (N, *S) on the grid of the image.
 
     Raises:
-        DataError: another frame of reference, even if `resample`; or another grid, unless `resample`, where it is an
-            error if nothing of what is drawn lies in the image.
+        OtherGridError: another grid, unless `resample`.
+        DataError: another frame of reference, even if `resample`; another shape of a picture; nothing of what is drawn
+            lies in the image.
 
     Example:
         >>> half = Grid((2, 2), np.diag([2.0, 2.0, 1.0, 1.0]))
@@ -68,7 +75,8 @@ def place(
     if source.shape == target.shape and _deviation(to_source, np.eye(4), target.shape) <= tolerance:
         return maps
     lattice = np.rint(to_source)
-    if segments and _is_lattice(lattice) and _deviation(to_source, lattice, target.shape) <= tolerance:
+    turned = _is_lattice(lattice) and _deviation(to_source, lattice, target.shape) <= tolerance
+    if turned and (segments or _corners(lattice, target.shape) == _corners(np.eye(4), source.shape)):
         placed = _nearest(maps, lattice, target.shape, fills)
         inside = [np.count_nonzero(array != UNLABELED) for array in (placed, maps)]
         if inside[0] < inside[1] and set(fills) == {UNLABELED}:
@@ -80,7 +88,7 @@ def place(
         if drawn == [True, False]:
             raise DataError(f"{name}: nothing that is drawn lies in the image; pass the image it was drawn on")
         return placed
-    raise DataError(_difference(name, source, target))
+    raise OtherGridError(_difference(name, source, target))
 
 
 def _plane(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -94,6 +102,14 @@ def _deviation(affine: NDArray[np.float64], other: NDArray[np.float64], shape: t
     corners = np.array(list(product(*((0, size - 1) for size in shape))), dtype=np.float64)
     difference = affine - other
     return float(np.abs(corners @ difference[:axes, :axes].T + difference[:axes, 3]).max())
+
+
+def _corners(affine: NDArray[np.float64], shape: tuple[int, ...]) -> list[list[float]]:
+    """The lowest and the highest index that an affine leads to from a grid."""
+    axes = len(shape)
+    ends = affine[:axes, :axes] @ np.diag(np.array(shape) - 1.0)
+    low, high = (affine[:axes, 3] + part.sum(1) for part in (ends.clip(max=0), ends.clip(min=0)))
+    return [low.tolist(), high.tolist()]
 
 
 def _is_lattice(affine: NDArray[np.float64]) -> bool:
@@ -122,8 +138,7 @@ def _difference(name: Any, source: Grid, target: Grid) -> str:
     )
     return (
         f"{name}: lies on another grid than the image: {differing or 'axes at another angle'}; pass the image it was "
-        "drawn on, save the drawing on the image's grid, or take the nearest voxels (resample=True in Python, "
-        "--resample True of the bundle, `medcoarse train --resample`)"
+        "drawn on, or save the drawing on the image's grid"
     )
 
 

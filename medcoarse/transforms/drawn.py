@@ -21,7 +21,7 @@ from medcoarse.inspection import PIL_SUFFIXES
 from medcoarse.readers.claims import KINDS, Maps, as_claims, claimed, num_annotators, outside, preset
 from medcoarse.readers.drawing import Grid, as_affine
 from medcoarse.readers.formats import frame_of_reference, read_drawing
-from medcoarse.readers.placement import place
+from medcoarse.readers.placement import OtherGridError, place
 from medcoarse.transforms.array import MergeStrokes
 from medcoarse.transforms.expand import FillBeyondLoopsd as FillBeyondLoopsd  # by its place in older bundles
 
@@ -125,7 +125,13 @@ class LoadCoarseAnnotationd(MapTransform):
         maps = claimed(drawing, self.claims, file, self.contradictions)
         fills = {kind: outside(drawing, self.claims, kind) for kind in KINDS}
         options = {"segments": drawing.segments, **self.placing}
-        return {kind: place(maps[kind], drawing.grid, grid, file, fills[kind], **options) for kind in KINDS}
+        try:
+            return {kind: place(maps[kind], drawing.grid, grid, file, fills[kind], **options) for kind in KINDS}
+        except OtherGridError as error:
+            raise DataError(
+                f"{error}, or take the nearest voxels (resample=True in Python, --resample True of the bundle, "
+                "`medcoarse train --resample`)"
+            ) from None
 
 
 class LoadStrokesOfEachd(LoadCoarseAnnotationd):

@@ -275,7 +275,9 @@ def test_evaluation_refuses_another_grid(volumes: Path, tmp_path: Path, capsys: 
     shutil.copytree(volumes / "masks", segmented)
     nib.save(nib.Nifti1Image(volume(0)[1], np.eye(4)), segmented / "case0.nii.gz")
     assert main(text("evaluate", segmented, volumes / "masks")) == 1
-    assert "lies on another grid" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "lies on another grid" in said
+    assert "resample" not in said, "the command has no such option"
 
 
 @pytest.mark.parametrize("method", ["majority", "mean", "staple", "spatial_staple"])

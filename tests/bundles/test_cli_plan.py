@@ -80,11 +80,11 @@ def test_a_value_outside_the_mapping(tmp_path: Path, capfd: pytest.CaptureFixtur
 def test_a_drawing_in_another_orientation(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_volumes(tmp_path, 3)
     path = tmp_path / "drawings" / "case1_drawn.nii.gz"
-    mirrored = np.diag([-1.0, 1, 1, 1])
-    nib.save(nib.Nifti1Image(volume(1)[2], OBLIQUE @ mirrored), path)
+    other = np.diag([-1.0, 1, 1, 1])
+    nib.save(nib.Nifti1Image(volume(1)[2], OBLIQUE @ other), path)
     assert "nothing that is drawn lies in the image" in refused(capfd, *train_words(tmp_path, "--resample"))
-    mirrored[0, 3] = len(volume(1)[2]) - 1
-    nib.save(nib.Nifti1Image(volume(1)[2][::-1], OBLIQUE @ mirrored), path)
+    other[0, 3] = len(volume(1)[2]) - 1.5  # the other way round, and half a voxel aside
+    nib.save(nib.Nifti1Image(volume(1)[2][::-1], OBLIQUE @ other), path)
     said = refused(capfd, *train_words(tmp_path))
     assert "lies on another grid" in said
     assert "case1_drawn" in said

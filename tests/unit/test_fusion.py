@@ -125,6 +125,10 @@ class TestInput:
         assert type(result) is torch.Tensor
         assert torch.equal(result, expected)
 
+    def test_label_maps_of_nibabel_are_taken(self, method):
+        said = annotators(3, (6, 5), 2)
+        assert torch.equal(result_of(method(said.numpy(), 2)), result_of(method(said, 2)))
+
     def test_bool_maps_are_taken(self, method):
         said = annotators(3, (6, 5), 2, missing=0)
         assert torch.equal(result_of(method(said.bool(), 2)), result_of(method(said, 2)))

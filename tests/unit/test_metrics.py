@@ -61,6 +61,14 @@ class TestConfusionCounts:
         assert type(counts) is torch.Tensor
         assert counts.tolist() == [[[1, 0], [1, 1]]]
 
+    def test_label_maps_of_nibabel_are_taken(self) -> None:
+        pred, label = (torch.randint(0, 3, (2, 1, 6, 5), generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+        wanted = metrics.confusion_counts(pred, label, 3)
+        assert torch.equal(metrics.confusion_counts(pred.numpy(), label.numpy(), 3), wanted)
+        drawings = torch.cat([pred, label], 1)
+        wanted = metrics.annotation_counts(drawings, label, 3)
+        assert torch.equal(metrics.annotation_counts(drawings.numpy(), label.numpy(), 3), wanted)
+
     def test_inputs_are_left_as_they_were(self) -> None:
         pred, label, mask = (torch.from_numpy(x) for x in random_case(3, (5, 5), 2))
         before = pred.clone(), label.clone(), mask.clone()

@@ -496,6 +496,23 @@ def test_segments_may_be_a_turned_box_but_not_lie_outside():
         place(maps, box, on((8, 8, 8)), "f", [255])
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+@pytest.mark.parametrize("flipped", [(), (0,), (1, 2)])
+def test_the_same_voxels_stored_in_another_order(order: tuple[int, ...], flipped: tuple[int, ...]):
+    """NiBabel turns the array and its affine together; then every voxel is where it was."""
+    values = np.random.default_rng(0).integers(0, 3, (3, 4, 5)).astype(np.uint8)
+    image = nib.Nifti1Image(values, made.AFFINE)
+    axes = [[axis, -1 if axis in flipped else 1] for axis in order]
+    stored = image.as_reoriented(np.array(axes))
+    drawn, there = np.asarray(stored.dataobj), Grid(stored.shape, stored.affine)
+    placed = place(drawn[None], there, Grid(values.shape, made.AFFINE), "f", [255])
+    assert np.array_equal(placed[0], values)
+    shifted = stored.affine.copy()
+    shifted[:3, 3] += stored.affine[:3, 0]  # by one voxel
+    with pytest.raises(DataError, match="another grid"):
+        place(drawn[None], Grid(stored.shape, shifted), Grid(values.shape, made.AFFINE), "f", [255])
+
+
 def test_another_frame_of_reference_is_refused_and_not_quoted(tmp_path: Path):
     slices = made.write_series(tmp_path / "series")
     made.write_series(tmp_path / "other")

@@ -15,7 +15,7 @@ from monai.transforms import AsDiscreted, RandGaussianNoised
 from torch import nn
 
 from medcoarse.confusion import Annotations, CoupledOutput, FullConfusion
-from medcoarse.files import plain, write_atomically, write_json
+from medcoarse.files import load_weights, plain, write_atomically, write_json
 from medcoarse.monitoring import AnnotatorMonitor, Progress, drawing_scores, score_views
 from medcoarse.networks import AnnotatorNet, CoupledModel
 from medcoarse.scores import SegmentationScores
@@ -282,6 +282,17 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     with pytest.raises(Exception, match=r"holds something else than weights"):
         engine.run(**arguments)
     assert not (tmp_path / "pwned").exists()
+
+
+def test_checkpoints_cut_short_anywhere_are_named(tmp_path):
+    torch.save({f"layer{k}": torch.rand(3000) for k in range(20)}, tmp_path / "whole.pt")
+    content = (tmp_path / "whole.pt").read_bytes()
+    for length in {*range(0, len(content), 9973), 1, len(content) - 1}:
+        (tmp_path / "cut.pt").write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"cut\.pt: holds something else than weights, or is damaged"):
+            load_weights(tmp_path / "cut.pt")
+    with pytest.raises(FileNotFoundError):
+        load_weights(tmp_path / "none.pt")
 
 
 def test_checkpoints_at_the_interval_and_at_the_end(tmp_path):
