@@ -509,8 +509,10 @@ def test_the_same_voxels_stored_in_another_order(order: tuple[int, ...], flipped
     assert np.array_equal(placed[0], values)
     shifted = stored.affine.copy()
     shifted[:3, 3] += stored.affine[:3, 0]  # by one voxel
-    with pytest.raises(DataError, match="another grid"):
-        place(drawn[None], Grid(stored.shape, shifted), Grid(values.shape, made.AFFINE), "f", [255])
+    longer = np.concatenate([drawn, drawn[:1]])
+    for maps, affine in ((drawn, shifted), (longer, stored.affine), (drawn[:-1], stored.affine)):
+        with pytest.raises(DataError, match="another grid"):
+            place(maps[None], Grid(maps.shape, affine), Grid(values.shape, made.AFFINE), "f", [255])
 
 
 def test_another_frame_of_reference_is_refused_and_not_quoted(tmp_path: Path):
