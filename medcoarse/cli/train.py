@@ -172,16 +172,8 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         key: os.path.abspath(getattr(options, key)) if getattr(options, key) else None  # noqa: PTH100
         for key in ("images", "drawings", "labels")
     }
-    later = (
-        "loops",
-        "spread_background",
-        "partial",
-        "resample",
-        "annotators",
-        "patient",
-        "device_memory",
-    )  # only if given
-    given = {key: getattr(options, key) for key in later if getattr(options, key)}
+    later = ("loops", "spread_background", "partial", "resample", "annotators", "patient", "device_memory")
+    given = {key: getattr(options, key) for key in later if getattr(options, key)}  # older plans lack them
     return places | {key: getattr(options, key) for key in keys} | given
 
 
