@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
 import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from pathlib import Path
@@ -89,11 +91,38 @@ def _side_by_side(work: Callable[[], None], number: int) -> None:
     """``work()`` by at most so many threads, this one among them; it must not raise."""
     team = _team() if number > 1 and not _forked else None
     if team is not None:
-        team(_Task(lambda _: work()), None, number, 0)
+        with _raising_what_is_lost():
+            team(_Task(lambda _: work()), None, number, 0)
         return
     helpers = [_helpers().submit(work) for _ in range(number - 1)]
     work()
     wait([helper for helper in helpers if not helper.cancel()])  # nobody waits for one that has not begun
+
+
+@contextlib.contextmanager
+def _raising_what_is_lost() -> Iterator[None]:
+    """Raise in the end what a handler of signals, Ctrl-C's too, raised as C called back: ctypes would only report it.
+
+    Handlers run in the main thread alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    report, lost = sys.unraisablehook, list[BaseException]()
+
+    def keep(what: Any) -> None:
+        if "ctypes callback" in (what.err_msg or "") and what.exc_value is not None:
+            lost.append(what.exc_value)
+        else:
+            report(what)
+
+    try:
+        sys.unraisablehook = keep
+        yield
+    finally:
+        sys.unraisablehook = report
+    if lost:
+        raise lost[0]
 
 
 _Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p)

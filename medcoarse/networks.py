@@ -276,10 +276,12 @@ class CoupledModel(nn.Module):
         if isinstance(found, list | tuple) and len(found) == 1:
             found = found[0]
         if not isinstance(found, Tensor) or found.ndim != image.ndim:
-            shapes = [tuple(one.shape) for one in (found if isinstance(found, list | tuple) else [found])]
+            given = found if isinstance(found, list | tuple) else [found]
+            shapes = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in given]
             raise ValueError(
                 f"the segmenter must give class scores (B, L, *S) for an image {tuple(image.shape)}, got "
-                f"{', '.join(map(str, shapes))}; switch off its deep supervision (deep_supervision=False)"
+                f"{', '.join(map(str, shapes))}; let it give them alone, without deep supervision "
+                "(deep_supervision=False) or other outputs"
             )
         return found
 

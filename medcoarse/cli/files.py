@@ -144,12 +144,6 @@ def find_annotators(folder: str | os.PathLike[str]) -> dict[str, list[Path]]:
     return {entry.name: find_drawings(entry) for entry in folders}
 
 
-def has_annotators(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder is one that `find_annotators` takes: several folders, and no drawing beside them."""
-    folders, loose = _parts(Path(folder)) if Path(folder).is_dir() else ([], [])
-    return len(folders) > 1 and not loose
-
-
 def _parts(place: Path) -> tuple[list[Path], list[Path]]:
     """Folders, and drawings beside them."""
     entries = sorted(entry for entry in place.iterdir() if not entry.name.startswith("."))

@@ -1,9 +1,9 @@
 """Make one label map out of several annotators' of the same images.
 
-One folder for each annotator, or one that holds these, or one for all. Files of one image have the same name in each
-folder, or one goes on from the other after a _, -, . or blank, or they differ in a last part that is no number:
-case1_ada.png and case1_ben.png are of case1. In one folder for all the last part is who drew; where each has a folder,
-it is that if all files of the folder end alike. An annotator may have left out images.
+One folder for each annotator, or one for all. Files of one image have the same name in each folder, or one goes on from
+the other after a _, -, . or blank, or they differ in a last part that is no number: case1_ada.png and case1_ben.png are
+of case1. In one folder for all the last part is who drew; where each has a folder, it is that if all files of the
+folder end alike. An annotator may have left out images.
 
 255 is nothing drawn; but where the files of an annotator have 0 and 255 and no other value, they are binary masks, and
 255 is class 1. Where no class wins, and where nobody drew, the result is 255.
@@ -25,15 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from medcoarse.cli.files import (
-    belonging,
-    drawn_stem,
-    find_annotators,
-    find_drawings,
-    has_annotators,
-    listed,
-    new_folder,
-)
+from medcoarse.cli.files import belonging, drawn_stem, find_drawings, listed, new_folder
 from medcoarse.cli.label_maps import are_binary, on_grid, read_labels
 from medcoarse.cli.main import CommandError
 from medcoarse.files import write_json
@@ -45,7 +37,7 @@ from medcoarse.writers.segmentation import make_segmentation
 EXAMPLES = """examples:
   medcoarse fuse ada/ ben/ cleo/ --output_dir fused
   medcoarse fuse ada/ ben/ cleo/ --output_dir fused --method staple
-  medcoarse fuse drawn/ --output_dir fused            ada/, ben/, cleo/; or case1_ada.nii.gz, case1_ben.nii.gz, ...
+  medcoarse fuse drawn/ --output_dir fused            case1_ada.nii.gz, case1_ben.nii.gz, ...
 """
 _ENDING = re.compile(r"(.+)[_\-. ](?=[^_\-. ]*[^\d_\-. ])[^_\-. ]+")
 METHODS = ("majority", "mean", "staple", "spatial_staple")
@@ -72,13 +64,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Fuse image after image."""
     _require_different(options.folders)
-    drawn = by_annotator(_drawings(options.folders), options.partial)
+    files = {folder: find_drawings(folder) for folder in options.folders}
+    drawn = by_annotator(files, options.partial)
+    used = {file for by in drawn.values() for file in by.values()}
+    left_out = [file for of_folder in files.values() for file in of_folder if file not in used]
+    if left_out:
+        print(f"LEFT OUT, for there is no other of their images: {len(left_out)}, {listed(left_out)}")
     annotators = list(drawn.values())
     names = sorted(set().union(*annotators))
     binary = [are_binary(list(files.values())) for files in annotators]
     classes = _class_names(annotators, binary)
     output = new_folder(options.output_dir, options.overwrite)
     record: dict[str, Any] = {"method": options.method, "annotators": list(drawn), "class_names": classes, "images": {}}
+    record["left_out"] = [str(file) for file in left_out]
     counts: Any = 0
     for number, name in enumerate(names, 1):
         values, grid = _stack([files.get(name) for files in annotators], binary)
@@ -100,13 +98,6 @@ def _require_different(folders: Sequence[str]) -> None:
     times = Counter(Path(folder).resolve() for folder in folders)
     if twice := [folder for folder in folders if times[Path(folder).resolve()] > 1]:
         raise CommandError(f"{twice[0]}: is named {len(twice)} times; name the folder of each annotator once")
-
-
-def _drawings(folders: Sequence[str]) -> Mapping[str, Sequence[Path]]:
-    """Files by the folder they are in; of one that holds the folders of annotators, by these."""
-    if len(folders) == 1 and has_annotators(folders[0]):
-        return find_annotators(folders[0])
-    return {folder: find_drawings(folder) for folder in folders}
 
 
 def by_annotator(folders: Mapping[str, Sequence[Path]], partial: bool = False) -> dict[str, dict[str, Path]]:
@@ -136,7 +127,10 @@ def by_annotator(folders: Mapping[str, Sequence[Path]], partial: bool = False) -
             who = folder if len(folders) > 1 else drawn_stem(file)[len(image) + 1 :]
             both = found.setdefault(who, {}).setdefault(image, file)
             if both is not file:
-                raise CommandError(f"{both} and {file} are both of {image!r} by one annotator; keep one")
+                raise CommandError(
+                    f"{both} and {file} are both of {image!r} by one annotator; keep one, or name the folder of each "
+                    "annotator"
+                )
     times = Counter(image for drawn in found.values() for image in drawn)
     alone += [drawn[image] for drawn in found.values() for image in drawn if times[image] < 2]
     shared = any(number > 1 for number in times.values())

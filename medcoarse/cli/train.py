@@ -172,7 +172,7 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         key: os.path.abspath(getattr(options, key)) if getattr(options, key) else None  # noqa: PTH100
         for key in ("images", "drawings", "labels")
     }
-    later = ("loops", "spread_background", "partial", "resample", "annotators", "patient", "device_memory")
+    later = ("loops", "spread_background", "resample", "annotators", "patient", "device_memory")
     given = {key: getattr(options, key) for key in later if getattr(options, key)}  # older plans lack them
     return places | {key: getattr(options, key) for key in keys} | given
 
@@ -229,7 +229,8 @@ def _paired(options: argparse.Namespace) -> tuple[dict[Path, dict[str, Path]], l
 def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> None:
     drawn, undrawn, channels, numbers = _paired(options)
     pairs = {image: list(by.values()) for image, by in drawn.items()}
-    labels = pair([*drawn, *undrawn], _masks(options.labels), "mask", need_all=False) if options.labels else {}
+    masks = pair([*drawn, *undrawn], _masks(options.labels), "mask", need_all=False) if options.labels else {}
+    labels = {image: mask for image, mask in masks.items() if image in drawn}
     patients = patients_of(list(pairs), options.patient, channels)
 
     import torch

@@ -39,7 +39,7 @@ def place(
         source: grid of the drawing.
         target: grid of the image. Pictures have no affine, and a plane has no place in a volume: where one of the two
             is a picture, or has two axes and the other a third of one slice, as ITK-SNAP and 3D Slicer save what
-            is drawn on a picture, the shapes alone are compared.
+            is drawn on a picture, the shapes alone are compared, and which way the axes go if both say so.
         name: what to call the drawing in errors.
         fills: N values, for where the drawing has no voxels.
         segments: whether the file holds segments, which many formats cut to a box: these may lie anywhere on the same
@@ -52,8 +52,8 @@ def place(
 
     Raises:
         OtherGridError: another grid, unless `resample`.
-        DataError: another frame of reference, even if `resample`; another shape of a picture; nothing of what is drawn
-            lies in the image.
+        DataError: another frame of reference, even if `resample`; another shape of a picture; segments that
+            are drawn outside the image.
 
     Example:
         >>> half = Grid((2, 2), np.diag([2.0, 2.0, 1.0, 1.0]))
@@ -69,6 +69,8 @@ def place(
         )
     if source.affine is None or target.affine is None or len(source.shape) != len(target.shape):
         if _plane(source.shape) == _plane(target.shape):
+            if source.affine is not None and target.affine is not None and not _same_turn(source.affine, target.affine):
+                raise OtherGridError(_difference(name, source, target))
             return maps.reshape(len(maps), *target.shape)
         raise DataError(f"{name}: has shape {source.shape}, the image {target.shape}; pass the image it was drawn on")
     to_source = np.linalg.inv(source.affine) @ target.affine
@@ -83,17 +85,20 @@ def place(
             raise DataError(f"{name}: {inside[1] - inside[0]} voxels are drawn outside the image; pass the whole image")
         return placed
     if resample:
-        placed = _nearest(maps, to_source, target.shape, fills)
-        drawn = [any((one != fill).any() for one, fill in zip(array, fills, strict=True)) for array in (maps, placed)]
-        if drawn == [True, False]:
-            raise DataError(f"{name}: nothing that is drawn lies in the image; pass the image it was drawn on")
-        return placed
+        return _nearest(maps, to_source, target.shape, fills)
     raise OtherGridError(_difference(name, source, target))
 
 
 def _plane(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Of one slice, its two axes."""
     return shape[:2] if shape[2:] == (1,) else shape
+
+
+def _same_turn(affine: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    """Whether the first two axes go the same way, whatever their spacing."""
+    with np.errstate(invalid="ignore"):
+        ours, theirs = (one[:2, :2] / np.linalg.norm(one[:2, :2], axis=0) for one in (affine, other))
+    return bool(np.allclose(ours, theirs, atol=0.05))
 
 
 def _deviation(affine: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]) -> float:

@@ -14,6 +14,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform
 from monai.utils.enums import TransformBackends
 from monai.utils.misc import ensure_tuple_rep
+from numpy.typing import NDArray
 
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
@@ -126,12 +127,16 @@ class LoadCoarseAnnotationd(MapTransform):
         fills = {kind: outside(drawing, self.claims, kind) for kind in KINDS}
         options = {"segments": drawing.segments, **self.placing}
         try:
-            return {kind: place(maps[kind], drawing.grid, grid, file, fills[kind], **options) for kind in KINDS}
+            placed = {kind: place(maps[kind], drawing.grid, grid, file, fills[kind], **options) for kind in KINDS}
         except OtherGridError as error:
             raise DataError(
                 f"{error}, or take the nearest voxels (resample=True in Python, --resample True of the bundle, "
                 "`medcoarse train --resample`)"
             ) from None
+        drawn, left = (any(_shows(found[kind], fills[kind]) for kind in KINDS) for found in (maps, placed))
+        if drawn and not left:
+            raise DataError(f"{file}: nothing that is drawn lies in the image; pass the image it was drawn on")
+        return placed
 
 
 class LoadStrokesOfEachd(LoadCoarseAnnotationd):
@@ -235,6 +240,11 @@ class UnlabeledIfMissingd(MapTransform):
         return item
 
 
+def _shows(maps: NDArray[np.uint8], fills: Sequence[int]) -> bool:
+    """Whether anything is there but what lies outside the drawing."""
+    return any((one != fill).any() for one, fill in zip(maps, fills, strict=True))
+
+
 def _grid(image: Any, key: Hashable) -> Grid:
     """Grid of a loaded image, with what DICOM says about it."""
     if not isinstance(image, MetaTensor) or image.ndim not in (3, 4):
@@ -244,9 +254,9 @@ def _grid(image: Any, key: Hashable) -> Grid:
         )
     file = str(image.meta.get("filename_or_obj", ""))
     frame = frame_of_reference(file) if file else None
-    picture = file.lower().endswith(PIL_SUFFIXES)  # whose affine is MONAI's
-    affine = None if picture else as_affine(image.affine.cpu().numpy())
-    return Grid(tuple(image.shape[1:]), affine, frame, Path(file).name or None)
+    affine = as_affine(image.affine.cpu().numpy())
+    placeless = file.lower().endswith(PIL_SUFFIXES) and np.array_equal(affine, np.eye(4))  # a picture as it was loaded
+    return Grid(tuple(image.shape[1:]), None if placeless else affine, frame, Path(file).name or None)
 
 
 def _like(image: MetaTensor, maps: np.ndarray[Any, Any], files: list[str]) -> MetaTensor:

@@ -175,23 +175,22 @@ def test_an_annotator_who_drew_nothing_says_nothing(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(found), MIDDLE)
 
 
-def test_a_folder_of_folders_and_images_that_one_annotator_drew(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_images_that_one_annotator_drew(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Who left out which eye: left and right are of the image, and nobody's name."""
     for who, eyes in (("ada", ("1_left", "1_right", "4_left")), ("ben", ("1_left", "1_right", "4_right"))):
         for eye in eyes:
             save(tmp_path / "drawn" / who / f"p{eye}.png", MIDDLE)
-    (tmp_path / "drawn" / "parameters.json").write_text("{}")
-    for given in ([tmp_path / "drawn"], [tmp_path / "drawn" / who for who in ("ada", "ben")]):
-        words = text("fuse", *given, "--output_dir", tmp_path / f"out{len(given)}")
-        said = refused(capfd, *words)
-        assert "2 of 6 files are the only ones of their images: p4_left.png, p4_right.png; pass --partial" in said
-        assert main([*words, "--partial"]) == 0
-        record = json.loads((tmp_path / f"out{len(given)}" / "fusion.json").read_text())
-        assert [Path(name).name for name in record["annotators"]] == ["ada", "ben"]
-        assert list(record["images"]) == ["p1_left", "p1_right"]
-        assert [row["num_images"] for row in record["reliability"].values()] == [2, 2]
+    words = text("fuse", tmp_path / "drawn" / "ada", tmp_path / "drawn" / "ben", "--output_dir", tmp_path / "out")
+    said = refused(capfd, *words)
+    assert "2 of 6 files are the only ones of their images: p4_left.png, p4_right.png; pass --partial" in said
+    assert main([*words, "--partial"]) == 0
+    assert "LEFT OUT, for there is no other of their images: 2, p4_left.png, p4_right.png" in capfd.readouterr().out
+    record = json.loads((tmp_path / "out" / "fusion.json").read_text())
+    assert [Path(name).name for name in record["left_out"]] == ["p4_left.png", "p4_right.png"]
+    assert list(record["images"]) == ["p1_left", "p1_right"]
+    assert [row["num_images"] for row in record["reliability"].values()] == [2, 2]
+    said = refused(capfd, "fuse", tmp_path / "drawn", "--output_dir", tmp_path / "other")
+    assert "by one annotator; keep one, or name the folder of each annotator" in said
     for end in ("left", "right"):
         (tmp_path / "drawn" / "ben" / f"p1_{end}.png").unlink()
     said = refused(capfd, *words, "--partial", "--overwrite")

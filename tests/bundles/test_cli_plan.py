@@ -39,6 +39,8 @@ def test_images_that_nobody_has_drawn_yet_are_left_out_if_asked_for(
 ) -> None:
     write_volumes(tmp_path, 4)
     (tmp_path / "drawings" / "case1_drawn.nii.gz").unlink()
+    mask = nib.load(tmp_path / "masks" / "case1.nii.gz")
+    nib.save(nib.Nifti1Image(np.full(mask.shape, 9, np.uint8), mask.affine), tmp_path / "masks" / "case1.nii.gz")
     said = refused(capfd, *train_words(tmp_path))
     assert "1 of 4 images have no drawing: case1.nii.gz; pass --partial to leave them out" in said
     words = train_words(tmp_path, "--partial", "--labels", tmp_path / "masks")
@@ -51,6 +53,7 @@ def test_images_that_nobody_has_drawn_yet_are_left_out_if_asked_for(
     assert sorted(Path(item["image"]).name for item in items) == ["case0.nii.gz", "case2.nii.gz", "case3.nii.gz"]
     assert all("label" in item for item in items)
     shutil.copy(tmp_path / "drawings" / "case0_drawn.nii.gz", tmp_path / "drawings" / "case1_drawn.nii.gz")
+    words.remove("--partial")  # everything is drawn now
     assert main(words) == 0
     assert "NEW since it was planned, and not trained on: case1.nii.gz" in capfd.readouterr().out
 

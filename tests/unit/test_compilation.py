@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -114,6 +115,33 @@ def test_the_threads_are_those_of_torch(monkeypatch):
         assert len(list(Path("/proc/self/task").iterdir())) == alive
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="torch's threads are borrowed on Linux only")
+def test_no_interruption_is_lost(monkeypatch):
+    """What the handler of a signal raises, as that of Ctrl-C does, comes out of the call, wherever it hits."""
+    monkeypatch.setattr(compilation, "_forked", False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    raised = caught = 0
+
+    def interrupt(*_) -> None:
+        nonlocal raised
+        raised += 1
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        while raised < 60:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0005 + raised * 1e-5)
+                for _ in range(20_000):
+                    assert in_threads(abs, range(-6, 0)) == [6, 5, 4, 3, 2, 1]
+            except InterruptedError:
+                caught += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert caught == raised
 
 
 def test_nowhere_to_keep_compiled_code():

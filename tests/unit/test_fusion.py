@@ -125,7 +125,7 @@ class TestInput:
         assert type(result) is torch.Tensor
         assert torch.equal(result, expected)
 
-    def test_label_maps_of_nibabel_are_taken(self, method):
+    def test_arrays_are_taken(self, method):
         said = annotators(3, (6, 5), 2)
         assert torch.equal(result_of(method(said.numpy(), 2)), result_of(method(said, 2)))
 

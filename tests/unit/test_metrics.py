@@ -61,7 +61,7 @@ class TestConfusionCounts:
         assert type(counts) is torch.Tensor
         assert counts.tolist() == [[[1, 0], [1, 1]]]
 
-    def test_label_maps_of_nibabel_are_taken(self) -> None:
+    def test_arrays_are_taken(self) -> None:
         pred, label = (torch.randint(0, 3, (2, 1, 6, 5), generator=torch.Generator().manual_seed(k)) for k in (0, 1))
         wanted = metrics.confusion_counts(pred, label, 3)
         assert torch.equal(metrics.confusion_counts(pred.numpy(), label.numpy(), 3), wanted)

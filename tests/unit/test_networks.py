@@ -215,6 +215,13 @@ def test_segmenters_of_several_outputs(training, annotating):
     assert run(BasicUNetPlusPlus(**shape, features=features)).shape == (1, 2, 32, 32)
     with pytest.raises(ValueError, match=r"got \(1, 2, 32, 32\), \(1, 2, 32, 32\).*deep_supervision=False"):
         run(BasicUNetPlusPlus(**shape, features=features, deep_supervision=True))
+
+    class Named(nn.Module):
+        def forward(self, image):
+            return {"out": image}
+
+    with pytest.raises(ValueError, match=r"got dict; let it give them alone"):
+        run(Named())
     if training:  # DynUNet gives its main output in evaluation
         sizes = {"kernel_size": [3] * 4, "strides": [1, 2, 2, 2], "upsample_kernel_size": [2] * 3}
         deep = DynUNet(**shape, **sizes, deep_supervision=True)

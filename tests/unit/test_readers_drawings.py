@@ -16,6 +16,7 @@ from monai.transforms import (
     Compose,
     EnsureChannelFirst,
     EnsureChannelFirstd,
+    Flip,
     Flipd,
     LoadImage,
     LoadImaged,
@@ -451,24 +452,38 @@ def test_other_grids_are_refused(other: Grid, message: str):
 def test_a_plane_and_a_volume_of_one_slice_are_one_grid():
     """As ITK-SNAP and 3D Slicer save what is drawn on a picture; a picture's affine, if it has one, says nothing."""
     maps = np.arange(12, dtype=np.uint8).reshape(1, 3, 4)
-    for target in (Grid((3, 4)), on((3, 4)), on((3, 4), (2, 2, 2))):
-        placed = place(maps[..., None], on((3, 4, 1), (-1, -1, 1)), target, "f", [255])
-        assert np.array_equal(placed, maps)
+    volume, saved = maps[..., None], on((3, 4, 1), (-1, -1, 1))
+    for target in (Grid((3, 4)), on((3, 4), (-1, -1, 1)), on((3, 4), (-2, -2, 2))):
+        assert np.array_equal(place(volume, saved, target, "f", [255]), maps)
+    for turned in (on((3, 4)), on((3, 4), (1, -1, 1)), Grid((3, 4), np.eye(4)[[2, 0, 1, 3]])):
+        with pytest.raises(DataError, match="another grid"):
+            place(volume, saved, turned, "f", [255])
     assert np.array_equal(place(maps, Grid((3, 4)), on((3, 4, 1)), "f", [255]), maps[..., None])
     for resample in (False, True):
         with pytest.raises(DataError, match=r"has shape \(4, 3, 1\), the image \(3, 4\)"):
             place(maps.reshape(1, 4, 3, 1), on((4, 3, 1)), Grid((3, 4)), "f", [255], resample=resample)
 
 
-def test_a_drawing_that_misses_the_image_is_refused():
-    maps = np.full((2, 4, 4, 4), 255, np.uint8)
-    far = on((4, 4, 4), origin=(40, 0, 0))
-    assert (place(maps, far, on((4, 4, 4)), "f", [255, 255], resample=True) == 255).all(), "nothing was drawn"
-    maps[1, 1] = 2
+def test_a_drawing_that_misses_the_image_is_refused(tmp_path: Path):
+    """As a whole: of one kind everything may lie outside."""
+    values = np.zeros((8, 8, 8), np.uint8)
+    values[1, 1, 1], values[6, 6, 6] = 1, 2
+    file = tmp_path / "drawn.nii.gz"
+    nib.save(nib.Nifti1Image(values, np.eye(4)), file)
+    read = LoadCoarseAnnotationd("drawing", VALUES, 2, resample=True)
+
+    def read_at(origin: float) -> dict:
+        affine = torch.eye(4, dtype=torch.float64)
+        affine[:3, 3] = origin
+        return read({"image": MetaTensor(torch.zeros(1, 4, 4, 4), affine=affine), "drawing": file})
+
+    part = read_at(4)
+    assert (part["positive"] == 255).all()
+    assert np.argwhere(np.asarray(part["negative"][0]) == 1).tolist() == [[2, 2, 2]]
     with pytest.raises(DataError, match="nothing that is drawn lies in the image"):
-        place(maps, far, on((4, 4, 4)), "f", [255, 255], resample=True)
-    near = on((4, 4, 4), origin=(2, 0, 0))
-    assert (place(maps, near, on((4, 4, 4)), "f", [255, 255], resample=True) == 2).sum() == 16
+        read_at(20)
+    nib.save(nib.Nifti1Image(0 * values, np.eye(4)), file)
+    assert (read_at(20)["positive"] == 255).all(), "nothing was drawn"
 
 
 def test_tolerance_is_at_the_corners():
@@ -563,6 +578,10 @@ def test_what_itk_saves_of_a_picture_lies_on_it(ending: str, depth: tuple[int, .
         assert np.argwhere(np.asarray(item["positive"][0]) == 1).tolist() == [[1, 3]]
         assert np.argwhere(np.asarray(item["negative"][0]) == 1).tolist() == [[5, 0]]
         assert torch.equal(item["positive"].affine, image.affine)
+        with pytest.raises(
+            DataError, match=r"another grid|nothing that is drawn"
+        ):  # nobody knows how it is to be turned
+            read({"image": Flip(0)(image), "drawing": tmp_path / f"drawn{ending}"})
 
 
 def test_the_image_must_be_loaded(tmp_path: Path):
