@@ -70,7 +70,7 @@ def place(
     if source.affine is None or target.affine is None or len(source.shape) != len(target.shape):
         if _plane(source.shape) == _plane(target.shape):
             if source.affine is not None and target.affine is not None and not _same_turn(source.affine, target.affine):
-                raise DataError(_difference(name, source, target))  # nearest voxels would not do: nobody knows where it is
+                raise DataError(_difference(name, source, target))  # no nearest voxels would do
             return maps.reshape(len(maps), *target.shape)
         raise DataError(f"{name}: has shape {source.shape}, the image {target.shape}; pass the image it was drawn on")
     to_source = np.linalg.inv(source.affine) @ target.affine
