@@ -86,7 +86,7 @@ def _made(facts: Mapping[str, Any]) -> str:
 def _belief(facts: Mapping[str, Any]) -> str:
     if facts["calibrated"]:
         images = f"{facts['num_images']} image{'s' if facts['num_images'] > 1 else ''}"
-        before, after, against = facts["before"], facts["after"], facts.get("against", "masks")
+        before, after, against = facts["before"], facts["after"], facts["against"]
         text = (
             f"<p>Probabilities are <strong>calibrated</strong> on {images} with {against}, given as held out: "
             f"temperature {facts['temperature']:.3f}, expected calibration error {after['ece']:.4f} (without it "
@@ -286,7 +286,7 @@ def _calibration(facts: Mapping[str, Any], names: Sequence[str]) -> str:
         if facts["measured_on"] == "left out"
         else "on the very image that the temperature was fitted to, so the second line is too good"
     )
-    limit = f'<p class="warn">No temperature is best: {facts.get("against", "masks")} agree too well or too badly.</p>'
+    limit = f'<p class="warn">No temperature is best: {facts["against"]} agree too well or too badly.</p>'
     of = f"probability of {names[1]}" if len(names) == 2 else "probability of the most likely class"
     return (
         f"<h2>Calibration</h2>{limit if facts['at_limit'] else ''}<p>Temperature {facts['temperature']:.3f} on "

@@ -141,39 +141,33 @@ class CaseReport:
 
     def _calibrate(self) -> dict[str, Any]:
         """The temperature, and what it is worth: measured on each image with that of the others, where there are."""
-        number = 0 if self.held_out is None else len(self.held_out)
-        if not number:
-            return {"calibrated": False, "temperature": 1.0, "num_images": 0}
-        items = [self.held_out[n] for n in range(number)]
-        logits = [self._logits(item["image"]) for item in items]
-        labels = [consensus(Annotations(_tensor(item[self.label_key])[None]), len(self.class_names)) for item in items]
-        known = [n for n, label in enumerate(labels) if (label != UNLABELED).any()]
+        held_out = () if self.held_out is None else self.held_out
+        items = [held_out[n] for n in range(len(held_out))]
+        seen = [(self._logits(item["image"]), self._drawn_or_masked(item)) for item in items]
+        known = [(scores, label) for scores, label in seen if (label != UNLABELED).any()]
         if not known:
             return {"calibrated": False, "temperature": 1.0, "num_images": 0}
-        number, logits, labels = len(known), [logits[n] for n in known], [labels[n] for n in known]
+        logits, labels = ([pair[n] for pair in known] for n in (0, 1))
         temperature = calibration.fit_temperature(logits, labels)
-        used, measured_on = [temperature] * number, "fitted"
-        if number > 1:
-            rest = [[i for i in range(number) if i != n] for n in range(number)]
-            some = [any(bool((labels[i] != 255).any()) for i in others) for others in rest]
-            if all(some):
-                used = [
-                    calibration.fit_temperature([logits[i] for i in others], [labels[i] for i in others])
-                    for others in rest
-                ]
-                measured_on = "left out"
+        used = [temperature]
+        if len(known) > 1:
+            others = [[pair for pair in known if pair is not one] for one in known]
+            used = [calibration.fit_temperature(*zip(*rest, strict=True)) for rest in others]
         low, high = calibration.TEMPERATURES
         return {
             "calibrated": True,
             "against": self.held_out_kind,
             "temperature": temperature,
             "at_limit": not 1.01 * low < temperature < high / 1.01,
-            "num_images": number,
-            "num_pixels": int(sum((label != 255).sum() for label in labels)),
-            "measured_on": measured_on,
-            "before": self._quality(logits, labels, [1.0] * number),
+            "num_images": len(known),
+            "num_pixels": int(sum((label != UNLABELED).sum() for label in labels)),
+            "measured_on": "left out" if len(known) > 1 else "fitted",
+            "before": self._quality(logits, labels, [1.0] * len(known)),
             "after": self._quality(logits, labels, used),
         }
+
+    def _drawn_or_masked(self, item: Any) -> Tensor:
+        return consensus(Annotations(_tensor(item[self.label_key])[None]), len(self.class_names))
 
     def _quality(self, logits: Sequence[Tensor], labels: Sequence[Tensor], temperatures: Sequence[float]) -> Any:
         """Calibration error, Brier score and likelihood over all pixels, each image at its temperature."""

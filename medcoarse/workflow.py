@@ -1,6 +1,7 @@
-"""The glue between medcoarse and MONAI engines: batches, warm-up, reproducible epochs, checkpoints, resuming.
+"""The glue between medcoarse and MONAI engines: batches, warm-up, reproducible epochs, checkpoints, resuming, and the
+data that a bundle trains on.
 
-Everything here is a plain ignite handler or a MONAI ``PrepareBatch``, for a stock ``SupervisedTrainer`` with
+Handlers are plain ignite ones and batches a MONAI ``PrepareBatch``, for a stock ``SupervisedTrainer`` with
 ``decollate=False``. Files are written by the first process only.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -448,55 +450,32 @@ def prepare_fundus(
     return _prepare(dataset_dir, draw, lambda folder: verify_les_av(folder, datalist))
 
 
-def prepare_digits(
-    dataset_dir: str | Path | None,
-    synthetic_dir: str | Path,
-    synthetic_options: Mapping[str, Any],
-    num_training: int | None = None,
-) -> str:
-    """The verified folder to train on: noisy MNIST digits where one is given, else digits that are drawn.
-
-    Args:
-        dataset_dir: folder that ``data_prep/mnist.py`` made; empty or ``None`` draws digits.
-        synthetic_dir: where digits are drawn, or were drawn before.
-        synthetic_options: how many, see :func:`medcoarse.synthetic.digits.write_digit_dataset`.
-        num_training: training images that are wanted; ``None`` takes what there is.
-
-    Raises:
-        SystemExit: files that cannot be trained on, see :func:`prepare_fundus`.
-    """
-
-    def draw() -> Path:
-        _say_what_is_drawn("digits", synthetic_dir, "folder", "mnist")
-        return digits.write_digit_dataset(synthetic_dir, **synthetic_options)
-
-    def verify(folder: Path) -> int:
-        rules: dict[str, Any] = {"label_values": (0, 255), "required_keys": ("label",)}
-        return verify_prepared(folder, "data_prep/mnist.py", num_training, **rules)
-
-    return _prepare(dataset_dir, draw, verify)
-
-
-class _Volumes(NamedTuple):
-    """A data set of volumes or slices: what it is called, who draws it, and what its files must be like."""
+class _DataSet(NamedTuple):
+    """What it is called, who draws one like it, and what its files must be like."""
 
     what: str
     draw: Callable[..., Path]
     rules: Mapping[str, Any]
 
 
-VOLUMES = {
-    "ms_lesions": _Volumes(
+DATA_SETS = {
+    "mnist": _DataSet("digits", digits.write_digit_dataset, {"label_values": (0, 255), "required_keys": ("label",)}),
+    "cityscapes": _DataSet(
+        "street scenes",
+        street.write_street_dataset,
+        {"label_keys": ("label", "coarse"), "label_values": sorted(KNOWN_IDS), "mask_keys": ()},
+    ),
+    "ms_lesions": _DataSet(
         "MRI of MS lesions",
         volumes.write_ms_dataset,
         {"label_keys": ("label", "positive"), "label_values": (0, 1, UNLABELED), "mask_keys": ()},
     ),
-    "brats": _Volumes(
+    "brats": _DataSet(
         "MRI of brain tumours",
         volumes.write_brats_dataset,
         {"label_values": (0, 1, 2, 3, UNLABELED), "mask_keys": (), "required_keys": ("label",)},
     ),
-    "lidc": _Volumes(
+    "lidc": _DataSet(
         "CT of lung nodules",
         volumes.write_lidc_dataset,
         {
@@ -517,55 +496,29 @@ def prepare_volumes(
     synthetic_options: Mapping[str, Any],
     num_training: int | None = None,
 ) -> str:
-    """The verified folder to train on: real volumes or slices where one is given, else drawn ones.
+    """The verified folder to train on: real images, slices or volumes where one is given, else drawn ones.
 
     Args:
-        name: a name from :data:`VOLUMES`.
+        name: a name from :data:`DATA_SETS`.
         dataset_dir: folder that the script of that name in ``data_prep/`` made; empty or ``None`` draws.
-        synthetic_dir: where volumes are drawn, or were drawn before.
-        synthetic_options: how many and how large, see :mod:`medcoarse.synthetic.volumes`.
+        synthetic_dir: where images are drawn, or were drawn before.
+        synthetic_options: how many and how large, see :mod:`medcoarse.synthetic`.
         num_training: training items that are wanted; ``None`` takes what there is.
 
     Raises:
         SystemExit: files that cannot be trained on, see :func:`prepare_fundus`.
     """
-    chosen = VOLUMES[name]
+    chosen, script = DATA_SETS[name], f"data_prep/{name}.py"
 
     def draw() -> Path:
         _say_what_is_drawn(chosen.what, synthetic_dir, "folder", name)
         return chosen.draw(synthetic_dir, **synthetic_options)
 
-    script = f"data_prep/{name}.py"
     return _prepare(dataset_dir, draw, lambda folder: verify_prepared(folder, script, num_training, **chosen.rules))
 
 
-def prepare_streets(
-    dataset_dir: str | Path | None,
-    synthetic_dir: str | Path,
-    synthetic_options: Mapping[str, Any],
-    num_training: int | None = None,
-) -> str:
-    """The verified folder to train on: street scenes in Cityscapes' layout where one is given, else drawn ones.
-
-    Args:
-        dataset_dir: folder with the datalist that ``data_prep/cityscapes.py`` wrote; empty or ``None`` draws.
-        synthetic_dir: where scenes are drawn, or were drawn before.
-        synthetic_options: how many and how large, see :func:`medcoarse.synthetic.street.write_street_dataset`.
-        num_training: training images that are wanted; ``None`` takes what there is.
-
-    Raises:
-        SystemExit: files that cannot be trained on, see :func:`prepare_fundus`.
-    """
-
-    def draw() -> Path:
-        _say_what_is_drawn("street scenes", synthetic_dir, "folder", "cityscapes")
-        return street.write_street_dataset(synthetic_dir, **synthetic_options)
-
-    rules: dict[str, Any] = {
-        "label_keys": ("label", "coarse"), "label_values": sorted(KNOWN_IDS), "mask_keys": (),
-    }  # fmt: skip
-    script = "data_prep/cityscapes.py"
-    return _prepare(dataset_dir, draw, lambda folder: verify_prepared(folder, script, num_training, **rules))
+prepare_digits = partial(prepare_volumes, "mnist")
+prepare_streets = partial(prepare_volumes, "cityscapes")
 
 
 def _say_what_is_drawn(what: str, folder: str | Path, argument: str, script: str) -> None:

@@ -13,52 +13,22 @@ case_report.html and case_report.json. Cases are numbered and files not named, u
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medcoarse.cli.bundle import config_of, run_bundle, shipped_bundle
+from medcoarse.cli.bundle import config_of, run_bundle
 from medcoarse.cli.channels import Channels, files_of
 from medcoarse.cli.files import find_images
 from medcoarse.cli.main import CommandError
 from medcoarse.cli.predict import channels_of, require_alike
-from medcoarse.files import write_json
 
 EXAMPLES = """examples:
   medcoarse report run                                              who drew
   medcoarse report run --pool images/                               which of these to draw next, too
   medcoarse report run --cases case7.nii.gz dicom/ --output_dir reported      some cases
 """
-_CASES = "case_report.json"
-_REVIEW: dict[str, Any] = {
-    "pool": [],
-    "undrawn": {
-        "_target_": "Dataset",
-        "data": "$own_data.undrawn_items(@datalist or @data, @pool)",
-        "transform": {"_target_": "Compose", "transforms": "@preprocessing"},
-    },
-    "review": {
-        "_target_": "medcoarse.review.AnnotatorReview",
-        "model": "@coarse_model",
-        "loss": "@loss",
-        "dataset": "@train#drawings",
-        "inferer": "@validate#inferer",
-        "class_names": "@class_names",
-        "directory": "@output_dir",
-        "shown_key": "shown",
-        "seed": "@seed",
-        "pool": "@undrawn",
-    },
-    "initialize": [
-        "$monai.utils.set_determinism(seed=@seed)",
-        "$workflow.require_weights(@ckpt_dir + '/full.pt')",
-        "$@coarse_model.load_state_dict(torch.load(@ckpt_dir + '/full.pt', map_location=@device, "
-        "weights_only=True)['model'])",
-    ],
-    "reviewing": ["$@review()"],
-    "run": "@reviewing",
-}
+_CASES, _REVIEW = "case_report.json", "review.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the bundle's review, or the usual one; or the report on cases."""
+    """Run the bundle's review, or its report on cases."""
     bundle = Path(options.bundle)
     content = config_of(bundle, "train.json")
     if not (bundle / "models" / "full.pt").is_file():
@@ -87,25 +57,13 @@ def run(options: argparse.Namespace) -> int:
         _report(bundle, _cases(bundle, options.cases), output, options.show_names)
         return 0
     pool = {"pool": _cases(bundle, options.pool)} if options.pool else {}
-    _write_review(bundle, content, bool(pool))
+    if pool and "pool" not in config_of(bundle, _REVIEW):
+        raise CommandError(f"{bundle}: was not made by `medcoarse train`; --pool is for such bundles, leave it out")
     run_bundle(
-        bundle, ["train.json", "review.json"], "reviewing", output_dir=str(output), **pool, **_without_training(content)
+        bundle, ["train.json", _REVIEW], "reviewing", output_dir=str(output), **pool, **_without_training(content)
     )
     print(f"written: {output / 'annotators.html'} and annotators.json")
     return 0
-
-
-def _write_review(bundle: Path, content: Mapping[str, Any], pooled: bool) -> None:
-    """The usual review, where the bundle has none; and one that knows a pool in place of an earlier version's."""
-    overlay = bundle / "configs" / "review.json"
-    if overlay.is_file() and ("pool" in config_of(bundle, "review.json") or not pooled):
-        return
-    if pooled and "drawn_key" not in content:
-        raise CommandError(f"{bundle}: was not made by `medcoarse train`; --pool is for such bundles, leave it out")
-    if "class_names" not in content:
-        raise CommandError(f"{bundle}: has no configs/review.json")
-    named = {"annotator_names": "$@annotators or None"} if "annotators" in content else {}
-    write_json(overlay, _REVIEW | {"review": _REVIEW["review"] | named})
 
 
 def _without_training(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,22 +94,15 @@ def _require_usable(bundle: Path, images: list[Path], channels: Channels) -> Non
 
 
 def _report(bundle: Path, cases: list[str | list[str]], output: Path, show_names: bool) -> None:
-    overlay = bundle / "configs" / _CASES
-    if not overlay.is_file():  # made by an earlier version
-        if "drawn_key" not in config_of(bundle, "train.json"):
-            raise CommandError(f"{bundle}: has no configs/{_CASES}, and was not made by `medcoarse train`")
-        shutil.copyfile(shipped_bundle() / "configs" / _CASES, overlay)
     if "cases" not in config_of(bundle, _CASES):
         raise CommandError(
             f"{bundle}: reports are made with python -m monai.bundle run reporting --config_file "
-            f"\"['{bundle}/configs/inference.json','{overlay}']\" --dataset_dir IMAGES"
+            f"\"['{bundle}/configs/inference.json','{bundle}/configs/{_CASES}']\" --dataset_dir IMAGES"
         )
     content = config_of(bundle, "train.json")
     given = {"cases": cases, "output_dir": str(output), "show_names": show_names, **_without_training(content)}
     listed = bundle / "datalist.json"
-    if listed.is_file() and "known" in config_of(bundle, _CASES):
+    if listed.is_file():
         given["known"] = str(listed.absolute())  # else it is verified, every file of it
-    if "annotators" not in content:
-        given["annotators"] = []  # an earlier version merged everybody's drawings
     run_bundle(bundle, ["train.json", _CASES], "reporting", **given)
     print(f"written: {output / 'case_report.html'} and case_report.json")

@@ -24,7 +24,6 @@ from medcoarse.readers.drawing import Grid, as_affine
 from medcoarse.readers.formats import frame_of_reference, read_drawing
 from medcoarse.readers.placement import OtherGridError, place
 from medcoarse.transforms.array import MergeStrokes
-from medcoarse.transforms.expand import FillBeyondLoopsd as FillBeyondLoopsd  # by its place in older bundles
 
 Item = dict[Hashable, Any]
 

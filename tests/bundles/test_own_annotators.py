@@ -141,13 +141,9 @@ def test_a_review_names_everybody(trained, tmp_path):
 
 
 def test_a_review_says_what_to_draw_next(trained, volumes, tmp_path, capfd):
-    """Of a folder with a new image among those that were drawn; also with a review of before there was a pool."""
+    """Of a folder with a new image among those that were drawn."""
     shutil.copy(volumes / "images" / "case0.nii.gz", tmp_path / "new.nii.gz")
-    overlay = trained / "configs" / "review.json"
     assert main(text("report", trained, "--output_dir", tmp_path / "without")) == 0
-    old = json.loads(overlay.read_text())
-    del old["pool"], old["undrawn"], old["review"]["pool"]
-    overlay.write_text(json.dumps(old))
     pool = ["--pool", volumes / "images", tmp_path / "new.nii.gz"]
     assert main(text("report", trained, "--output_dir", tmp_path / "out", *pool)) == 0
     found, without = (

@@ -21,7 +21,7 @@ from medcoarse.datalist import load_datalist
 from medcoarse.synthetic.brain import ms_scan, tumour_scan
 from medcoarse.synthetic.lung import READERS
 from medcoarse.synthetic.volumes import write_brats_dataset, write_lidc_dataset, write_ms_dataset
-from medcoarse.workflow import VOLUMES
+from medcoarse.workflow import DATA_SETS
 from tests.bundles.conftest import ROOT, SMALL, Bundle
 from tests.bundles.test_bundles import (  # what holds for these bundles as well, on their own data
     test_a_run_resumed_at_an_epoch_boundary_is_bit_identical,
@@ -177,7 +177,7 @@ def test_a_copy_of_the_folder_is_all_that_a_command_needs(bundle, tmp_path):
         cwd=copy, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"training on synthetic {VOLUMES[bundle.name].what}" in done.stdout
+    assert f"training on synthetic {DATA_SETS[bundle.name].what}" in done.stdout
     assert (copy / "models" / "model.pt").is_file()
     assert (copy / "output" / "synthetic" / "datalist.json").is_file()
 

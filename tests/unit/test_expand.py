@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigComponent
 from monai.data import MetaTensor
 from scipy import ndimage
 
@@ -190,10 +189,6 @@ def test_spreading_takes_the_spacing_of_the_image_and_each_annotator_for_himself
 def test_a_ratio_that_makes_no_sense_is_refused(ratio):
     with pytest.raises(ValueError, match="ratio must be a number from 0"):
         SpreadBackgroundd("strokes", ratio)
-
-
-def test_bundles_of_before_find_what_they_name():
-    assert ConfigComponent({"_target_": "medcoarse.transforms.drawn.FillBeyondLoopsd", "keys": "a"}).instantiate().keys
 
 
 def test_a_stroke_far_from_the_others_is_lost_early():

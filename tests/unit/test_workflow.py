@@ -20,8 +20,8 @@ from medcoarse.monitoring import AnnotatorMonitor, Progress, drawing_scores, sco
 from medcoarse.networks import AnnotatorNet, CoupledModel
 from medcoarse.scores import SegmentationScores
 from medcoarse.workflow import (
+    DATA_SETS,
     SUPERVISION,
-    VOLUMES,
     AnnotatorSchedule,
     PolynomialDecay,
     PrepareBatchCoarse,
@@ -466,13 +466,14 @@ def test_plain_data_and_json(tmp_path):
     ).read_text() == '{\n  "x": [\n    1.0,\n    null\n  ],\n  "3": [\n    1,\n    null\n  ]\n}\n'
 
 
-# ---- volumes ---------------------------------------------------------------------------------------------------------
+# ---- data sets -------------------------------------------------------------------------------------------------------
 
 
-def test_drawn_volumes_are_made_where_no_folder_is_given(tmp_path):
-    few = {"num_training": 1, "num_validation": 1, "num_test": 1, "shape": [16, 16, 8]}
-    for name in VOLUMES:
-        folder = prepare_volumes(name, "", tmp_path / name, few)
+def test_data_sets_are_drawn_where_no_folder_is_given(tmp_path):
+    few = {"num_training": 1, "num_validation": 1, "num_test": 1}
+    sizes = {"mnist": {}, "cityscapes": {"size": [32, 64]}}
+    for name in DATA_SETS:
+        folder = prepare_volumes(name, "", tmp_path / name, few | sizes.get(name, {"shape": [16, 16, 8]}))
         assert folder == str(tmp_path / name)
         assert prepare_volumes(name, folder, tmp_path / "unused", {}) == folder
     assert not (tmp_path / "unused").exists()
@@ -481,4 +482,4 @@ def test_drawn_volumes_are_made_where_no_folder_is_given(tmp_path):
     with pytest.raises(SystemExit, match=r"no such file; run `python data_prep/brats\.py`"):
         prepare_volumes("brats", tmp_path, tmp_path / "unused", {})
     with pytest.raises(SystemExit, match=r"'training' lists 1 items, 2 are wanted"):
-        prepare_volumes("ms_lesions", "", tmp_path / "ms_lesions", few, num_training=2)
+        prepare_volumes("ms_lesions", "", tmp_path / "ms_lesions", few | {"shape": [16, 16, 8]}, num_training=2)
