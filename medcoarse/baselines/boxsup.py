@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import slic
 from torch import nn
 
-from medcoarse.baselines.soft_labels import HardLabels, Numbered, agreed_drawing, predicted_log_probs
+from medcoarse.baselines.soft_labels import HardLabels, Numbered, Relabelling, agreed_drawing
 from medcoarse.confusion import UNLABELED
 
 
@@ -281,7 +281,7 @@ def choose(
     raise AssertionError("the number of a candidate is that of one of them")
 
 
-class BoxSup:
+class BoxSup(Relabelling):
     """BoxSup as a handler: at the start of epochs each box gets another region, which the network learns.
 
     In the first epoch the boxes are full: their rectangles are the regions. Outside all regions is background. Where
@@ -321,58 +321,45 @@ class BoxSup:
         if regression_weight < 0 or min(num_best, interval) < 1:
             got = f"{regression_weight=}, {num_best=}, {interval=}"
             raise ValueError(f"need regression_weight >= 0, num_best >= 1 and interval >= 1, got {got}")
-        self.network, self.dataset, self.inferer, self.labels = network, dataset, inferer, labels
-        self.num_classes, self.annotation_key, self.per_class = num_classes, annotation_key, per_class
+        super().__init__(network, dataset, inferer, labels, num_classes)
+        self.annotation_key, self.per_class = annotation_key, per_class
         self.regression_weight, self.num_best, self.interval = regression_weight, num_best, interval
-        self.seed = seed
-        self.boxes: dict[int, list[tuple[Box, list[Regions]]]] = {}
+        self.seed, self.epoch = seed, 0
 
-    def attach(self, engine: Engine) -> None:
-        """Run at the start of epochs; list it behind the handler that resumes."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.EPOCH_STARTED, self)
+    @cached_property
+    def boxes(self) -> list[list[tuple[Box, list[Regions]]]]:
+        """Of every item, the largest first, with what is proposed for each; they follow from the data."""
+        found = []
+        for _, item in self.dataset.each():
+            boxes = boxes_of(self._drawn(item), self.num_classes, self.per_class)
+            boxes = sorted(boxes, key=lambda box: -math.prod(box.size))
+            found.append([(box, _proposed(np.asarray(item["image"]), box)) for box in boxes])
+        return found
 
-    def _start(self, engine: Engine) -> None:
-        resumed = len(self.labels) > 0
-        for number, item in self.dataset.each():
-            label = self._drawn(item)
-            image = np.asarray(item["image"])
-            boxes = sorted(boxes_of(label, self.num_classes, self.per_class), key=lambda box: -math.prod(box.size))
-            self.boxes[number] = [(box, _proposed(image, box)) for box in boxes]
-            if not resumed:
-                full = [(box, np.ones(box.size, dtype=np.bool_)) for box in boxes]
-                self.labels[number] = torch.as_tensor(painted(full, label))
-
-    def __call__(self, engine: Engine) -> None:
+    def is_due(self, epoch: int) -> bool:
         """See the class."""
-        if engine.state.epoch == 1 or (engine.state.epoch - 2) % self.interval:
-            return
+        self.epoch = epoch
+        return epoch > 1 and (epoch - 2) % self.interval == 0
+
+    def initialize(self) -> None:
+        """Regions are the boxes."""
         for number, item in self.dataset.each():
-            costs = -predicted_log_probs(self.network, self.inferer, item["image"])[0].numpy()
-            rng = np.random.default_rng([self.seed, engine.state.epoch, number])
-            regions = [
-                (
-                    box,
-                    choose(
-                        families,
-                        costs[box.class_index][box.place],
-                        costs[0][box.place],
-                        rng,
-                        self.regression_weight,
-                        self.num_best,
-                    ),
-                )
-                for box, families in self.boxes[number]
-            ]
+            full = [(box, np.ones(box.size, dtype=np.bool_)) for box, _ in self.boxes[number]]
+            self.labels[number] = torch.as_tensor(painted(full, self._drawn(item)))
+
+    def relabel(self) -> None:
+        """See the class."""
+        for number, item in self.dataset.each():
+            costs = -self.log_probs(item)[0].numpy()
+            rng = np.random.default_rng([self.seed, self.epoch, number])
+            regions = [(box, self._chosen(box, families, costs, rng)) for box, families in self.boxes[number]]
             self.labels[number] = torch.as_tensor(painted(regions, self._drawn(item)))
 
-    def state_dict(self) -> dict[str, Any]:
-        """The labels; boxes and candidates follow from the data."""
-        return {"labels": self.labels.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved labels."""
-        self.labels.load_state_dict(state["labels"])
+    def _chosen(
+        self, box: Box, families: list[Regions], costs: NDArray[Any], rng: np.random.Generator
+    ) -> NDArray[np.bool_]:
+        inside, outside = costs[box.class_index][box.place], costs[0][box.place]
+        return choose(families, inside, outside, rng, self.regression_weight, self.num_best)
 
     def _drawn(self, item: Any) -> NDArray[Any]:
         """What the positive drawings say, ``(*S)``."""

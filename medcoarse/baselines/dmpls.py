@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.inferers import Inferer
 from monai.networks.layers.simplelayers import SkipConnection
 from monai.networks.nets import UNet
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from medcoarse.baselines.epochs import EpochChance
 from medcoarse.baselines.partial import PartialLoss
-from medcoarse.baselines.soft_labels import HardLabels, Numbered, agreed_drawing, predicted_log_probs, soft_nll
+from medcoarse.baselines.soft_labels import HardLabels, Numbered, Relabelling, agreed_drawing, soft_nll
 from medcoarse.confusion import UNLABELED, Annotations, CoupledOutput
 from medcoarse.losses import CoupledLoss, partial_dice
 
@@ -230,7 +230,7 @@ def expanded(drawn: Tensor, log_probs: Tensor, max_entropy: float = 0.1) -> Tens
     return torch.where((drawn == UNLABELED) & (entropy < max_entropy), found, drawn)
 
 
-class ExpandedSeeds:
+class ExpandedSeeds(Relabelling):
     """The second stage of DMSPS as a handler: what the network is certain of is learned as if it had been drawn.
 
     Labels start as the :func:`medcoarse.losses.consensus` of the drawings. At the start of some epochs they become the
@@ -256,35 +256,19 @@ class ExpandedSeeds:
         epochs: Any,
         max_entropy: float = 0.1,
     ) -> None:
-        self.network, self.dataset, self.inferer, self.labels = network, dataset, inferer, labels
-        self.num_classes, self.epochs, self.max_entropy = num_classes, frozenset(epochs), max_entropy
+        super().__init__(network, dataset, inferer, labels, num_classes, epochs)
+        self.max_entropy = max_entropy
 
-    def attach(self, engine: Engine) -> None:
-        """Run at the start of epochs; list it behind the handler that resumes."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.EPOCH_STARTED, self)
-
-    def _start(self, engine: Engine) -> None:
-        if len(self.labels) == 0:
-            for number, item in self.dataset.each():
-                self.labels[number] = self._drawn(item)[0]
-
-    def __call__(self, engine: Engine) -> None:
-        """See the class."""
-        if engine.state.epoch not in self.epochs:
-            return
+    def initialize(self) -> None:
+        """Labels are what the drawings agree on."""
         for number, item in self.dataset.each():
-            log_probs = predicted_log_probs(self.network, self.inferer, item["image"])
-            self.labels[number] = expanded(self._drawn(item), log_probs, self.max_entropy)[0]
+            self.labels[number] = self._drawn(item)[0]
+
+    def relabel(self) -> None:
+        """See the class."""
+        for number, item in self.dataset.each():
+            self.labels[number] = expanded(self._drawn(item), self.log_probs(item), self.max_entropy)[0]
 
     def _drawn(self, item: Mapping[str, Any]) -> Tensor:
         """What the drawings agree on, ``(1, 1, *S)``."""
         return agreed_drawing([item.get("positive"), item.get("negative")], self.num_classes)[None, None]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The labels."""
-        return {"labels": self.labels.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved labels."""
-        self.labels.load_state_dict(state["labels"])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from medcoarse.baselines.soft_labels import SoftLabels, predicted_log_probs
+from medcoarse.baselines.soft_labels import Relabelling, SoftLabels
 from medcoarse.confusion import UNLABELED
 from medcoarse.fusion.voting import mean_label
 from medcoarse.metrics import soft_annotation_counts
@@ -107,7 +106,7 @@ def smoothed_confusion(counts: Tensor, off_diagonal: float = 1.0, diagonal: floa
     return total / total.sum(-2, keepdim=True)
 
 
-class GeneralizedEM:
+class GeneralizedEM(Relabelling):
     """Generalized EM as a handler: now and then it replaces the soft labels that the network learns from.
 
     The labels start as the mean of the annotations, and the matrices as counted against them. At the start of some
@@ -150,27 +149,10 @@ class GeneralizedEM:
         off_diagonal: float = 1.0,
         diagonal: float = 10.0,
     ) -> None:
-        self.network, self.dataset, self.inferer, self.labels = network, dataset, inferer, labels
-        self.num_classes, self.epochs, self.annotation_key = num_classes, frozenset(epochs), annotation_key
+        super().__init__(network, dataset, inferer, labels, num_classes, epochs)
+        self.annotation_key = annotation_key
         self.added = {"off_diagonal": off_diagonal, "diagonal": diagonal}
         self.cm = torch.zeros(0, num_classes, num_classes, dtype=torch.float64)
-
-    def attach(self, engine: Engine) -> None:
-        """Run at the start of epochs; list it behind the handler that resumes."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.EPOCH_STARTED, self)
-
-    def _start(self, engine: Engine) -> None:
-        if len(self.labels) == 0:
-            self.initialize()
-
-    def __call__(self, engine: Engine) -> None:
-        """See the class."""
-        if engine.state.epoch in self.epochs:
-            self.estimate()
-            diagonals = torch.diagonal(self.cm, dim1=1, dim2=2).tolist()
-            said = "; ".join(" ".join(f"{share:.3f}" for share in shares) for shares in diagonals)
-            logger.info("Labels estimated anew; annotators draw classes as themselves with a chance of %s", said)
 
     def initialize(self) -> None:
         """Labels are the mean of the annotations, matrices what was counted against them."""
@@ -179,6 +161,13 @@ class GeneralizedEM:
             annotation = self._annotation(self.dataset[number])
             counts = counts + self._replace(number, annotation, mean_label(annotation, self.num_classes))
         self.cm = smoothed_confusion(counts, **self.added)
+
+    def relabel(self) -> None:
+        """One round, and what came of it into the log."""
+        self.estimate()
+        diagonals = torch.diagonal(self.cm, dim1=1, dim2=2).tolist()
+        said = "; ".join(" ".join(f"{share:.3f}" for share in shares) for shares in diagonals)
+        logger.info("Labels estimated anew; annotators draw classes as themselves with a chance of %s", said)
 
     def estimate(self) -> None:
         """One round: labels from the network and the matrices, then matrices from the labels."""
@@ -189,12 +178,12 @@ class GeneralizedEM:
 
     def state_dict(self) -> dict[str, Any]:
         """Matrices and labels."""
-        return {"cm": self.cm, "labels": self.labels.state_dict()}
+        return {"cm": self.cm, **super().state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over saved matrices and labels."""
+        super().load_state_dict(state)
         self.cm = torch.as_tensor(state["cm"])
-        self.labels.load_state_dict(state["labels"])
 
     def _replace(self, number: int, annotation: Tensor, soft: Tensor) -> Tensor:
         """Give an item another label ``(1, L, *S)``; what was drawn against it ``(R, observed, true)``."""
@@ -209,4 +198,4 @@ class GeneralizedEM:
         """Annotations ``(1, R, *S)`` and the network's ``log p (1, L, *S)``, item after item, on the CPU."""
         for number in range(len(self.dataset)):
             item = self.dataset[number]
-            yield self._annotation(item), predicted_log_probs(self.network, self.inferer, item["image"])
+            yield self._annotation(item), self.log_probs(item)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 from monai.utils.type_conversion import convert_to_numpy
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from torch import nn
 
 from medcoarse.baselines.graph_cut import alpha_expansion
 from medcoarse.baselines.seeds import as_colors, drawn_classes, keep_drawn, relative_spacing
-from medcoarse.baselines.soft_labels import HardLabels, agreed_drawing, predicted_log_probs
+from medcoarse.baselines.soft_labels import HardLabels, Relabelling, agreed_drawing
 from medcoarse.baselines.superpixels import Regions, adjacency, region_means, superpixels
 from medcoarse.confusion import UNLABELED
 from medcoarse.transforms.array import spacing_of
@@ -189,7 +188,7 @@ def propagate(
     return keep_drawn(classes[labels][graph.regions], partial)
 
 
-class ScribbleSup:
+class ScribbleSup(Relabelling):
     """ScribbleSup as a handler: at the start of training, and of some epochs, it makes the masks to learn from anew.
 
     The first time by :func:`propagate` without the network, then with its log-probabilities as they are.
@@ -219,26 +218,19 @@ class ScribbleSup:
         keys: Sequence[str] = ("positive", "negative"),
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.network, self.dataset, self.inferer, self.masks = network, dataset, inferer, masks
-        self.num_classes, self.epochs, self.keys = num_classes, frozenset(epochs), tuple(keys)
-        self.options = dict(options or {})
+        super().__init__(network, dataset, inferer, masks, num_classes, epochs)
+        self.keys, self.options = tuple(keys), dict(options or {})
 
-    def attach(self, engine: Engine) -> None:
-        """Run at the start of epochs; list it behind the handler that resumes."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.EPOCH_STARTED, self)
+    def initialize(self) -> None:
+        """Masks without the network."""
+        self.remake(with_network=False)
 
-    def _start(self, engine: Engine) -> None:
-        if len(self.masks) == 0:
-            self.relabel(with_network=False)
+    def relabel(self) -> None:
+        """Masks with the network's say."""
+        changed = self.remake(with_network=True)
+        logger.info("Masks made anew with the network's say: %.2f%% of the pixels changed", 100 * changed)
 
-    def __call__(self, engine: Engine) -> None:
-        """See the class."""
-        if engine.state.epoch in self.epochs:
-            changed = self.relabel()
-            logger.info("Masks made anew with the network's say: %.2f%% of the pixels changed", 100 * changed)
-
-    def relabel(self, with_network: bool = True) -> float:
+    def remake(self, with_network: bool) -> float:
         """Make all masks anew; the share of pixels that changed, 1 where there was none."""
         changed, pixels = 0, 0
         for number in range(len(self.dataset)):
@@ -246,19 +238,11 @@ class ScribbleSup:
             image, partial = item["image"], agreed_drawing([item.get(key) for key in self.keys], self.num_classes)
             found = propagate(
                 convert_to_numpy(image), partial.numpy(), self.num_classes,
-                predicted_log_probs(self.network, self.inferer, image)[0].numpy() if with_network else None,
+                self.log_probs(item)[0].numpy() if with_network else None,
                 spacing=spacing_of(image, None), **self.options,
             )  # fmt: skip
-            mask, before = torch.as_tensor(found)[None], self.masks.maps.get(number)
+            mask, before = torch.as_tensor(found)[None], self.labels.maps.get(number)
             changed += mask.numel() if before is None else int((mask != before).sum())
             pixels += mask.numel()
-            self.masks[number] = mask
+            self.labels[number] = mask
         return changed / max(1, pixels)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The masks."""
-        return {"masks": self.masks.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over saved masks."""
-        self.masks.load_state_dict(state["masks"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 from monai.networks.utils import eval_mode
 from torch import Tensor, nn
@@ -169,6 +171,70 @@ class Numbered:
         """Every item once, with its number."""
         for number in range(self.num_items):
             yield number, self.dataset[number]
+
+
+class Relabelling(ABC):
+    """A handler that makes the labels a network learns: before the first epoch, and anew at the start of some.
+
+    Args:
+        network: the segmenter.
+        dataset: items without random transforms, in the order of their numbers. All are looked at whenever labels are
+            made: cache them.
+        inferer: as for the segmenter.
+        labels: where the labels go, by number of the item.
+        num_classes: L.
+        epochs: at whose start labels are made anew, from 1. Resuming keeps those that were made.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dataset: Any,
+        inferer: Inferer,
+        labels: SoftLabels,
+        num_classes: int,
+        epochs: Collection[int] = (),
+    ) -> None:
+        self.network, self.dataset, self.inferer, self.labels = network, dataset, inferer, labels
+        self.num_classes, self.epochs = num_classes, frozenset(epochs)
+
+    @abstractmethod
+    def initialize(self) -> None:
+        """Make the labels of the first epoch, from the drawings."""
+
+    @abstractmethod
+    def relabel(self) -> None:
+        """Make them anew, with what the network says now."""
+
+    def attach(self, engine: Engine) -> None:
+        """Run at the start of epochs; list it behind the handler that resumes."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def _start(self, engine: Engine) -> None:
+        if len(self.labels) == 0:
+            self.initialize()
+
+    def __call__(self, engine: Engine) -> None:
+        """See the class."""
+        if self.is_due(engine.state.epoch):
+            self.relabel()
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether labels are made anew at the start of an epoch."""
+        return epoch in self.epochs
+
+    def state_dict(self) -> dict[str, Any]:
+        """The labels."""
+        return {"labels": self.labels.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over saved labels."""
+        self.labels.load_state_dict(state["labels"])
+
+    def log_probs(self, item: Mapping[str, Any]) -> Tensor:
+        """What the network says of an item's image now, see :func:`predicted_log_probs`."""
+        return predicted_log_probs(self.network, self.inferer, item["image"])
 
 
 def predicted_log_probs(network: nn.Module, inferer: Inferer, image: Any) -> Tensor:

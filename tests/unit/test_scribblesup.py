@@ -174,7 +174,7 @@ def test_masks_start_without_the_network_and_are_then_made_anew_with_it():
         assert np.array_equal(seen[1][n][0], propagate(image, partial, 2, log_probs))
         assert seen[0][n].dtype == torch.uint8
     assert not all(torch.equal(a, b) for a, b in zip(seen[0], seen[1], strict=True))
-    assert sup.relabel() == 0, "the network has not changed"
+    assert sup.remake(with_network=True) == 0, "the network has not changed"
 
 
 def test_the_network_is_left_as_it_was():
@@ -193,11 +193,11 @@ def test_the_network_is_left_as_it_was():
 
 def test_what_was_made_is_saved_and_kept_when_resuming(tmp_path):
     sup, masks = handler(items())
-    assert sup.relabel(with_network=False) == 1
+    assert sup.remake(with_network=False) == 1
     torch.save(sup.state_dict(), tmp_path / "sup.pt")
     again, loaded = handler(items())
     again.load_state_dict(torch.load(tmp_path / "sup.pt", weights_only=True))
-    again.relabel = None  # not called
+    again.initialize = None  # not called
     again._start(None)
     for n in range(3):
         assert torch.equal(loaded({"number": n})["label"], masks({"number": n})["label"])
