@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from medcoarse.calibration import (
     reliability_table,
     scoring_sums,
 )
-from medcoarse.files import plain, write_json
+from medcoarse.files import add_to_json
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +111,6 @@ class CalibrationReport:
             "nll": negative_log_likelihood(self.sums),
         }
         found = {"num_images": self.num_images, "num_pixels": int(self.sums[PIXELS]), **scores}
-        content = json.loads(self.json_path.read_text(encoding="utf-8")) if self.json_path.is_file() else {}
-        write_json(self.json_path, content | {"calibration": plain(found)})
+        add_to_json(self.json_path, "calibration", found)
         for name, value in scores.items():
             logger.info("%s = %.4f", name, value)

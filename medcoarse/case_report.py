@@ -132,7 +132,7 @@ class CaseReport:
     def _logits(self, image: Any) -> Tensor:
         """(1, L, *S) on the CPU."""
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
-        with torch.no_grad(), eval_mode(self.network):
+        with eval_mode(self.network):  # without gradients, too
             logits = self.inferer(_tensor(image)[None].float().to(device), self.network)
         if not isinstance(logits, Tensor) or logits.shape[1] != len(self.class_names):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -551,6 +551,11 @@ class CoupledOutput(NamedTuple):
     log_transition: Tensor | None = None
     finished: bool = False
 
+    @property
+    def is_warmup(self) -> bool:
+        """Whether no annotators are trained."""
+        return self.positive is None and self.negative is None
+
 
 class Annotations(NamedTuple):
     """What is known about a batch; anything may be ``None`` and any pixel, or a whole map, ``UNLABELED``.

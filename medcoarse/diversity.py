@@ -10,7 +10,6 @@ spread `E d(S, S')` over n, so take many.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from monai.networks.utils import eval_mode
 from torch import Tensor
 
 from medcoarse.distributions import Overlap, generalized_energy_distance
-from medcoarse.files import plain, write_json
+from medcoarse.files import add_to_json
 from medcoarse.networks import CoupledModel
 
 logger = logging.getLogger(__name__)
@@ -196,7 +195,7 @@ class DistributionReport:
         def flat(patch: Tensor) -> Tensor:
             return members(self.model, patch, self.learned).flatten(1, 2)
 
-        with torch.no_grad(), eval_mode(self.model):
+        with eval_mode(self.model):  # without gradients, too
             found = torch.as_tensor(self.inferer(image, flat)).as_subclass(Tensor)
         return label_maps(
             torch.unflatten(found, 1, (-1, self.num_classes)), self.num_samples, self.seed + len(self.images)
@@ -206,8 +205,7 @@ class DistributionReport:
         numbers = torch.tensor([[one["ged_dice"], one["ged_iou"]] for one in self.images], dtype=torch.float64)
         mean = dict(zip(("ged_dice", "ged_iou"), numbers.nanmean(0).tolist(), strict=True))
         scores = {"num_images": len(self.images), "image": mean, "images": self.images}
-        content = json.loads(self.json_path.read_text(encoding="utf-8")) if self.json_path.is_file() else {}
-        write_json(self.json_path, content | {"distribution": plain(scores)})
+        add_to_json(self.json_path, "distribution", scores)
         for name, value in mean.items():
             logger.info("%s = %.4f", name, value)
         logger.info("How segmentations match annotations, image by image, is in %s", self.json_path)

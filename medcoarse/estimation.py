@@ -6,7 +6,6 @@ at a pixel is the column `p(drawn | true class here, this mask)` of the true mat
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from medcoarse import metrics, report
 from medcoarse.confusion import compose, confusion_maps, identity
-from medcoarse.files import plain, write_json
+from medcoarse.files import add_to_json
 from medcoarse.losses import CoupledLoss
 from medcoarse.monitoring import middle, transition_of
 from medcoarse.networks import CoupledModel
@@ -65,7 +64,7 @@ def estimate(model: CoupledModel, image: Tensor, inferer: Inferer) -> Estimate:
         cm = torch.cat([one.to(patch.device) for one in maps], 1).flatten(1, 3)
         return torch.cat([output.logits.float().softmax(1), cm], 1)
 
-    with torch.no_grad(), eval_mode(model):
+    with eval_mode(model):  # without gradients, too
         found = torch.as_tensor(inferer(image, everything))
     return Estimate(found[:, :num_classes], torch.unflatten(found[:, num_classes:], 1, (-1, num_classes, num_classes)))
 
@@ -269,8 +268,7 @@ class AnnotatorReport:
             "identity": _mean([one.identity_scores for one in found]),
             "images": [{"name": one.name, **one.scores} for one in found],
         }
-        content = json.loads(self.json_path.read_text(encoding="utf-8")) if self.json_path.is_file() else {}
-        write_json(self.json_path, content | {"annotators": plain(scores)})
+        add_to_json(self.json_path, "annotators", scores)
         report.save_figure(self._figure(found, image), self.sheet_path)
         for name, value in image.items():
             logger.info("%s = %.4f", name, value)

@@ -36,6 +36,26 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def add_to_json(path: Path, key: str, value: Any) -> None:
+    """Put a value into the object that a JSON file holds, beside what is there; a new file where there is none.
+
+    Args:
+        path: of the file.
+        key: of the value; what stood there is replaced.
+        value: see :func:`plain`.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "evaluation.json"
+        >>> add_to_json(path, "a", torch.tensor(0.5))
+        >>> add_to_json(path, "b", 1)
+        >>> json.loads(path.read_text())
+        {'a': 0.5, 'b': 1}
+    """
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, content | {key: plain(value)})
+
+
 def load_weights(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
     """What `torch.save` wrote, if it is tensors and plain data; nothing in the file is run.
 

@@ -375,7 +375,7 @@ class CoupledLoss(nn.Module):
         self._check(output, target)
         with _without_autocast(output.logits.device.type):
             logits = output.logits.float()
-            warm = output.positive is None and output.negative is None
+            warm = output.is_warmup
             drawn = target.positive is not None or target.negative is not None
             agreed: Tensor | None = None
             if drawn and self.joint and not warm:
@@ -446,7 +446,7 @@ class CoupledLoss(nn.Module):
         positive, negative = target.positive, target.negative
         if positive is None and negative is None:
             return [], {}
-        warm = output.positive is None and output.negative is None
+        warm = output.is_warmup
         if warm and self.warmup == "consensus":
             assert agreed is not None
             nll = dense_nll(logits.log_softmax(1), agreed, self.balance)
@@ -494,8 +494,7 @@ class CoupledLoss(nn.Module):
         return _terms(logits, confusion, negative, trace_weight, self.log_transition.to(logits.device))
 
     def _balance_of(self, drawing: Tensor, output: CoupledOutput) -> float:
-        warm = output.positive is None and output.negative is None
-        return self.balance if warm or (drawing.shape[1] == 1 and not output.finished) else 0.0
+        return self.balance if output.is_warmup or (drawing.shape[1] == 1 and not output.finished) else 0.0
 
     def _check(self, output: CoupledOutput, target: Annotations) -> None:
         """Say what does not fit, before torch does; costs no pass over the pixels."""
@@ -515,7 +514,7 @@ class CoupledLoss(nn.Module):
             raise ValueError(
                 f"label must have one channel, got {target.label.shape[1]}: classes are values, not channels"
             )
-        if output.positive is None and output.negative is None:
+        if output.is_warmup:
             return
         for name in ("positive", "negative"):
             drawing, confusion = getattr(target, name), getattr(output, name)

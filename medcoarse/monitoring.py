@@ -427,7 +427,7 @@ class ValidationFigure:
     def _figure(self, item: Mapping[str, Tensor], title: str) -> Any:
         device = next(self.model.parameters()).device
         image = item["image"][None].float().to(device)
-        with torch.no_grad(), eval_mode(self.model):
+        with eval_mode(self.model):  # without gradients, too
             output = self.model.couple(image)
         prediction = output.logits.argmax(1).cpu()  # (1, *S): of a volume one plane is shown
         label = item["label"].long() if (item["label"] != UNLABELED).any() else None

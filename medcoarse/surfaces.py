@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from monai.metrics import compute_average_surface_distance, compute_hausdorff_di
 from torch import Tensor
 
 from medcoarse.confusion import UNLABELED
-from medcoarse.files import plain, write_json
+from medcoarse.files import add_to_json
 from medcoarse.monitoring import short_names
 
 logger = logging.getLogger(__name__)
@@ -92,7 +91,6 @@ class SurfaceReport:
     def _write(self, engine: Engine) -> None:
         mean = {key: torch.tensor([row[key] for row in self.rows]).nanmean().item() for key in self.rows[0]}
         named = [{"name": name, **row} for name, row in zip(short_names(self.paths), self.rows, strict=True)]
-        content = json.loads(self.json_path.read_text(encoding="utf-8")) if self.json_path.is_file() else {}
-        write_json(self.json_path, content | {"surfaces": plain({"image": mean, "images": named})})
+        add_to_json(self.json_path, "surfaces", {"image": mean, "images": named})
         for name, value in mean.items():
             logger.info("%s = %.2f mm", name, value)

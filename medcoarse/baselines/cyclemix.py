@@ -288,7 +288,7 @@ class CycleMixLoss(CoupledLoss):
         dice_weight: float = 0.0,
         balanced: bool = False,
     ) -> None:
-        super().__init__(num_classes, trace_weight=0)
+        super().__init__(num_classes)
         self.weights = {"mixed": mix_weight, "integrity": integrity_weight, "consistency": consistency_weight}
         if min(self.weights.values()) < 0:
             raise ValueError(f"weights must not be negative, got {self.weights}")

@@ -169,7 +169,7 @@ class DualBranchLoss(CoupledLoss):
         balanced: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(num_classes, trace_weight=0)
+        super().__init__(num_classes)
         if min(pseudo_weight, ramp_epochs) < 0:
             raise ValueError(f"weight and ramp must not be negative, got {pseudo_weight=}, {ramp_epochs=}")
         self.partial = PartialLoss(num_classes, dice_weight, balanced)

@@ -33,10 +33,7 @@ class PartialLoss(CoupledLoss):
     """
 
     def __init__(self, num_classes: int, dice_weight: float = 1.0, balanced: bool = False) -> None:
-        super().__init__(num_classes, trace_weight=0)
-        if dice_weight < 0:
-            raise ValueError(f"dice_weight must not be negative, got {dice_weight}")
-        self.dice_weight = dice_weight
+        super().__init__(num_classes, dice_weight=dice_weight)
         self.balanced = balanced
 
     def forward(self, output: CoupledOutput, target: Annotations) -> Tensor:

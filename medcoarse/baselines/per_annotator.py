@@ -87,7 +87,7 @@ class PerAnnotatorLoss(CoupledLoss):
     """
 
     def __init__(self, num_classes: int, dice_weight: float = 0.5, balance: float = 0.0) -> None:
-        super().__init__(num_classes, trace_weight=0, dice_weight=dice_weight, balance=balance)
+        super().__init__(num_classes, dice_weight=dice_weight, balance=balance)
 
     def forward(self, output: tuple[Tensor, ...] | CoupledOutput, target: Annotations) -> Tensor:
         """Scalar loss; ``nll`` and ``dice``, sums over the annotators, stay in ``parts`` (detached)."""

@@ -247,7 +247,7 @@ class EvidenceLoss(CoupledLoss):
     """
 
     def __init__(self, num_classes: int, beta: float = 1.0, balance: float = 0.0) -> None:
-        super().__init__(num_classes, trace_weight=0, balance=balance)
+        super().__init__(num_classes, balance=balance)
         if beta < 0:
             raise ValueError(f"beta must not be negative, got {beta}")
         self.beta = beta

@@ -58,7 +58,7 @@ class SoftLabelLoss(CoupledLoss):
     """
 
     def __init__(self, num_classes: int, dice_weight: float = 0.0, balance: float = 0.0) -> None:
-        super().__init__(num_classes, trace_weight=0, dice_weight=dice_weight, balance=balance)
+        super().__init__(num_classes, dice_weight=dice_weight, balance=balance)
 
     def forward(self, output: CoupledOutput, target: Annotations) -> Tensor:
         """Scalar loss; its unweighted terms stay in ``parts`` (detached) for logging."""

@@ -20,8 +20,9 @@ from medcoarse.cli.files import listed
 from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
+from medcoarse.inspection import PIL_SUFFIXES
 from medcoarse.planning import Facts
-from medcoarse.readers.claims import KINDS, drawn_names
+from medcoarse.readers.claims import KINDS, PRESETS, drawn_names
 from medcoarse.readers.dicom import first_image, read_tags, require_one_series
 from medcoarse.readers.drawing import Grid, as_affine
 from medcoarse.readers.formats import is_series, read_drawing
@@ -31,8 +32,6 @@ from medcoarse.transforms.drawn import LoadCoarseAnnotationd
 from medcoarse.transforms.expand import count_loops, fill_beyond_loops, losing_ratios
 from medcoarse.transforms.series import LoadImageOrSeriesd, join, require_intensities
 
-PRESETS = ("itksnap", "unlabeled_255", "dense", "monailabel_scribbles", "slicer")
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _MAX_CLASSES = 254
 _MOST_SAMPLES = 20000
 Table = dict[str, Any]
@@ -97,7 +96,7 @@ def _load(path: Path) -> MetaTensor:
 
 def modality_of(path: Path) -> str:
     """CT, MR, ... from DICOM; "picture"; or nothing."""
-    if path.name.lower().endswith(_PICTURES):
+    if path.name.lower().endswith(PIL_SUFFIXES):
         return "picture"
     if not is_series(path):
         return ""

@@ -19,6 +19,7 @@ from medcoarse.cli.bundle import class_names_of, config_of, require_text
 from medcoarse.cli.channels import files_of, join_channels
 from medcoarse.cli.files import find_images, new_folder
 from medcoarse.cli.main import CommandError, in_one_line
+from medcoarse.inspection import PIL_SUFFIXES
 from medcoarse.readers.dicom import require_one_series
 from medcoarse.readers.formats import is_series
 
@@ -29,7 +30,6 @@ EXAMPLES = """examples:
   medcoarse predict run images/ --output_dir probabilities --probabilities
 """
 FORMATS = ("nii.gz", "nii", "nrrd", "seg.nrrd", "dcm", "png")
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -210,7 +210,7 @@ def _with_slice(found: Any, meta: Any) -> Any:
 
 
 def _format_of(image: Path, given: str | None, probabilities: bool) -> str:
-    picture = image.name.lower().endswith(_PICTURES)
+    picture = image.name.lower().endswith(PIL_SUFFIXES)
     if given is None:
         given = "dcm" if is_series(image) else "png" if picture and not probabilities else "nii.gz"
     if given == "dcm" and not is_series(image):

@@ -14,14 +14,13 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform
 from monai.utils.enums import TransformBackends
 
+from medcoarse.inspection import PIL_SUFFIXES
 from medcoarse.readers.drawing import as_affine
 from medcoarse.writers.dicom_seg import Algorithm
 from medcoarse.writers.formats import stem_of, suffix_of, write_segmentation
 from medcoarse.writers.segmentation import WriteError, make_segmentation
 
 Item = dict[Hashable, Any]
-
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 class SaveSegmentationd(MapTransform):
@@ -122,6 +121,6 @@ def _array(value: Any, key: Hashable, source: Any) -> tuple[np.ndarray[Any, Any]
         shape = tuple(getattr(value, "shape", ()))
         raise WriteError(f"{key!r} must be (1, *S) or (L, *S) with 2 or 3 spatial axes, got {shape}")
     array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
-    picture = isinstance(source, str | os.PathLike) and str(source).lower().endswith(_PICTURES)
+    picture = isinstance(source, str | os.PathLike) and str(source).lower().endswith(PIL_SUFFIXES)
     affine = as_affine(value.affine.cpu().numpy()) if isinstance(value, MetaTensor) and not picture else None
     return array, affine
