@@ -32,6 +32,7 @@ from medcoarse.files import write_json
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
     from medcoarse.cli.facts import Classes
+    from medcoarse.planning import Facts
 
 EXAMPLES = """examples:
   drawn in ITK-SNAP; label 3 was used for background, 1 and 2 are structures, 0 is nothing drawn:
@@ -124,19 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Plan, unless that was done, and train."""
     out = Path(options.output_dir)
-    if not 0 <= options.validation < 1:
-        raise CommandError(f"--validation must be a share from 0 to below 1, got {options.validation}")
-    if options.epochs is not None and options.epochs < 1:
-        raise CommandError(f"--epochs must be at least 1, got {options.epochs}")
-    if isinstance(options.spread_background, float) and not 0 <= options.spread_background <= 1:
-        raise CommandError(f"--spread_background must be a ratio from 0 to 1, got {options.spread_background:g}")
-    if options.device_memory is not None and options.device_memory <= 0:
-        raise CommandError(f"--device_memory must be more than 0 GB, got {options.device_memory:g}")
-    require_text("--output_dir", out.absolute())
-    if os.path.realpath(options.images) == os.path.realpath(options.drawings):
-        raise CommandError(
-            f"IMAGES and DRAWINGS are one folder, {options.images}; keep drawings in a folder of their own"
-        )
+    _check(options)
     asked = _asked(options)
     differing = _differing(out, asked)
     if differing and not _is_bare_plan(out):
@@ -147,22 +136,42 @@ def run(options: argparse.Namespace) -> int:
             print(line)
         if options.epochs is not None:
             change_settings(out, {"max_epochs": options.epochs})
-    elif differing:
-        print(f"{out}: nothing was trained by the plan there, {differing}; planned anew")
-        _plan(options, out, asked)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif not differing and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CommandError(f"{out}: exists, and is no training of this command; choose another folder")
     else:
+        if differing:
+            print(f"{out}: nothing was trained by the plan there, {differing}; planned anew")
         _plan(options, out, asked)
     if options.plan_only:
         print(f"planned: {out / 'configs' / 'plan.json'}. Next: the same command without --plan_only trains by it")
-        return 0
+    else:
+        _train(out)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what needs no look into files."""
+    if not 0 <= options.validation < 1:
+        raise CommandError(f"--validation must be a share from 0 to below 1, got {options.validation}")
+    if options.epochs is not None and options.epochs < 1:
+        raise CommandError(f"--epochs must be at least 1, got {options.epochs}")
+    if isinstance(options.spread_background, float) and not 0 <= options.spread_background <= 1:
+        raise CommandError(f"--spread_background must be a ratio from 0 to 1, got {options.spread_background:g}")
+    if options.device_memory is not None and options.device_memory <= 0:
+        raise CommandError(f"--device_memory must be more than 0 GB, got {options.device_memory:g}")
+    require_text("--output_dir", Path(options.output_dir).absolute())
+    if os.path.realpath(options.images) == os.path.realpath(options.drawings):
+        raise CommandError(
+            f"IMAGES and DRAWINGS are one folder, {options.images}; keep drawings in a folder of their own"
+        )
+
+
+def _train(out: Path) -> None:
     resume = (out / "models" / "full.pt").is_file()
     print("goes on where it stopped" if resume else "training", flush=True)
     run_bundle(out, ["train.json"], "training", resume=resume)
     following = f"medcoarse predict {shlex.quote(str(out))} IMAGES --output_dir PREDICTIONS"
     print(f"trained: {out / 'models' / 'model.pt'}. Next: {following}")
-    return 0
 
 
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
@@ -227,21 +236,18 @@ def _paired(options: argparse.Namespace) -> tuple[dict[Path, dict[str, Path]], l
 
 
 def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> None:
+    """Inspect, decide, say what was decided, and write the bundle: whole, or not at all."""
     drawn, undrawn, channels, numbers = _paired(options)
-    pairs = {image: list(by.values()) for image, by in drawn.items()}
     masks = pair([*drawn, *undrawn], _masks(options.labels), "mask", need_all=False) if options.labels else {}
     labels = {image: mask for image, mask in masks.items() if image in drawn}
-    patients = patients_of(list(pairs), options.patient, channels)
-
-    import torch
+    patients = patients_of(list(drawn), options.patient, channels)
 
     from medcoarse.cli.facts import inspect
-    from medcoarse.planning import balance, make_plan
 
     draft = _draft(out)
     try:
         facts, classes = inspect(
-            pairs,
+            {image: list(by.values()) for image, by in drawn.items()},
             options.mapping,
             options.background,
             options.class_names,
@@ -249,46 +255,57 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
             channels,
             options.loops,
         )
-        gpu = torch.cuda.is_available()
-        memory = options.device_memory or (torch.cuda.get_device_properties(0).total_memory / 1e9 if gpu else 4.0)
         sections = split(patients, options.validation, options.seed)
         _require_drawn(classes, sections["training"])
-        binary = _are_binary(list(labels.values()), classes)
-        annotators = _annotators(drawn, sections["training"])
-        sizes = (len(sections["training"]), len(classes.names), len(annotators))
-        plan = make_plan(facts, gpu, memory, *sizes, free_memory_gb())
-        settings = {**plan.settings, **_settings(options, classes), "binary_labels": binary, "annotators": annotators}
-        texts = ("class_names", "annotators", "mapping", "dataset_dir")
-        require_text("names of classes, segments, annotators and folders", [settings[key] for key in texts])
-        losing = [ratio for image in sections["training"] for ratio in classes.losing[image]]
-        settings["spread_background"], why_spread = _spreading(options, losing)
-        drawn_voxels = [
-            sum(classes.drawn[image].get(k, 0) for image in sections["training"]) for k in range(len(classes.names))
-        ]
-        settings["loss#balance"], why_balance = balance(drawn_voxels)
-        reasons = {**plan.reasons, "spread_background": why_spread, "loss#balance": why_balance}
-        reasons |= {"max_epochs": "as asked for"} if options.epochs else {}
+        given = {
+            "binary_labels": _are_binary(list(labels.values()), classes),
+            "annotators": _annotators(drawn, sections["training"]),
+        }
+        settings, reasons = _decided(options, facts, classes, sections["training"], given)
         for line in _said(classes, patients, sections, settings, reasons):
             print(line)
         if undrawn:
             print(f"  LEFT OUT, for nobody has drawn them yet: {len(undrawn)}, {listed(undrawn)}")
-        record = {"asked": dict(asked), "images": len(pairs), "classes": classes.said} | (
-            {"channels": numbers} if numbers else {}
-        )
+        items = {
+            name: [_item(image, drawn[image], labels.get(image), out, channels) for image in part]
+            for name, part in sections.items()
+        }
+        plan = {"asked": dict(asked), "images": len(drawn), "classes": classes.said}
+        plan |= {"channels": numbers} if numbers else {}
         make_bundle(draft, settings, _metadata(classes.names, settings))
-        write_json(
-            draft / "datalist.json",
-            {
-                name: [_item(image, drawn[image], labels.get(image), out, channels) for image in part]
-                for name, part in sections.items()
-            },
-        )
-        write_json(draft / "configs" / "plan.json", {**record, "settings": settings, "reasons": reasons})
+        write_json(draft / "datalist.json", items)
+        write_json(draft / "configs" / "plan.json", {**plan, "settings": settings, "reasons": reasons})
         if out.is_dir():
             shutil.rmtree(out)  # it is empty, or a bare plan
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _decided(
+    options: argparse.Namespace,
+    facts: Facts,
+    classes: Classes,
+    training: Sequence[Path],
+    given: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """All settings of the bundle, and the reasons for those that were chosen."""
+    import torch
+
+    from medcoarse.planning import balance, make_plan
+
+    gpu = torch.cuda.is_available()
+    memory = options.device_memory or (torch.cuda.get_device_properties(0).total_memory / 1e9 if gpu else 4.0)
+    sizes = (len(training), len(classes.names), len(given["annotators"]))
+    plan = make_plan(facts, gpu, memory, *sizes, free_memory_gb())
+    settings, reasons = {**plan.settings, **_settings(options, classes), **given}, dict(plan.reasons)
+    texts = ("class_names", "annotators", "mapping", "dataset_dir")
+    require_text("names of classes, segments, annotators and folders", [settings[key] for key in texts])
+    losing = [ratio for image in training for ratio in classes.losing[image]]
+    settings["spread_background"], reasons["spread_background"] = _spreading(options, losing)
+    voxels = [sum(classes.drawn[image].get(k, 0) for image in training) for k in range(len(classes.names))]
+    settings["loss#balance"], reasons["loss#balance"] = balance(voxels)
+    return settings, reasons | ({"max_epochs": "as asked for"} if options.epochs else {})
 
 
 def free_memory_gb() -> float | None:
