@@ -348,7 +348,11 @@ def pixel_shares(num_images: int, num_pixels: int, unit: int) -> list[list[tuple
 
 
 def drawn_counts(annotation: Tensor, num_classes: int) -> Tensor:
-    """How many pixels each annotator drew, ``(R,)``."""
+    """How many pixels each annotator drew ``(B, R, N)``: ``(R,)``.
+
+    Raises:
+        ValueError: on a CPU, a value that is neither a class nor 255.
+    """
     if annotation.device.type != "cpu":  # there, looking classes up checks them without a wait
         return (annotation != UNLABELED).sum((0, 2))
     array = np.ascontiguousarray(annotation.numpy())

@@ -26,7 +26,7 @@ from medcoarse.confusion import (
     swap_transition,
 )
 from medcoarse.evidence import evidence_and_trace
-from medcoarse.fused import PixelConfusion, Terms, annotator_terms
+from medcoarse.fused import PixelConfusion, Terms, annotator_terms, drawn_counts
 from medcoarse.likelihoods import (
     class_weights,
     coarse_nll,
@@ -228,6 +228,23 @@ def _gaussian_window(sigma: float) -> Callable[[Tensor], Tensor]:
     return smooth
 
 
+def _whole_numbers(name: str, drawing: Tensor) -> Tensor:
+    """A map of classes of any type as one of integers."""
+    if not isinstance(drawing, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor (B, annotators, *S), got {type(drawing).__name__}; torch.as_tensor makes one"
+        )
+    drawing = drawing.as_subclass(Tensor)  # metadata costs time in every operation
+    if drawing.is_floating_point():
+        if not bool((drawing == drawing.round()).all()):
+            raise ValueError(
+                f"{name} must hold whole numbers, classes or {UNLABELED}, got fractions or NaN; "
+                'resample it by nearest neighbour (mode="nearest" for its key)'
+            )
+        return drawing.int()
+    return drawing.byte() if drawing.dtype == torch.bool else drawing
+
+
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
@@ -370,9 +387,7 @@ class CoupledLoss(nn.Module):
 
     def forward(self, output: CoupledOutput, target: Annotations) -> Tensor:
         """Scalar loss. Its unweighted terms stay in ``parts``, detached; the appearance's, a constant, does not."""
-        if not isinstance(output, CoupledOutput):
-            raise TypeError(f"CoupledLoss takes the CoupledOutput of a CoupledModel in training, got {type(output)}")
-        self._check(output, target)
+        target = self._checked(output, target)
         with _without_autocast(output.logits.device.type):
             logits = output.logits.float()
             warm = output.is_warmup
@@ -496,8 +511,27 @@ class CoupledLoss(nn.Module):
     def _balance_of(self, drawing: Tensor, output: CoupledOutput) -> float:
         return self.balance if output.is_warmup or (drawing.shape[1] == 1 and not output.finished) else 0.0
 
-    def _check(self, output: CoupledOutput, target: Annotations) -> None:
-        """Say what does not fit, before torch does; costs no pass over the pixels."""
+    def _checked(self, output: CoupledOutput, target: Annotations) -> Annotations:
+        """The target with maps of integers. What does not fit is said before torch would, in the warm-up already."""
+        if not isinstance(output, CoupledOutput):
+            raise TypeError(
+                f"CoupledLoss takes the CoupledOutput of a CoupledModel in training, got {type(output).__name__}; in "
+                "evaluation, model.couple(image) gives one"
+            )
+        if not isinstance(target, Annotations):
+            raise TypeError(
+                f"the target must be Annotations(positive=..., negative=..., label=..., image=...), got "
+                f"{type(target).__name__}; in MONAI's engines medcoarse.workflow.PrepareBatchCoarse makes it of a batch"
+            )
+        maps = {name: getattr(target, name) for name in ("positive", "negative", "label")}
+        target = target._replace(**{name: _whole_numbers(name, one) for name, one in maps.items() if one is not None})
+        self._check_shapes(output, target)
+        for one in target[:3]:
+            if one is not None:
+                drawn_counts(one.flatten(2), self.num_classes)  # raises
+        return target
+
+    def _check_shapes(self, output: CoupledOutput, target: Annotations) -> None:
         logits = output.logits
         if logits.shape[1] != self.num_classes:
             raise ValueError(f"the loss is for {self.num_classes} classes, the segmenter gives {logits.shape[1]}")

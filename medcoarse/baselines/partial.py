@@ -38,7 +38,7 @@ class PartialLoss(CoupledLoss):
 
     def forward(self, output: CoupledOutput, target: Annotations) -> Tensor:
         """Scalar loss; its unweighted terms stay in ``parts`` (detached) for logging."""
-        self._check(output, target)
+        target = self._checked(output, target)
         labels = {} if target.label is None else {"label": target.label}
         if target.positive is not None or target.negative is not None:
             labels["drawn"] = consensus(target, self.num_classes)
