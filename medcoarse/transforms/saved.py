@@ -46,7 +46,8 @@ class SaveSegmentationd(MapTransform):
         allow_missing_keys: skip items without a map.
 
     Raises:
-        WriteError: a suffix that is none; when called, maps that the format cannot hold, or a file in the way.
+        WriteError: a suffix that is none; when called, maps that the format cannot hold, a file in the way, maps that
+            do not say which image they are of, or two images whose maps would be one file.
 
     Example:
         >>> import tempfile
@@ -81,28 +82,41 @@ class SaveSegmentationd(MapTransform):
         self.source_key, self.name_key = source_key, name_key
         self.root = Path(root) if root else None
         self.codes, self.algorithm, self.overwrite = codes, algorithm, overwrite
+        self._written: dict[Path, str] = {}  # file -> the image whose map it is
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         """The item with the paths of what was written."""
         item = dict(data)
         for key in self.key_iterator(item):
             source = self._source(item, key)
-            path = self.path_of(source if self.name_key is None else item[self.name_key])
+            array, affine = _array(item[key], key, source)
+            name = source if self.name_key is None else item[self.name_key]
+            path = self.path_of(name)
             if path.exists() and not self.overwrite:
                 raise WriteError(f"{path}: is there already; choose another folder, or overwrite it")
-            array, affine = _array(item[key], key, source)
+            if self._written.get(path, str(name)) != str(name):
+                raise WriteError(
+                    f"{path}: holds the segmentation of {self._written[path]}, and {name} is called the same; pass "
+                    "their common folder as root, or a key of names that differ as name_key"
+                )
             labels = len(array) == 1
             values = array[0] if labels else array
             segmentation = make_segmentation(values, affine, self.class_names, self.codes, probabilities=not labels)
             write_segmentation(path, segmentation, source, self.algorithm)
-            item[f"{key}_path"] = str(path)
+            item[f"{key}_path"], self._written[path] = str(path), str(name)
         return item
 
     def _source(self, item: Item, key: Hashable) -> Any:
         """The file, the folder, or all files of a series."""
         if self.source_key is not None:
             return item[self.source_key]
-        return getattr(item[key], "meta", {}).get("filename_or_obj") or f"segmentation_{key}"
+        source = getattr(item[key], "meta", {}).get("filename_or_obj")
+        if not source and self.name_key is None:
+            raise WriteError(
+                f"{key!r} does not say which file it was made of; keep it a MetaTensor (PrepareBatchCoarse makes plain "
+                "tensors, MONAI's default_prepare_batch does not), or pass source_key or name_key"
+            )
+        return source or ""
 
     def path_of(self, source: Any) -> Path:
         """The file that the map of an image goes to; the image need not be there."""

@@ -196,6 +196,50 @@ def test_together_a_drawing_of_no_class_is_refused():
             CoupledLoss(L, joint=True)(CoupledOutput(log_probs, confusion, confusion), target)
 
 
+@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("name", ["positive", "negative", "label"])
+def test_what_is_no_map_of_classes_is_refused_from_the_first_step(name, warm):
+    log_probs, drawing = batch((4, 4))
+    drawing = drawing[:, :1] if name == "label" else drawing
+    confusion = None if warm else confusion_of("full", (4, 4), 0.0)
+    output = CoupledOutput(log_probs, confusion, confusion)
+    for value, said in ((L, "classes below"), (-1, "classes below"), (300, "classes below")):
+        wrong = drawing.int()
+        wrong[0, 0, 0, 0] = value
+        for dtype in (torch.int64, torch.float32):
+            with pytest.raises(ValueError, match=said):
+                CoupledLoss(L)(output, Annotations(**{name: wrong.to(dtype)}))
+    for value in (0.4, float("nan"), float("inf")):
+        wrong = drawing.float()
+        wrong[0, 0, 0, 0] = value
+        with pytest.raises(ValueError, match=rf"{name} must hold whole numbers.*nearest|classes below"):
+            CoupledLoss(L)(output, Annotations(**{name: wrong}))
+    with pytest.raises(TypeError, match=f"{name} must be a tensor .*got ndarray"):
+        CoupledLoss(L)(output, Annotations(**{name: drawing.numpy()}))
+
+
+@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int16, torch.int64, torch.float16, torch.bfloat16, torch.float64])
+def test_the_type_of_a_drawing_says_nothing(dtype, warm):
+    log_probs, drawing = batch((4, 4))
+    drawing = (drawing == 1).byte()
+    confusion = None if warm else confusion_of("full", (4, 4), 0.0)
+    for name in ("positive", "negative"):
+        objectives = [
+            CoupledLoss(L, dice_weight=0.5)(CoupledOutput(log_probs, confusion, confusion), Annotations(**{name: one}))
+            for one in (drawing, drawing.to(dtype))
+        ]
+        assert torch.equal(*objectives)
+
+
+@pytest.mark.parametrize("target", [torch.zeros(1, 1, 3), {"positive": torch.zeros(1, 1, 3)}, (torch.zeros(1, 1, 3),)])
+def test_a_target_that_is_no_annotations_is_refused_with_what_to_pass(target):
+    with pytest.raises(TypeError, match=r"target must be Annotations\(positive=.*PrepareBatchCoarse"):
+        CoupledLoss(2)(CoupledOutput(torch.zeros(1, 2, 3)), target)
+    with pytest.raises(TypeError, match=r"got Tensor; in evaluation, model.couple\(image\)"):
+        CoupledLoss(2)(torch.zeros(1, 2, 3), Annotations(torch.zeros(1, 1, 3)))
+
+
 def test_together_coarse_matrices_are_interpolated_once(monkeypatch):
     calls = []
     whole = UpsampledConfusion.full

@@ -463,6 +463,28 @@ def test_folders_are_kept_and_files_not_overwritten(tmp_path: Path) -> None:
         save(item)
 
 
+def test_no_map_takes_the_place_of_another_images(tmp_path: Path) -> None:
+    def item(name: str) -> dict[str, Any]:
+        return {"pred": MetaTensor(torch.ones(1, 2, 2, 2), meta={"filename_or_obj": name})}
+
+    save = SaveSegmentationd("pred", tmp_path, NAMES)
+    first = save(item("a/image.nii.gz"))["pred_path"]
+    assert save(item("a/image.nii.gz"))["pred_path"] == first, "the same image again"
+    with pytest.raises(WriteError, match=r"of a/image.nii.gz, and b/image.nii.gz is called the same; .* as root"):
+        save(item("b/image.nii.gz"))
+    apart = SaveSegmentationd("pred", tmp_path / "apart", NAMES, root=Path.cwd())
+    assert len({apart(item(str(Path(name, "image.nii.gz").absolute())))["pred_path"] for name in "ab"}) == 2
+
+
+def test_a_map_of_nobody_knows_which_image_is_refused(tmp_path: Path) -> None:
+    save = SaveSegmentationd("pred", tmp_path, NAMES)
+    with pytest.raises(WriteError, match="'pred' does not say which file it was made of"):
+        save({"pred": torch.ones(1, 2, 2, 2)})
+    assert not list(tmp_path.iterdir())
+    named = SaveSegmentationd("pred", tmp_path, NAMES, name_key="name")
+    assert Path(named({"pred": torch.ones(1, 2, 2, 2), "name": "x"})["pred_path"]).name == "x.nii.gz"
+
+
 def test_probabilities_by_their_channels(tmp_path: Path) -> None:
     pred = MetaTensor(torch.from_numpy(probabilities()), affine=torch.from_numpy(OBLIQUE))
     save = SaveSegmentationd("pred", tmp_path, NAMES, source_key="name")
