@@ -7,6 +7,7 @@ once, as the Cityscapes benchmark does. They differ when images differ in size o
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -221,11 +222,30 @@ class SegmentationScores(_Choice, CumulativeIterationMetric):
         self._choose(num_classes, metric, class_index, reduction, include_background)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
+        self._left_out = False  # whether labels said of some pixels that nobody knows their class
+
+    def reset(self) -> None:
+        """Forget all images."""
+        super().reset()  # type: ignore[no-untyped-call]
+        self._left_out = False
+
+    def aggregate(self) -> Tensor:
+        """The metric over all images seen since `reset`, float64; warns where the labels seem to be masks of 0 and 255."""
+        counts = self.counts()
+        if self._left_out and len(counts) and not counts[:, :, 1:].any():
+            warnings.warn(
+                f"no label has a class but 0, and some have {self.ignore_index}, which is not scored: 0/255 masks? map "
+                "them with MapLabelValued(keys, [0, 255], [0, 1])",
+                stacklevel=2,
+            )
+        return super().aggregate()
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
         if y is None:
             raise ValueError("SegmentationScores needs the label: call it with (y_pred, y)")
-        return confusion_counts(y_pred, y, self.num_classes, kwargs.get("mask"), self.ignore_index)
+        counts = confusion_counts(y_pred, y, self.num_classes, kwargs.get("mask"), self.ignore_index)
+        self._left_out |= kwargs.get("mask") is None and int(counts.sum()) < y.numel()
+        return counts
 
     def _compute_list(self, y_pred: Any, y: Any = None, **kwargs: Any) -> Tensor:
         """Images of different sizes come as lists; MONAI's own loop would drop the tail of the longer list."""

@@ -204,3 +204,18 @@ def test_processes_together_give_what_one_gives(shares: list[list[int]], tmp_pat
         assert torch.equal(counts, alone)
         assert mean_iou == reduce_scores(alone)
         assert dataset_dice == reduce_scores(alone, "dice", "dataset")
+
+
+def test_masks_of_0_and_255_are_suspected():
+    found_nothing = torch.zeros(1, 1, 4, dtype=torch.uint8)
+    mask = torch.tensor([[[0, 255, 255, 0]]], dtype=torch.uint8)
+    scores = SegmentationScores(2, "dice")
+    scores(found_nothing, mask)
+    with pytest.warns(UserWarning, match=r"0/255 masks\? map them with MapLabelValued"):
+        scores.aggregate()
+    for label in (mask, mask // 255):  # somewhere a class was seen, or nothing was unknown
+        scores(found_nothing, label)
+    scores.aggregate()
+    scores.reset()
+    scores(found_nothing, torch.zeros_like(mask))
+    scores.aggregate()
