@@ -230,7 +230,7 @@ class SegmentationScores(_Choice, CumulativeIterationMetric):
         self._left_out = False
 
     def aggregate(self) -> Tensor:
-        """The metric over all images seen since `reset`, float64; warns where the labels seem to be masks of 0 and 255."""
+        """The metric over all images seen since `reset`, float64; warns where the labels seem to be 0/255 masks."""
         counts = self.counts()
         if self._left_out and len(counts) and not counts[:, :, 1:].any():
             warnings.warn(

@@ -95,9 +95,8 @@ def _plane(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _same_turn(affine: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
-    """Whether the first two axes go the same way, whatever their spacing."""
-    with np.errstate(invalid="ignore"):
-        ours, theirs = (one[:2, :2] / np.linalg.norm(one[:2, :2], axis=0) for one in (affine, other))
+    """Whether the first two axes go the same way in space, whatever their spacing."""
+    ours, theirs = (one[:3, :2] / np.linalg.norm(one[:3, :2], axis=0) for one in (affine, other))
     return bool(np.allclose(ours, theirs, atol=0.05))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
 from medcoarse.inspection import PIL_SUFFIXES
-from medcoarse.readers.claims import KINDS, Maps, as_claims, claimed, num_annotators, outside, preset
+from medcoarse.readers.claims import KINDS, Kind, Maps, as_claims, claimed, num_annotators, outside, preset
 from medcoarse.readers.drawing import Grid, as_affine
 from medcoarse.readers.formats import frame_of_reference, read_drawing
 from medcoarse.readers.placement import OtherGridError, place
@@ -109,31 +110,38 @@ class LoadCoarseAnnotationd(MapTransform):
         item = dict(data)
         for key, *names in self.key_iterator(item, *self.outputs):
             image = item[self.image_key]
-            grid = _grid(image, self.image_key)
+            grids = _grids(image, self.image_key)
             files = [item[key]] if isinstance(item[key], str | os.PathLike) else list(item[key])
-            parts = [self._read(file, grid) for file in files]
+            parts = [self._read(file, *grids) for file in files]
             for name, kind in zip(names, KINDS, strict=True):
                 maps = np.concatenate([part[kind] for part in parts])
                 if len(maps):
                     item[name] = _like(image, maps, [str(file) for file in files])
         return item
 
-    def _read(self, file: str | os.PathLike[str] | None, grid: Grid) -> Maps:
+    def _read(self, file: str | os.PathLike[str] | None, grid: Grid, picture: Grid | None) -> Maps:
+        """What a file says on the grid of the image, or of the picture that the image was before it was moved."""
         if file is None:
             return {kind: np.full((num_annotators(self.claims, kind), *grid.shape), 255, np.uint8) for kind in KINDS}
-        drawing = read_drawing(file, grid, self.format)
+        drawing = read_drawing(file, picture or grid, self.format)
         maps = claimed(drawing, self.claims, file, self.contradictions)
         fills = {kind: outside(drawing, self.claims, kind) for kind in KINDS}
-        options = {"segments": drawing.segments, **self.placing}
+
+        def brought(kind: Kind) -> NDArray[np.uint8]:
+            source, found = drawing.grid, maps[kind]
+            if picture is not None:  # it has no place in space, so what is drawn on it lies on its pixels
+                source, found = replace(picture, affine=np.eye(4)), place(found, source, picture, file, fills[kind])
+            return place(found, source, grid, file, fills[kind], drawing.segments, **self.placing)
+
         try:
-            placed = {kind: place(maps[kind], drawing.grid, grid, file, fills[kind], **options) for kind in KINDS}
+            placed = {kind: brought(kind) for kind in KINDS}
         except OtherGridError as error:
             raise DataError(
                 f"{error}, or take the nearest voxels (resample=True in Python, --resample True of the bundle, "
                 "`medcoarse train --resample`)"
             ) from None
         drawn, left = (any(_shows(found[kind], fills[kind]) for kind in KINDS) for found in (maps, placed))
-        if drawn and not left:
+        if drawn and not left and all(fill == UNLABELED for kind in KINDS for fill in fills[kind]):
             raise DataError(f"{file}: nothing that is drawn lies in the image; pass the image it was drawn on")
         return placed
 
@@ -184,12 +192,12 @@ class LoadStrokesOfEachd(LoadCoarseAnnotationd):
         item = dict(data)
         for key, name in self.key_iterator(item, self.outputs[0]):
             image = item[self.image_key]
-            grid = _grid(image, self.image_key)
+            grids = _grids(image, self.image_key)
             files = [item[key]] if isinstance(item[key], str | os.PathLike) else list(item[key])
             whose = self._whose(item, files)
-            maps = np.full((len(self.annotators), *grid.shape), UNLABELED, np.uint8)
+            maps = np.full((len(self.annotators), *grids[0].shape), UNLABELED, np.uint8)
             for index in set(whose):
-                parts = [self._read(file, grid) for file, who in zip(files, whose, strict=True) if who == index]
+                parts = [self._read(file, *grids) for file, who in zip(files, whose, strict=True) if who == index]
                 maps[index] = self.merge(*(np.concatenate([part[kind] for part in parts]) for kind in KINDS))[0]
             item[name] = _like(image, maps, [str(file) for file in files])
         return item
@@ -234,7 +242,7 @@ class UnlabeledIfMissingd(MapTransform):
         image = item[self.image_key]
         for key, channels in zip(self.keys, self.num_channels, strict=True):
             if key not in item:
-                nothing = np.full((channels, *_grid(image, self.image_key).shape), UNLABELED, np.uint8)
+                nothing = np.full((channels, *_grids(image, self.image_key)[0].shape), UNLABELED, np.uint8)
                 item[key] = _like(image, nothing, [str(image.meta.get("filename_or_obj", ""))])
         return item
 
@@ -244,8 +252,8 @@ def _shows(maps: NDArray[np.uint8], fills: Sequence[int]) -> bool:
     return any((one != fill).any() for one, fill in zip(maps, fills, strict=True))
 
 
-def _grid(image: Any, key: Hashable) -> Grid:
-    """Grid of a loaded image, with what DICOM says about it."""
+def _grids(image: Any, key: Hashable) -> tuple[Grid, Grid | None]:
+    """Grid of a loaded image, with what DICOM says; and of its file, where that is a picture that was moved since."""
     if not isinstance(image, MetaTensor) or image.ndim not in (3, 4):
         raise ValueError(
             f"{key!r} must be an image as LoadImaged and EnsureChannelFirstd leave it, a MetaTensor (C, *S) with 2 or "
@@ -254,8 +262,14 @@ def _grid(image: Any, key: Hashable) -> Grid:
     file = str(image.meta.get("filename_or_obj", ""))
     frame = frame_of_reference(file) if file else None
     affine = as_affine(image.affine.cpu().numpy())
-    placeless = file.lower().endswith(PIL_SUFFIXES) and np.array_equal(affine, np.eye(4))  # a picture as it was loaded
-    return Grid(tuple(image.shape[1:]), None if placeless else affine, frame, Path(file).name or None)
+    grid = Grid(tuple(image.shape[1:]), affine, frame, Path(file).name or None)
+    if not file.lower().endswith(PIL_SUFFIXES):
+        return grid, None
+    moved = np.linalg.inv(as_affine(image.meta.get("original_affine", np.eye(4)))) @ affine
+    if np.allclose(moved, np.eye(4)):
+        return replace(grid, affine=None), None
+    shape = tuple(int(size) for size in image.meta.get("spatial_shape", grid.shape))[: len(grid.shape)]
+    return replace(grid, affine=moved), Grid(shape, None, None, grid.name)
 
 
 def _like(image: MetaTensor, maps: np.ndarray[Any, Any], files: list[str]) -> MetaTensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,6 +23,8 @@ from monai.transforms import (
     LoadImage,
     LoadImaged,
     Orientationd,
+    Rotate90,
+    Zoom,
 )
 from PIL import Image
 from skimage.draw import polygon2mask
@@ -459,6 +463,16 @@ def test_a_plane_and_a_volume_of_one_slice_are_one_grid():
         with pytest.raises(DataError, match="another grid"):
             place(volume, saved, turned, "f", [255])
     assert np.array_equal(place(maps, Grid((3, 4)), on((3, 4, 1)), "f", [255]), maps[..., None])
+    for turn in ([2, 0, 1, 3], [0, 2, 1, 3]):  # a sagittal and a coronal slice
+        affine = np.eye(4)[turn]
+        for other, same in ((affine, True), (affine @ np.diag([-1, 1, 1, 1]), False)):
+            try:
+                found = place(volume, Grid((3, 4, 1), affine), Grid((3, 4), other), "f", [255])
+            except DataError:
+                assert not same
+            else:
+                assert same
+                assert np.array_equal(found, maps)
     for resample in (False, True):
         with pytest.raises(DataError, match=r"has shape \(4, 3, 1\), the image \(3, 4\)"):
             place(maps.reshape(1, 4, 3, 1), on((4, 3, 1)), Grid((3, 4)), "f", [255], resample=resample)
@@ -578,10 +592,55 @@ def test_what_itk_saves_of_a_picture_lies_on_it(ending: str, depth: tuple[int, .
         assert np.argwhere(np.asarray(item["positive"][0]) == 1).tolist() == [[1, 3]]
         assert np.argwhere(np.asarray(item["negative"][0]) == 1).tolist() == [[5, 0]]
         assert torch.equal(item["positive"].affine, image.affine)
-        with pytest.raises(
-            DataError, match=r"another grid|nothing that is drawn"
-        ):  # nobody knows how it is to be turned
-            read({"image": Flip(0)(image), "drawing": tmp_path / f"drawn{ending}"})
+
+
+PENS = {
+    "nii.gz": lambda path, values: nib.save(nib.Nifti1Image(values[..., None], np.diag([-0.3, -0.3, 1, 1])), path),
+    "nrrd": lambda path, values: sitk.WriteImage(sitk.GetImageFromArray(values.T[None]), path),
+    "png": lambda path, values: Image.fromarray(values.T).save(path),
+}
+MOVES = {
+    "flipped": Flip(0),
+    "turned by 180 degrees": Flip((0, 1)),
+    "turned by 90 degrees": Rotate90(1),
+}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+@pytest.mark.parametrize("ending", PENS)
+@pytest.mark.parametrize("made_up", [np.eye(3), np.diag([-1.0, -1.0, 1.0])], ids=["Pillow", "ITK"])
+def test_a_picture_may_be_moved_before_its_drawing_is_read(made_up: np.ndarray, ending: str, move: Any, tmp_path: Path):
+    """A drawing lies on the pixels of the file, whatever affine a program made up for it."""
+    values = np.zeros((6, 4), np.uint8)  # columns, rows
+    values[1, 3], values[5, 0] = 1, 2
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "photo.png")
+    PENS[ending](tmp_path / f"drawn.{ending}", values)
+    image = EnsureChannelFirst()(LoadImage(reader="PILReader")(tmp_path / "photo.png"))
+    image.affine = image.meta["original_affine"] = torch.from_numpy(made_up)
+    read = LoadCoarseAnnotationd("drawing", VALUES, 2)
+    item = read({"image": image, "drawing": tmp_path / f"drawn.{ending}"})
+    moved = read({"image": move(image), "drawing": tmp_path / f"drawn.{ending}"})
+    for key, place_of in (("positive", [[1, 3]]), ("negative", [[5, 0]])):
+        assert np.argwhere(np.asarray(item[key][0]) != 255).tolist() == place_of
+        np.testing.assert_array_equal(moved[key], move(item[key]))
+    scaled = Zoom(2, keep_size=False)(image)
+    with pytest.raises(DataError, match="resample=True"):
+        read({"image": scaled, "drawing": tmp_path / f"drawn.{ending}"})
+
+
+def test_a_shape_on_a_picture_that_was_moved(tmp_path: Path):
+    """labelme's polygons are of the file's pixels."""
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "photo.png")
+    corners = [[1, 1], [3, 1], [3, 3], [1, 3]]
+    shape = {"label": "a", "points": corners, "shape_type": "polygon", "group_id": None, "flags": {}}
+    content = {"shapes": [shape], "imageWidth": 6, "imageHeight": 4, "imagePath": "photo.png", "version": "5.0.1"}
+    (tmp_path / "drawn.json").write_text(json.dumps(content))
+    image = EnsureChannelFirst()(LoadImage()(tmp_path / "photo.png"))
+    read = LoadCoarseAnnotationd("drawing", {"a": (1, "positive")}, 2)
+    item = read({"image": image, "drawing": tmp_path / "drawn.json"})
+    assert int((item["positive"] == 1).sum()) > 0
+    moved = read({"image": Rotate90(1)(image), "drawing": tmp_path / "drawn.json"})
+    np.testing.assert_array_equal(moved["positive"], Rotate90(1)(item["positive"]))
 
 
 def test_the_image_must_be_loaded(tmp_path: Path):
