@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
     """Fuse image after image."""
     _require_different(options.folders)
     files = {folder: find_drawings(folder) for folder in options.folders}
+    if len(files) == 1:
+        _require_one_place(options.folders[0], files[options.folders[0]])
     drawn = by_annotator(files, options.partial)
     used = {file for by in drawn.values() for file in by.values()}
     left_out = [file for of_folder in files.values() for file in of_folder if file not in used]
@@ -98,6 +101,17 @@ def _require_different(folders: Sequence[str]) -> None:
     times = Counter(Path(folder).resolve() for folder in folders)
     if twice := [folder for folder in folders if times[Path(folder).resolve()] > 1]:
         raise CommandError(f"{twice[0]}: is named {len(twice)} times; name the folder of each annotator once")
+
+
+def _require_one_place(folder: str, files: Sequence[Path]) -> None:
+    """Refuse folders in the only folder: most likely each is of an annotator, and names alone would not tell."""
+    places = sorted({str(file.parent) for file in files})
+    if len(places) > 1:
+        more = " ..." if len(places) > 3 else ""
+        raise CommandError(
+            f"{folder}: holds label maps in {len(places)} places; name the folder of each annotator: medcoarse fuse "
+            f"{' '.join(map(shlex.quote, places[:3]))}{more}, or put the files of all into one"
+        )
 
 
 def by_annotator(folders: Mapping[str, Sequence[Path]], partial: bool = False) -> dict[str, dict[str, Path]]:

@@ -190,7 +190,7 @@ def test_images_that_one_annotator_drew(tmp_path: Path, capfd: pytest.CaptureFix
     assert list(record["images"]) == ["p1_left", "p1_right"]
     assert [row["num_images"] for row in record["reliability"].values()] == [2, 2]
     said = refused(capfd, "fuse", tmp_path / "drawn", "--output_dir", tmp_path / "other")
-    assert "by one annotator; keep one, or name the folder of each annotator" in said
+    assert f"medcoarse fuse {tmp_path}/drawn/ada {tmp_path}/drawn/ben, or put the files" in said
     for end in ("left", "right"):
         (tmp_path / "drawn" / "ben" / f"p1_{end}.png").unlink()
     said = refused(capfd, *words, "--partial", "--overwrite")
