@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from pathlib import Path
@@ -70,59 +69,67 @@ def in_threads(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Re
     errors: list[BaseException] = []
 
     def take() -> None:
-        while todo:
-            try:
-                index, part = todo.popleft()
-            except IndexError:  # another thread was quicker
-                return
-            try:
+        try:
+            while True:
+                try:
+                    index, part = todo.popleft()
+                except IndexError:
+                    return
                 results[index] = work(part)
-            except BaseException as error:
-                todo.clear()
-                errors.append(error)
+        except BaseException as error:
+            stop(error)
 
-    _side_by_side(take, min(torch.get_num_threads(), len(parts)))
+    def stop(error: BaseException) -> None:
+        todo.clear()
+        errors.append(error)
+
+    _side_by_side(take, min(torch.get_num_threads(), len(parts)), stop)
     if errors:
         raise errors[0]
     return [results[index] for index in range(len(parts))]
 
 
-def _side_by_side(work: Callable[[], None], number: int) -> None:
-    """``work()`` by at most so many threads, this one among them; it must not raise."""
+def _side_by_side(work: Callable[[], None], number: int, stop: Callable[[BaseException], None]) -> None:
+    """``work()`` by at most so many threads, this one among them. ``stop`` gets what handlers of signals raise."""
     team = _team() if number > 1 and not _forked else None
     if team is not None:
-        with _raising_what_is_lost():
-            team(_Task(lambda _: work()), None, number, 0)
+        _by_team(team, work, number, stop)
         return
     helpers = [_helpers().submit(work) for _ in range(number - 1)]
     work()
-    wait([helper for helper in helpers if not helper.cancel()])  # nobody waits for one that has not begun
+    begun = [helper for helper in helpers if not helper.cancel()]  # nobody waits for the others
+    while True:
+        try:
+            wait(begun)
+            return
+        except BaseException as error:
+            stop(error)
 
 
-@contextlib.contextmanager
-def _raising_what_is_lost() -> Iterator[None]:
-    """Raise in the end what a handler of signals, Ctrl-C's too, raised as C called back: ctypes would only report it.
+def _by_team(team: Any, work: Callable[[], None], number: int, stop: Callable[[BaseException], None]) -> None:
+    """What a handler of signals, Ctrl-C's too, raises as C calls back, ctypes would only report.
 
     Handlers run in the main thread alone.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    report, lost = sys.unraisablehook, list[BaseException]()
+
+    def called(_: Any) -> None:
+        work()
 
     def keep(what: Any) -> None:
-        if "ctypes callback" in (what.err_msg or "") and what.exc_value is not None:
-            lost.append(what.exc_value)
+        if what.object is called and what.exc_value is not None:
+            stop(what.exc_value)
         else:
             report(what)
 
+    if threading.current_thread() is not threading.main_thread():
+        team(_Task(called), None, number, 0)
+        return
+    report = sys.unraisablehook
     try:
         sys.unraisablehook = keep
-        yield
+        team(_Task(called), None, number, 0)
     finally:
         sys.unraisablehook = report
-    if lost:
-        raise lost[0]
 
 
 _Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
