@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -143,6 +144,19 @@ def check_transition(transition: Tensor | Sequence[Sequence[float]]) -> Tensor:
             f"column sums {transition.sum(0).tolist()}; pass the transpose if its rows sum to 1"
         )
     return transition
+
+
+def plain_tensor(x: Any) -> Tensor:
+    """A tensor without MONAI's meta data, whose bookkeeping costs more than the counting; arrays of any layout too.
+
+    Example:
+        >>> plain_tensor(np.array([[1, 2]], dtype=">u2")[:, ::-1])
+        tensor([[2, 1]])
+    """
+    if isinstance(x, np.ndarray):
+        wide = x.dtype.kind == "u" and x.dtype.itemsize > 1  # torch counts with few of these
+        x = np.ascontiguousarray(x, dtype=np.int64 if wide else x.dtype.newbyteorder("="))
+    return torch.as_tensor(x).detach().as_subclass(Tensor)
 
 
 def check_num_classes(num_classes: int) -> None:

@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from medcoarse import kernels
 from medcoarse.compilation import compiled, empty_like, in_threads
 from medcoarse.confusion import Confusion, FullConfusion
-from medcoarse.fused import check_log_transition, drawn_counts, pixel_shares, readings
+from medcoarse.fused import check_log_transition, drawn_counts, pixel_shares, readings, refuse_second_derivatives
 from medcoarse.kernels import claims_of, dot, fast_log, log_softmax, log_sum, read, softmax
 from medcoarse.likelihoods import log_complementary_evidence, log_evidence, mean_trace
 
@@ -120,8 +119,8 @@ class _Evidence(torch.autograd.Function):
         return evidence, torch.tensor(trace, dtype=table.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, pull: Tensor) -> tuple[None, Tensor | None]:
+        refuse_second_derivatives()
         if not ctx.needs_input_grad[1]:
             return None, None
         table, _ = ctx.saved_tensors

@@ -126,15 +126,24 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # the gradient is a constant here: what is made of it would be wrong in silence
-            raise RuntimeError(
-                "create_graph=True: the likelihood of annotators has no second derivatives; build the loss of "
-                "medcoarse.likelihoods.coarse_nll or complementary_nll and mean_trace, or pass create_graph=False"
-            )
+        refuse_second_derivatives()
         # The usual scale is 1; on the processor a look is free and saves a pass over all gradients.
         same = scale.device.type == "cpu" and scale.item() == 1
         grads = [grad if same else grad * scale for grad in ctx.saved_tensors]
         return None, *grads, *[None] * (len(ctx.needs_input_grad) - 1 - len(grads))
+
+
+def refuse_second_derivatives() -> None:
+    """In a backward pass whose gradients are constants: what is made of them would be wrong in silence.
+
+    Raises:
+        RuntimeError: it was asked for ``create_graph=True``.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "create_graph=True: the likelihood of annotators has no second derivatives; build the loss of "
+            "medcoarse.likelihoods (coarse_nll, complementary_nll, joint_nll, mean_trace), or pass create_graph=False"
+        )
 
 
 def _fields(confusion: FullConfusion | LowRankConfusion) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from medcoarse.confusion import UNLABELED
+from medcoarse.confusion import UNLABELED, plain_tensor
 
 # counting pixels
 
@@ -46,11 +46,11 @@ def confusion_counts(
         tensor([[[1, 0],
                  [1, 1]]])
     """
-    pred, label = _plain(pred), _plain(label)
+    pred, label = plain_tensor(pred), plain_tensor(label)
     _check_shapes(pred, label, num_classes, mask)
     keep = label != ignore_index
     if mask is not None:
-        keep &= _plain(mask).to(label.device) != 0
+        keep &= plain_tensor(mask).to(label.device) != 0
     counts = torch.zeros((len(label), num_classes**2), dtype=torch.int64, device=label.device)
     for b in range(len(label)):  # image by image, so that the temporary maps are those of one image
         said = _classes(_label_map(pred[b]), keep[b, 0], num_classes, "pred")
@@ -78,7 +78,7 @@ def annotation_counts(annotation: Tensor, label: Tensor, num_classes: int, mask:
         >>> annotation_counts(drawn, label, num_classes=2).tolist()
         [[[[1, 0], [1, 1]]]]
     """
-    annotation, label = _plain(annotation), _plain(label)
+    annotation, label = plain_tensor(annotation), plain_tensor(label)
     if annotation.ndim < 3 or label.shape != (len(annotation), 1, *annotation.shape[2:]):
         raise ValueError(
             f"annotation must be (B, R, *S) and label (B, 1, *S), got {tuple(annotation.shape)} and "
@@ -86,7 +86,7 @@ def annotation_counts(annotation: Tensor, label: Tensor, num_classes: int, mask:
         )
     drawn = annotation != UNLABELED
     if mask is not None:
-        drawn = drawn & (_plain(mask) != 0)
+        drawn = drawn & (plain_tensor(mask) != 0)
     tables = [
         confusion_counts(annotation[:, r, None], label, num_classes, drawn[:, r, None])
         for r in range(annotation.shape[1])
@@ -110,14 +110,9 @@ def soft_annotation_counts(annotation: Tensor, probs: Tensor) -> Tensor:
         tensor([[0.0000, 0.0000],
                 [1.1000, 0.9000]], dtype=torch.float64)
     """
-    drawings, truth = _plain(annotation).flatten(2), _plain(probs).flatten(2).double()
+    drawings, truth = plain_tensor(annotation).flatten(2), plain_tensor(probs).flatten(2).double()
     rows = [torch.einsum("brn,btn->brt", (drawings == k).double(), truth) for k in range(truth.shape[1])]
     return torch.stack(rows, 2)
-
-
-def _plain(x: Tensor) -> Tensor:
-    """The tensor, or array, without MONAI's meta data, whose bookkeeping costs more than the counting."""
-    return torch.as_tensor(x).detach().as_subclass(Tensor)
 
 
 def _check_shapes(pred: Tensor, label: Tensor, num_classes: int, mask: Tensor | None) -> None:
@@ -446,7 +441,10 @@ def repeated_confusion(counts: Tensor, label: Tensor) -> Tensor:
                 [0.0000, 0.5000]], dtype=torch.float64)
     """
     _check_counts(counts, label)
-    n, true = _plain(counts).double().flatten(3), _is_class(_plain(label), counts.shape[2]).double().flatten(2)
+    n, true = (
+        plain_tensor(counts).double().flatten(3),
+        _is_class(plain_tensor(label), counts.shape[2]).double().flatten(2),
+    )
     return conditional_table(torch.einsum("bron,btn->brot", n, true))
 
 
@@ -476,9 +474,9 @@ def local_confusion_error(cm: Tensor, counts: Tensor, label: Tensor) -> Tensor:
         raise ValueError(
             f"cm must be (B, R, L, L, *S) for counts (B, R, L, *S), got {tuple(cm.shape)} and {tuple(counts.shape)}"
         )
-    true = _is_class(_plain(label), counts.shape[2]).double().flatten(2)
-    column = torch.einsum("brotn,btn->bron", _plain(cm).double().flatten(4), true)
-    n = _plain(counts).double().flatten(3) * true.sum(1)[:, None, None]  # none where the truth is unknown
+    true = _is_class(plain_tensor(label), counts.shape[2]).double().flatten(2)
+    column = torch.einsum("brotn,btn->bron", plain_tensor(cm).double().flatten(4), true)
+    n = plain_tensor(counts).double().flatten(3) * true.sum(1)[:, None, None]  # none where the truth is unknown
     drawn = n.sum(2)
     squares = (column - n / drawn.clamp(min=1)[:, :, None]).square().mean(2)
     return ((squares * drawn).sum(-1) / drawn.sum(-1)).sqrt()
@@ -524,7 +522,7 @@ def mean_confusion(
         tensor([[1.0000, 0.5000],
                 [0.0000, 0.5000]])
     """
-    cm = _plain(cm)
+    cm = plain_tensor(cm)
     if cm.ndim < 5 or cm.shape[2] != cm.shape[3]:
         raise ValueError(f"cm must be (B, R, L, L, *S), got {tuple(cm.shape)}; add the batch and annotator axes")
     shape = (len(cm), 1, *cm.shape[4:])
@@ -533,12 +531,12 @@ def mean_confusion(
             raise ValueError(f"{name} must be {shape} to match cm, got {tuple(x.shape)}; crop them together")
     if weight is not None and weight.shape != (*cm.shape[:2], *cm.shape[4:]):
         raise ValueError(f"weight must be (B, R, *S) to match cm {tuple(cm.shape)}, got {tuple(weight.shape)}")
-    keep = torch.ones(shape, dtype=torch.bool, device=cm.device) if mask is None else _plain(mask) != 0
-    true = label is None or _is_class(_plain(label), cm.shape[3])
+    keep = torch.ones(shape, dtype=torch.bool, device=cm.device) if mask is None else plain_tensor(mask) != 0
+    true = label is None or _is_class(plain_tensor(label), cm.shape[3])
     keep = (keep & true).expand(-1, cm.shape[3], *shape[2:])
     share = keep[:, None].to(cm.dtype).flatten(3)  # (B, 1 or R, true, pixels)
     if weight is not None:
-        share = share * _plain(weight).to(cm.dtype).flatten(2)[:, :, None]
+        share = share * plain_tensor(weight).to(cm.dtype).flatten(2)[:, :, None]
     total = torch.einsum("brotn,brtn->brot", cm.flatten(4), share)
     return total / share.sum(-1)[:, :, None]
 

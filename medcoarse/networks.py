@@ -280,7 +280,7 @@ class CoupledModel(nn.Module):
             shapes = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in given]
             raise ValueError(
                 f"the segmenter must give class scores (B, L, *S) for an image {tuple(image.shape)}, got "
-                f"{', '.join(map(str, shapes))}; let it give them alone, without deep supervision "
+                f"{', '.join(map(str, shapes)) or 'nothing'}; let it give them alone, without deep supervision "
                 "(deep_supervision=False) or other outputs"
             )
         return found

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from medcoarse.confusion import UNLABELED, check_num_classes
+from medcoarse.confusion import UNLABELED, check_num_classes, plain_tensor
 
 SILENT = 0
 """Vote of an annotator who said nothing; class k is vote k + 1."""
@@ -100,7 +100,7 @@ def check_annotations(annotations: Tensor, num_classes: int) -> Tensor:
         tensor([[[  0,   1, 255]]], dtype=torch.uint8)
     """
     check_num_classes(num_classes)
-    annotations = torch.as_tensor(annotations).detach().as_subclass(Tensor)
+    annotations = plain_tensor(annotations)
     if annotations.ndim < 3 or 0 in annotations.shape:
         raise ValueError(
             f"annotations must be (B, R, *S), none of them 0, got {tuple(annotations.shape)}; stack the label maps of "

@@ -487,7 +487,7 @@ def _refuse_0_255(values: Values) -> None:
     if unlabeled.any() and not unlabeled.all() and not values[~unlabeled].any():
         raise ValueError(
             "label holds only 0 and 255: a 0/255 mask? 255 means unlabeled; map it with MapLabelValued(keys, [0, 255], "
-            "[0, 1]). An image without any object is drawn before OutsideToUnlabeledd restricts it to a field of view."
+            "[0, 1]). An image without any object is drawn before it is cropped or OutsideToUnlabeledd restricts it."
         )
 
 

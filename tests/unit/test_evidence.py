@@ -189,3 +189,10 @@ def test_nothing_is_kept_of_a_trace_that_nobody_asks_slopes_of():
     rank_one = LowRankConfusion(table[:, :, 0], table[:, :, :1], None, floor)
     assert evidence_and_trace(rank_one, drawing, 3)[1].requires_grad
     assert not evidence_and_trace(rank_one, drawing, 3, trace_slopes=False)[1].requires_grad
+
+
+def test_second_derivatives_are_refused():
+    table, drawing, _, floor = problem()
+    said, _ = evidence_and_trace(FullConfusion(table, floor), drawing, 3)
+    with pytest.raises(RuntimeError, match="no second derivatives; build the loss of"):
+        torch.autograd.grad(said.sum(), table, create_graph=True)

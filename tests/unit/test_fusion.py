@@ -127,7 +127,11 @@ class TestInput:
 
     def test_arrays_are_taken(self, method):
         said = annotators(3, (6, 5), 2)
-        assert torch.equal(result_of(method(said.numpy(), 2)), result_of(method(said, 2)))
+        wanted = result_of(method(said, 2))
+        for dtype in ("uint8", "uint16", ">i2", "uint32", "<f4", ">f8"):
+            array = said.numpy().astype(dtype)
+            for one in (array, np.ascontiguousarray(array[..., ::-1])[..., ::-1], np.asfortranarray(array)):
+                assert torch.equal(result_of(method(one, 2)), wanted)
 
     def test_bool_maps_are_taken(self, method):
         said = annotators(3, (6, 5), 2, missing=0)

@@ -64,7 +64,9 @@ class TestConfusionCounts:
     def test_arrays_are_taken(self) -> None:
         pred, label = (torch.randint(0, 3, (2, 1, 6, 5), generator=torch.Generator().manual_seed(k)) for k in (0, 1))
         wanted = metrics.confusion_counts(pred, label, 3)
-        assert torch.equal(metrics.confusion_counts(pred.numpy(), label.numpy(), 3), wanted)
+        for dtype in ("uint8", "uint16", ">i2", "uint32", ">f8"):
+            arrays = [one.flip(-1).numpy().astype(dtype)[..., ::-1] for one in (pred, label)]
+            assert torch.equal(metrics.confusion_counts(*arrays, 3), wanted)
         drawings = torch.cat([pred, label], 1)
         wanted = metrics.annotation_counts(drawings, label, 3)
         assert torch.equal(metrics.annotation_counts(drawings.numpy(), label.numpy(), 3), wanted)
