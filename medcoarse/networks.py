@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -290,9 +291,19 @@ class CoupledModel(nn.Module):
         if self.shared_layer is None:
             return self._scores(image), image
         seen: list[Tensor] = []
+        learns = torch.is_grad_enabled()
         layer = self.segmenter.get_submodule(self.shared_layer)
+
+        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            if learns and not torch.is_grad_enabled() and any(one.requires_grad for one in layer.parameters()):
+                raise ValueError(
+                    f"the layer {self.shared_layer!r} runs without gradients, so that those of the annotators would be "
+                    "lost on the way to it; pass use_reentrant=False to torch.utils.checkpoint"
+                )
+            seen.append(output)
+
         # Hooked for one call only: a lasting hook would follow the segmenter into its exports and copies.
-        hook = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        hook = layer.register_forward_hook(keep)
         try:
             logits = self._scores(image)
         finally:

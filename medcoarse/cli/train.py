@@ -265,7 +265,9 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         for line in _said(classes, patients, sections, settings, reasons):
             print(line)
         if undrawn:
-            print(f"  LEFT OUT, for nobody has drawn them yet: {len(undrawn)}, {listed(undrawn)}")
+            unused = len(masks) - len(labels)
+            of_masks = f", with {unused} mask{'s' * (unused > 1)}" if unused else ""
+            print(f"  LEFT OUT, for nobody has drawn them yet: {len(undrawn)}, {listed(undrawn)}{of_masks}")
         items = {
             name: [_item(image, drawn[image], labels.get(image), out, channels) for image in part]
             for name, part in sections.items()

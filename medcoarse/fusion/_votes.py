@@ -6,6 +6,7 @@ alike, and a volume of millions of voxels has few patterns: five annotators and 
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -105,6 +106,12 @@ def check_annotations(annotations: Tensor, num_classes: int) -> Tensor:
         raise ValueError(
             f"annotations must be (B, R, *S), none of them 0, got {tuple(annotations.shape)}; stack the label maps of "
             "the annotators on axis 1 and add the batch axis"
+        )
+    if annotations.shape[1] == 1 < len(annotations):
+        warnings.warn(
+            f"annotations {tuple(annotations.shape)} are of one annotator, so there is nothing to fuse; label maps "
+            "(1, *S) of several are joined by torch.cat([...])[None], or torch.stack([...], 1) of batches",
+            stacklevel=3,
         )
     if annotations.dtype == torch.bool:
         return annotations.to(torch.uint8)

@@ -47,7 +47,7 @@ def test_images_that_nobody_has_drawn_yet_are_left_out_if_asked_for(
     assert main(words) == 0
     said = capfd.readouterr().out
     assert "3 images with drawings" in said
-    assert "LEFT OUT, for nobody has drawn them yet: 1, case1.nii.gz" in said
+    assert "LEFT OUT, for nobody has drawn them yet: 1, case1.nii.gz, with 1 mask" in said
     listed = json.loads((tmp_path / "run" / "datalist.json").read_text())
     items = [item for part in listed.values() for item in part]
     assert sorted(Path(item["image"]).name for item in items) == ["case0.nii.gz", "case2.nii.gz", "case3.nii.gz"]
@@ -76,7 +76,7 @@ def test_a_value_outside_the_mapping(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert "no drawing holds 7" in refused(capfd, *train_words(tmp_path, "--background", 7))
     words = [word for word in train_words(tmp_path) if word not in ("--background", str(BACKGROUND))]
     assert "Pass --background VALUE" in refused(capfd, *words)
-    assert "none of itksnap" in refused(capfd, *train_words(tmp_path, "--mapping", "itk"))
+    assert "none of dense" in refused(capfd, *train_words(tmp_path, "--mapping", "itk"))
     assert "--class_names must be 1" in refused(capfd, *train_words(tmp_path, "--class_names", "a", "b"))
 
 

@@ -99,6 +99,7 @@ class TestEveryMethod:
         flat, volume = SOFT[name](said, 3), SOFT[name](said[:, :, None], 3)
         torch.testing.assert_close(probs_of(volume)[:, :, 0], probs_of(flat), atol=1e-5, rtol=0)
 
+    @pytest.mark.filterwarnings("ignore:annotations .* are of one annotator")
     @pytest.mark.parametrize("number", [1, 2])
     def test_all_unlabeled(self, name, number):
         result = SOFT[name](torch.full((2, number, 4, 5), UNLABELED), 3)
@@ -144,6 +145,7 @@ def test_majority_and_mean_agree():
     torch.testing.assert_close(majority_vote(said, 3, "lowest"), hard_label(mean_label(said, 3)))
 
 
+@pytest.mark.filterwarnings("ignore:annotations .* are of one annotator")
 def test_one_annotator_is_taken_at_its_word_by_voting():
     said = annotators(2, 3, errors=(0.2,))
     assert torch.equal(majority_vote(said, 3), said)

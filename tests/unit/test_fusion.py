@@ -133,6 +133,11 @@ class TestInput:
             for one in (array, np.ascontiguousarray(array[..., ::-1])[..., ::-1], np.asfortranarray(array)):
                 assert torch.equal(result_of(method(one, 2)), wanted)
 
+    def test_annotators_on_the_axis_of_the_batch_are_suspected(self, method):
+        said = annotators(3, (6, 5), 2)[:1].movedim(0, 1)
+        with pytest.warns(UserWarning, match="are of one annotator, so there is nothing to fuse"):
+            method(said, 2)
+
     def test_bool_maps_are_taken(self, method):
         said = annotators(3, (6, 5), 2, missing=0)
         assert torch.equal(result_of(method(said.bool(), 2)), result_of(method(said, 2)))

@@ -140,6 +140,29 @@ def test_shared_layer_feeds_the_annotators_and_leaves_no_hook():
         CoupledModel(segmenter, annotator, shared_layer="top")
 
 
+class Checkpointed(nn.Sequential):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 1))
+        self.reentrant = reentrant
+
+    def forward(self, image):
+        return torch.utils.checkpoint.checkpoint(super().forward, image, use_reentrant=self.reentrant)
+
+
+def test_a_shared_layer_without_gradients_is_refused():
+    """Of a reentrant checkpoint; another one, a frozen layer and evaluation are as they should be."""
+    annotator = AnnotatorNet(nn.Identity(), 2, 4, num_classes=2)
+    image = torch.rand(1, 1, 4, 4, requires_grad=True)
+    model = CoupledModel(Checkpointed(reentrant=True), annotator, shared_layer="0")
+    with pytest.raises(ValueError, match=r"the layer '0' runs without gradients.*use_reentrant=False"):
+        model(image)
+    with torch.no_grad():
+        model.couple(image)
+    model.segmenter[0].requires_grad_(False)
+    model(image)
+    CoupledModel(Checkpointed(reentrant=False), annotator, shared_layer="0")(image)
+
+
 def test_low_resolution_backbone_is_interpolated():
     net = AnnotatorNet(nn.Conv3d(1, 4, 2, stride=2), 3, 4, num_classes=2)
     positive, _ = net(torch.rand(1, 1, 6, 8, 4))
