@@ -37,6 +37,8 @@ from medcoarse.likelihoods import (
     ruled_out_nll,
 )
 
+WARMUPS = ("consensus", "identity", "masks")
+
 _LEAST_VARIANCE = 1e-2  # within the classes, as a share of the variance of the whole image
 
 
@@ -228,6 +230,10 @@ def _gaussian_window(sigma: float) -> Callable[[Tensor], Tensor]:
     return smooth
 
 
+def _holds_labels(label: Tensor | None) -> bool:
+    return label is not None and bool((label != UNLABELED).any())
+
+
 def _whole_numbers(name: str, drawing: Tensor) -> Tensor:
     """A map of classes of any type as one of integers."""
     if not isinstance(drawing, Tensor):
@@ -290,7 +296,9 @@ class CoupledLoss(nn.Module):
             the matrices better where the warm-up has settled what the classes are.
         transition: fixed ``M`` as nested lists or tensor; ``None`` is uniform over the other classes (the swap at
             L = 2). Ignored where the model learns its own.
-        warmup: ``"consensus"`` or ``"identity"``.
+        warmup: what drawings say while there are no annotators: ``"consensus"`` what they agree on, ``"identity"`` each
+            the truth, ``"masks"`` nothing in batches that hold masks and else the consensus. Where some images have
+            masks, these settle what the classes are, and errors of drawings had better wait for the annotators.
         dense_weight: weight of cross-entropy on dense masks.
         dice_weight: weight of :func:`partial_dice`, on the :func:`consensus` of the drawings and on dense masks; 0
             leaves it out. It holds the size of a structure where the likelihood alone lets it grow into the pixels on
@@ -361,8 +369,8 @@ class CoupledLoss(nn.Module):
             )
         if appearance_smoothing < 0:
             raise ValueError(f"appearance_smoothing must not be negative, got {appearance_smoothing}")
-        if warmup not in ("consensus", "identity"):
-            raise ValueError(f'warmup must be "consensus" or "identity", got {warmup!r}')
+        if warmup not in WARMUPS:
+            raise ValueError(f"warmup must be one of {', '.join(WARMUPS)}, got {warmup!r}")
         if not 0 <= balance <= 1:
             raise ValueError(f"balance must be from 0 (all pixels alike) to 1 (all classes alike), got {balance}")
         if joint and negative_sets:
@@ -391,6 +399,8 @@ class CoupledLoss(nn.Module):
         with _without_autocast(output.logits.device.type):
             logits = output.logits.float()
             warm = output.is_warmup
+            if warm and self.warmup == "masks" and _holds_labels(target.label):
+                target = target._replace(positive=None, negative=None)
             drawn = target.positive is not None or target.negative is not None
             agreed: Tensor | None = None
             if drawn and self.joint and not warm:
@@ -416,7 +426,7 @@ class CoupledLoss(nn.Module):
 
     def _agreed(self, warm: bool, target: Annotations) -> Tensor | None:
         """Consensus of the drawings, if a term asks for it."""
-        needed = self._consensus_dice(warm) > 0 or (warm and self.warmup == "consensus")
+        needed = self._consensus_dice(warm) > 0 or (warm and self.warmup != "identity")
         return consensus(target, self.num_classes) if needed else None
 
     def _consensus_dice(self, warm: bool) -> float:
@@ -462,7 +472,7 @@ class CoupledLoss(nn.Module):
         if positive is None and negative is None:
             return [], {}
         warm = output.is_warmup
-        if warm and self.warmup == "consensus":
+        if warm and self.warmup != "identity":
             assert agreed is not None
             nll = dense_nll(logits.log_softmax(1), agreed, self.balance)
             return [nll], {"consensus": nll}

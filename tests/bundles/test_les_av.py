@@ -31,6 +31,18 @@ def test_other_supervision(bundle, tmp_path, supervision):
     assert bundle.metrics(tmp_path)["facts"]["supervision"] == supervision
 
 
+def test_masks_and_drawings_together(bundle, tmp_path):
+    """The configuration that goes over this bundle for it: masks settle the classes, and annotators learn at once."""
+    built = bundle.run(
+        "train.json", "../../mnist/configs/semi.json", **(bundle.small | bundle.places(tmp_path)), num_dense=2
+    )
+    loss, optimizer = (built.parser.get_parsed_content(name) for name in ("loss", "optimizer"))
+    assert (loss.warmup, loss.coupled_dice_weight, loss.dice_weight) == ("masks", 0, 0.5)
+    rates = built.parser["learning_rate"], built.parser.get_parsed_content("annotator_learning_rate")
+    assert rates[0] == rates[1] == optimizer.defaults["lr"]
+    assert bundle.metrics(tmp_path)["facts"]["supervision"] == "semi"
+
+
 def test_compiled_training_gives_the_same_weights(bundle, trained, tmp_path):
     bundle.train(tmp_path, compile=True, compile_options={"backend": "eager"})
     plain, compiled = (torch.load(folder / "models" / "model.pt", weights_only=True) for folder in (trained, tmp_path))

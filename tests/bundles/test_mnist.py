@@ -308,6 +308,16 @@ def test_other_supervision(bundle, tmp_path, supervision):
     assert bundle.metrics(tmp_path)["facts"]["supervision"] == supervision
 
 
+def test_masks_and_drawings_together(bundle, tmp_path):
+    """The configuration that goes over this bundle for it: masks settle the classes, and annotators learn at once."""
+    built = bundle.run("train.json", "semi.json", **(bundle.small | bundle.places(tmp_path)), num_dense=2)
+    loss, optimizer = (built.parser.get_parsed_content(name) for name in ("loss", "optimizer"))
+    assert (loss.warmup, loss.coupled_dice_weight, loss.dice_weight) == ("masks", 0, 0.5)
+    rates = built.parser["learning_rate"], built.parser.get_parsed_content("annotator_learning_rate")
+    assert rates[0] == rates[1] == optimizer.defaults["lr"]
+    assert bundle.metrics(tmp_path)["facts"]["supervision"] == "semi"
+
+
 def test_of_the_first_images_the_masks_are_seen_and_of_the_others_the_drawings(bundle, tmp_path):
     data = bundle.parsed(tmp_path, "train#dataset", supervision="semi", num_dense=1)
     for i, item in enumerate(data):

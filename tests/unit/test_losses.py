@@ -196,6 +196,26 @@ def test_together_a_drawing_of_no_class_is_refused():
             CoupledLoss(L, joint=True)(CoupledOutput(log_probs, confusion, confusion), target)
 
 
+def test_where_there_are_masks_drawings_wait_for_the_annotators():
+    log_probs, drawing = batch((4, 4))
+    drawn = Annotations(drawing, (drawing + 1) % L)
+    label = torch.full((len(log_probs), 1, 4, 4), 255)
+    label[0] = torch.arange(16).view(1, 4, 4) % L
+    wait, both = (CoupledLoss(L, warmup=warmup, dice_weight=0.5) for warmup in ("masks", "consensus"))
+    warm = CoupledOutput(log_probs)
+    assert torch.equal(wait(warm, drawn._replace(label=label)), both(warm, Annotations(label=label)))
+    assert "consensus" not in wait.parts
+    nothing = torch.full_like(label, 255)
+    for masks in (None, nothing):
+        assert torch.equal(wait(warm, drawn._replace(label=masks)), both(warm, drawn._replace(label=masks)))
+        assert "consensus" in wait.parts
+    confusion = confusion_of("full", (4, 4), 0.0)
+    coupled = CoupledOutput(log_probs, confusion, confusion)
+    assert torch.equal(wait(coupled, drawn._replace(label=label)), both(coupled, drawn._replace(label=label)))
+    with pytest.raises(ValueError, match="warmup must be one of consensus, identity, masks, got 'mask'"):
+        CoupledLoss(L, warmup="mask")
+
+
 @pytest.mark.parametrize("warm", [True, False])
 @pytest.mark.parametrize("name", ["positive", "negative", "label"])
 def test_what_is_no_map_of_classes_is_refused_from_the_first_step(name, warm):
