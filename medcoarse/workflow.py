@@ -164,8 +164,20 @@ class AnnotatorSchedule:
             lets both learn to the end.
 
     Raises:
+        TypeError: a model that is no :class:`.CoupledModel`, such as its DDP wrapper.
         ValueError: an interval below 1; when training starts, annotators that are to learn alone and have nothing to
             learn, as with ``structure="identity"``.
+
+    Example:
+        >>> from medcoarse.networks import AnnotatorNet
+        >>> model = CoupledModel(torch.nn.Conv2d(1, 2, 1), AnnotatorNet(torch.nn.Conv2d(1, 4, 1), 2, 4, num_classes=2))
+        >>> schedule = AnnotatorSchedule(model, warmup_epochs=1, last_epoch=2)
+        >>> for epoch in (1, 2, 3):
+        ...     schedule.start(epoch)
+        ...     print(model.annotating, model.segmenter_learns)
+        False True
+        True True
+        True False
     """
 
     def __init__(
@@ -173,6 +185,8 @@ class AnnotatorSchedule:
     ) -> None:
         if interval < 1:
             raise ValueError(f"interval must be at least 1, got {interval}")
+        if not isinstance(model, CoupledModel):
+            raise TypeError(f"the schedule is of a CoupledModel, got {type(model).__name__}; of a wrapper pass .module")
         self.model = model
         self.warmup_epochs = warmup_epochs
         self.interval = interval
@@ -194,11 +208,14 @@ class AnnotatorSchedule:
 
     def __call__(self, engine: Engine) -> None:
         """See the class."""
-        state = engine.state
-        alone = self.last_epoch is not None and state.epoch > self.last_epoch
-        self.model.annotating = alone or state.epoch > self.warmup_epochs
+        self.start(engine.state.epoch, engine.state.iteration)
+
+    def start(self, epoch: int, iteration: int = 0) -> None:
+        """Put the model into the phase of an epoch, from 1, and an iteration: what a loop without ignite calls."""
+        alone = self.last_epoch is not None and epoch > self.last_epoch
+        self.model.annotating = alone or epoch > self.warmup_epochs
         self.model.segmenter_learns = not alone
-        self.model.annotator_learns = alone or state.iteration % self.interval == 0
+        self.model.annotator_learns = alone or iteration % self.interval == 0
 
 
 class SeedEpoch:

@@ -18,6 +18,7 @@ PAGES = [
         "examples/annotations.md",
         "examples/drawings.md",
         "examples/methods.md",
+        "examples/training.md",
         "examples/deploy/README.md",
         "examples/monailabel.md",
         "benchmarks/README.md",
