@@ -46,7 +46,8 @@ class AnnotatorNet(nn.Module):
         structure: ``"full"`` (``L^2`` channels an annotator), ``"low_rank"`` (``L + rank L``, or ``L + 2 rank L``
             when rank > 1), ``"global"`` (one matrix for all pixels) or ``"identity"`` (no errors).
         rank: number of habits of ``"low_rank"``; 1 is "diagonal + rank-1".
-        diagonal_floor: lower bound of the diagonal; 0.5 rules out a permutation of the classes.
+        diagonal_floor: lower bound of the diagonal; 0.5 rules out a permutation of the classes, which a warm-up does as
+            well.
         initial_diagonal: diagonal at the start, between the floor and 1.
         reduction: the backbone sees the image averaged over blocks of this many voxels along every axis, or along each.
             Annotators err on the scale of a pen's stroke, not of a voxel: a coarser look costs little accuracy and
@@ -74,7 +75,7 @@ class AnnotatorNet(nn.Module):
         num_negative: int = 1,
         structure: str = "full",
         rank: int = 1,
-        diagonal_floor: float = 0.5,
+        diagonal_floor: float = 0.0,
         initial_diagonal: float = 0.9,
         reduction: int | Sequence[int] = 1,
     ) -> None:

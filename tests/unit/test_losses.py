@@ -728,7 +728,7 @@ def test_classes_vary_by_a_hundredth_of_the_image_at_least():
         ({"dice_weight": -1.0}, "must not be negative"),
         ({"coupled_dice_weight": -1.0}, "must not be negative"),
         ({"appearance_smoothing": -0.5}, "appearance_smoothing must not be negative, got -0.5"),
-        ({"warmup": "none"}, '"consensus" or "identity"'),
+        ({"warmup": "none"}, "one of consensus, identity, masks"),
         ({"dense_weight": -1.0}, "must not be negative"),
         ({"transition": [[0.0, 1.0], [1.0, 0.0]]}, "for 2 classes, the loss for 3"),
         ({"transition": [[1.0, 0.0], [0.0, 1.0]]}, "zero diagonal"),

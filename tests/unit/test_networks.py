@@ -206,7 +206,7 @@ def test_any_monai_network_serves():
         ({"num_positive": 0, "num_negative": 0}, "at least one annotator"),
         ({"num_classes": 1}, "between 2 and 254"),
         ({"backbone": None}, "needs a backbone"),
-        ({"structure": "low_rank", "initial_diagonal": 0.6}, "out of reach"),
+        ({"structure": "low_rank", "initial_diagonal": 0.6, "diagonal_floor": 0.5}, "out of reach"),
     ],
 )
 def test_bad_arguments(arguments, message):
