@@ -119,7 +119,10 @@ def _check_shapes(pred: Tensor, label: Tensor, num_classes: int, mask: Tensor | 
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}; count the background as a class")
     if label.ndim < 3 or label.shape[1] != 1:
-        raise ValueError(f"label must be (B, 1, *S), got {tuple(label.shape)}; one-hot labels need an argmax first")
+        raise ValueError(
+            f"label must be (B, 1, *S), got {tuple(label.shape)}; one-hot labels need an argmax "
+            "first, and one image a batch axis, label[None]"
+        )
     if pred.ndim != label.ndim or pred.shape[0] != label.shape[0] or pred.shape[2:] != label.shape[2:]:
         raise ValueError(
             f"pred and label must agree in batch and space, got {tuple(pred.shape)} and {tuple(label.shape)}; "
@@ -159,7 +162,10 @@ def _classes(values: Tensor, keep: Tensor, num_classes: int, name: str) -> Tenso
             "map them to class numbers, and unknown pixels of the label to the ignore index"
         )
     if kept.is_floating_point() and (kept != kept.round()).any():
-        raise ValueError(f"{name} must hold whole class numbers, got fractions; resample labels by nearest neighbour")
+        raise ValueError(
+            f"{name} must hold whole class numbers, got fractions; resample labels by nearest neighbour, and "
+            "take a threshold of probabilities"
+        )
     num_codes = num_classes**2 + 1
     return kept.to(torch.uint8 if num_codes <= 2**8 else torch.int16 if num_codes <= 2**15 else torch.int32)
 

@@ -131,6 +131,11 @@ class AnnotatorNet(nn.Module):
     def _group_parameters(self, image: Tensor) -> tuple[Tensor, ...]:
         """Of the positive and of the negative annotators, ``(B, R, parameters, *S')``, float32."""
         assert self.backbone is not None
+        if image.ndim != len(self.reduction) + 2:
+            raise ValueError(
+                f"the annotators see images (B, channels, *S) of {len(self.reduction)} axes (spatial_dims), got "
+                f"{tuple(image.shape)}"
+            )
         if max(self.reduction) > 1:
             blocks = [-(-length // block) for length, block in zip(image.shape[2:], self.reduction, strict=True)]
             image = F.interpolate(image, blocks, mode="area")

@@ -140,6 +140,13 @@ def test_shared_layer_feeds_the_annotators_and_leaves_no_hook():
         CoupledModel(segmenter, annotator, shared_layer="top")
 
 
+def test_images_of_other_axes_are_refused():
+    for reduction in (1, 2):
+        net = AnnotatorNet(nn.Conv2d(1, 4, 1), 2, 4, num_classes=2, reduction=reduction)
+        with pytest.raises(ValueError, match=r"of 2 axes \(spatial_dims\), got \(1, 1, 4, 4, 4\)"):
+            net(torch.rand(1, 1, 4, 4, 4))
+
+
 class Checkpointed(nn.Sequential):
     def __init__(self, reentrant: bool) -> None:
         super().__init__(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 1))
