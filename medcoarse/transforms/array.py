@@ -86,7 +86,7 @@ def label_map(label: NdarrayOrTensor) -> Values:
     if values.ndim not in (3, 4) or values.shape[0] != 1:
         raise ValueError(
             f"label must be one label map of shape (1, *S) with 2 or 3 spatial axes, got {tuple(values.shape)}; turn "
-            "one-hot channels into a label map with AsDiscreted(argmax=True), or add the channel with EnsureChannelFirstd."
+            "one-hot channels into one with AsDiscreted(argmax=True), or add the channel with EnsureChannelFirstd."
         )
     return _integers(values)[0]
 
