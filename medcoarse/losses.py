@@ -230,7 +230,7 @@ class CoupledLoss(nn.Module):
             should tell how often people err as they draw.
         negative_sets: the negative maps of an image are one annotator's and rule out a set of classes at each pixel,
             see :func:`ruled_out_nll`; the model then has one negative annotator and ``transition`` is not used.
-        appearance_weight: weight of :func:`medcoarse.appearance.appearance_nll` beside drawings, where no mask is known;
+        appearance_weight: weight of :func:`medcoarse.appearance.appearance_nll` beside drawings, where no mask is;
             0 leaves it out.
         appearance_sigma: its window in pixels; ``None`` is the whole image.
         appearance_smoothing: standard deviation in pixels of the Gaussian that smooths the image for it; 0 does not.
