@@ -242,7 +242,7 @@ def prepare_drawings(
         in_channels: of every image.
         num_classes: L, background included.
         class_names: L names, background first.
-        supervision: ``"dense"`` learns from labels and needs no drawings.
+        supervision: ``"dense"`` learns from labels and needs no drawings, ``"semi"`` from both, and an item needs one.
         annotators: names of those whose drawings are kept apart; none merges them.
         loops: whether what lies beyond closed lines of background is background.
         spread_background: ratio of `medcoarse.transforms.expand.SpreadBackgroundd`, or 0; where the strokes speak
@@ -356,12 +356,14 @@ def verify_drawings(
     names = list(class_names) if class_names is not None else [str(k) for k in range(num_classes)]
     if len(names) != num_classes or len(set(names)) != num_classes:
         raise ValueError(f"class_names must be {num_classes} different names, background first, got {names}.")
-    needed = "label" if supervision == "dense" else "drawing"
-    lacking = [str(item["image"]) for item in sections.get("training", ()) if not item.get(needed)]
+    needed = {"dense": ["label"], "semi": ["drawing", "label"]}.get(supervision, ["drawing"])
+    training = sections.get("training", ())
+    lacking = [str(item["image"]) for item in training if not any(item.get(key) for key in needed)]
     if lacking:
-        raise DataError(
-            f"{len(lacking)} training items have no {needed!r}, first {lacking[0]}; add it or take them off"
-        )
+        missing = " and no ".join(map(repr, needed))
+        raise DataError(f"{len(lacking)} training items have no {missing}, first {lacking[0]}; add it or take them off")
+    if supervision == "semi" and not any(item.get("label") for item in training):
+        raise DataError("no training item has a 'label'; add masks, or learn from drawings alone (supervision strokes)")
     for item in chain.from_iterable(sections.values()):
         for file in files_of(item, "image"):
             require_one_series(Path(file))

@@ -17,7 +17,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,8 @@ EXAMPLES = """examples:
   folders drawings/Ada and drawings/Max, who drew some of the images each and err in ways of their own:
     medcoarse train images/ drawings/ --output_dir run --annotators --background 3
     medcoarse report run                                              what each of them gets wrong
+  masks of some images, drawings of the others:
+    medcoarse train images/ drawings/ --output_dir run --background 3 --labels masks/ --learn_labels
   anything else:
     medcoarse train images/ drawings/ --output_dir run --mapping \\
         '{"0": null, "1": [1, "positive"], "2": [1, "negative"]}'
@@ -108,6 +110,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels",
         metavar="FOLDER",
         help="dense masks of some images, for scores: 0, 1, ..., 255 for unknown; or 0 and 255 alone: 255 is class 1",
+    )
+    add(
+        "--learn_labels",
+        action="store_true",
+        help="learn from these masks too, of images to train on; an image that has one needs no drawing",
     )
     add("--validation", type=float, default=0.2, metavar="SHARE", help="of the images, to validate on (default 0.2)")
     add(
@@ -181,7 +188,7 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         key: os.path.abspath(getattr(options, key)) if getattr(options, key) else None  # noqa: PTH100
         for key in ("images", "drawings", "labels")
     }
-    later = ("loops", "spread_background", "resample", "annotators", "patient", "device_memory")
+    later = ("loops", "spread_background", "resample", "annotators", "patient", "device_memory", "learn_labels")
     given = {key: getattr(options, key) for key in later if getattr(options, key)}  # older plans lack them
     return places | {key: getattr(options, key) for key in keys} | given
 
@@ -239,6 +246,8 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
     """Inspect, decide, say what was decided, and write the bundle: whole, or not at all."""
     drawn, undrawn, channels, numbers = _paired(options)
     masks = pair([*drawn, *undrawn], _masks(options.labels), "mask", need_all=False) if options.labels else {}
+    if options.learn_labels:
+        drawn, undrawn = _with_masked(drawn, undrawn, masks, options.partial)
     labels = {image: mask for image, mask in masks.items() if image in drawn}
     patients = patients_of(list(drawn), options.patient, channels)
 
@@ -257,12 +266,18 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         )
         sections = split(patients, options.validation, options.seed)
         _require_drawn(classes, sections["training"])
+        if options.learn_labels and not any(image in labels for image in sections["training"]):
+            raise CommandError(
+                "--learn_labels: no image to train on has a mask; pass --labels FOLDER with masks of some, another "
+                "--seed, or --validation 0"
+            )
         given = {
+            "supervision": "semi" if options.learn_labels else "strokes",
             "binary_labels": _are_binary(list(labels.values()), classes),
             "annotators": _annotators(drawn, sections["training"]),
         }
         settings, reasons = _decided(options, facts, classes, sections["training"], given)
-        for line in _said(classes, patients, sections, settings, reasons):
+        for line in _said(classes, patients, labels, sections, settings, reasons):
             print(line)
         if undrawn:
             unused = len(masks) - len(labels)
@@ -282,6 +297,19 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _with_masked(
+    drawn: Mapping[Path, dict[str, Path]], undrawn: Sequence[Path], masks: Mapping[Path, Path], partial: bool
+) -> tuple[dict[Path, dict[str, Path]], list[Path]]:
+    """Images with masks that nobody drew among the others; and images without anything."""
+    found = {**drawn, **{image: {} for image in undrawn if image in masks}}
+    without = [image for image in undrawn if image not in masks]
+    if without and not partial:
+        raise CommandError(
+            f"{len(without)} images have no drawing and no mask: {listed(without)}; pass --partial to leave them out"
+        )
+    return found, without
 
 
 def _decided(
@@ -356,7 +384,7 @@ def _drawn(
     images: Sequence[Path], drawings: Sequence[Path], options: argparse.Namespace
 ) -> dict[Path, dict[str, Path]]:
     """Image -> who drew it (nobody named, unless they are kept apart) -> the drawing."""
-    need_all = not options.partial
+    need_all = not options.partial and not options.learn_labels  # there it may have a mask
     if options.annotators:
         return pair_each(images, find_annotators(options.drawings), need_all)
     return {image: {"": file} for image, file in pair(images, drawings, "drawing", need_all).items()}
@@ -441,11 +469,11 @@ def _item(
         return os.path.relpath(path.resolve(), out.resolve())
 
     files = [there(file) for file in files_of(image, channels)]
-    item: dict[str, str | list[str]] = {
-        "image": files if len(files) > 1 else files[0],
-        "drawing": [there(path) for path in drawn.values()],
-    }
-    item |= {"drawing": there(drawn[""])} if list(drawn) == [""] else {"annotators": list(drawn)}
+    item: dict[str, str | list[str]] = {"image": files if len(files) > 1 else files[0]}
+    if list(drawn) == [""]:
+        item["drawing"] = there(drawn[""])
+    elif drawn:
+        item |= {"drawing": [there(path) for path in drawn.values()], "annotators": list(drawn)}
     return item | ({"label": there(label)} if label else {})
 
 
@@ -472,6 +500,7 @@ def _metadata(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, An
 def _said(
     classes: Classes,
     patients: Mapping[Path, str],
+    labelled: Collection[Path],
     sections: Mapping[str, Sequence[Path]],
     settings: Mapping[str, Any],
     reasons: Mapping[str, str],
@@ -479,8 +508,12 @@ def _said(
     parts = ", ".join(f"{len(part)} for {name}" for name, part in sections.items())
     people = len(set(patients.values()))
     of_people = f" of {people} patient{'s' * (people > 1)}" if people < len(patients) else ""
-    lines = [f"{len(patients)} images{of_people} with drawings: {parts}"]
+    or_masks = " or masks" if settings["supervision"] == "semi" else ""
+    lines = [f"{len(patients)} images{of_people} with drawings{or_masks}: {parts}"]
     lines += [f"classes ({classes.said}): {', '.join(classes.names)}"]
+    if settings["supervision"] == "semi":
+        learned = sum(image in labelled for image in sections["training"])
+        lines += [f"masks to learn from, of images to train on: {learned}"]
     if settings["annotators"]:
         lines += [f"annotators, kept apart: {', '.join(settings['annotators'])}"]
     for number, name in enumerate(classes.names):

@@ -34,6 +34,46 @@ def test_unpaired_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert not (tmp_path / "run").exists()
 
 
+def test_masks_of_some_images_are_learned_from_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """case0 has a mask alone, case1 a drawing alone, case2 and case3 have both."""
+    write_volumes(tmp_path, 4)
+    (tmp_path / "drawings" / "case0_drawn.nii.gz").unlink()
+    (tmp_path / "masks" / "case1.nii.gz").unlink()
+    words = train_words(tmp_path, "--labels", tmp_path / "masks", "--learn_labels", "--validation", 0, "--epochs", 3)
+    assert main(words) == 0
+    said = capfd.readouterr().out
+    assert "4 images with drawings or masks: 4 for training" in said
+    assert "masks to learn from, of images to train on: 3" in said
+    listed = json.loads((tmp_path / "run" / "datalist.json").read_text())["training"]
+    found = {Path(item["image"]).name[:5]: ("drawing" in item, "label" in item) for item in listed}
+    assert found == {"case0": (False, True), "case1": (True, False), "case2": (True, True), "case3": (True, True)}
+    config = json.loads((tmp_path / "run" / "configs" / "train.json").read_text())
+    assert config["supervision"] == "semi"
+    words.remove("--plan_only")
+    assert main(words) == 0
+    parser = ConfigParser()
+    parser.read_config(str(tmp_path / "run" / "configs" / "train.json"))
+    parser["bundle_root"] = str(tmp_path / "run")
+    loss = parser.get_parsed_content("loss")
+    assert (loss.warmup, loss.coupled_dice_weight) == ("masks", 0)
+    assert parser.get_parsed_content("annotator_learning_rate") == parser["learning_rate"]
+    for item, cut in zip(listed, parser.get_parsed_content("train#dataset"), strict=False):
+        cut = cut[0] if isinstance(cut, list) else cut
+        shown = {key: bool((cut[key] != 255).any()) for key in ("positive", "label")}
+        assert shown["label"] == ("label" in item)
+        assert shown["positive"] <= ("drawing" in item)
+    assert main(text("report", tmp_path / "run")) == 0
+    (tmp_path / "masks" / "case0.nii.gz").unlink()
+    shutil.rmtree(tmp_path / "run")
+    assert "1 images have no drawing and no mask: case0.nii.gz; pass --partial" in refused(capfd, *words)
+    assert main([*words, "--partial", "--plan_only"]) == 0
+    assert "LEFT OUT, for nobody has drawn them yet: 1, case0.nii.gz" in capfd.readouterr().out
+    words[words.index("--labels") + 1] = str(tmp_path / "drawings")
+    shutil.rmtree(tmp_path / "run")
+    del words[words.index("--labels") : words.index("--labels") + 2]
+    assert "no image to train on has a mask" in refused(capfd, *words, "--partial")
+
+
 def test_images_that_nobody_has_drawn_yet_are_left_out_if_asked_for(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
