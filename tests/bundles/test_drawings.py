@@ -404,6 +404,6 @@ def test_resumed_scribblesup_on_volumes_keeps_its_masks(bundle, tmp_path):
     for epochs in (1, 2):
         bundle.run(*configs, **options | {"max_epochs": epochs}, **bundle.places(tmp_path), resume=epochs > 1)
         state = torch.load(tmp_path / "models" / "full.pt", weights_only=True)
-        states.append(state["scribblesup"]["masks"])
+        states.append(state["scribblesup"]["labels"])
     assert len(states[0]) == len(bundle.items("training"))
     assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
