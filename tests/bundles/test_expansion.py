@@ -84,7 +84,7 @@ def test_training_by_scribblesup(bundle, tmp_path, drawn):
     configs, given = over(bundle, "scribblesup"), options(bundle, tmp_path) | drawn
     repeats = {"repeats": 2} if bundle.name == "les_av" else {}
     built = bundle.run(*configs, **given | repeats | {"cut_epochs": [2]})
-    state = torch.load(tmp_path / "models" / "full.pt", weights_only=True)["scribblesup"]["masks"]
+    state = torch.load(tmp_path / "models" / "full.pt", weights_only=True)["scribblesup"]["labels"]
     data, drawings = built.parser.get_parsed_content("train#dataset"), whole_images(built)
     assert len(state) == len(drawings) == 4
     assert len(data) == 4 * repeats.get("repeats", 1)
@@ -116,6 +116,6 @@ def test_scribblesup_goes_on_as_if_it_had_never_stopped(bundle, tmp_path):
     assert whole["trainer"] == parts["trainer"]
     assert whole["model"].keys() == parts["model"].keys()
     assert all(torch.equal(whole["model"][name], value) for name, value in parts["model"].items())
-    masks = [one["scribblesup"]["masks"] for one in (whole, parts)]
+    masks = [one["scribblesup"]["labels"] for one in (whole, parts)]
     assert len(masks[0]) == 4
     assert all(torch.equal(mask, masks[1][n]) for n, mask in masks[0].items())
