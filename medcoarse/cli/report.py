@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         _report(bundle, _cases(bundle, options.cases), output, options.show_names)
         return 0
     pool = {"pool": _cases(bundle, options.pool)} if options.pool else {}
-    if pool and "pool" not in config_of(bundle, _REVIEW):
+    if "pool" not in config_of(bundle, _REVIEW) and pool:
         raise CommandError(f"{bundle}: was not made by `medcoarse train`; --pool is for such bundles, leave it out")
     run_bundle(
         bundle, ["train.json", _REVIEW], "reviewing", output_dir=str(output), **pool, **_without_training(content)

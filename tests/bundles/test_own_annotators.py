@@ -195,15 +195,17 @@ def test_cases_are_reported_without_what_was_trained_on(trained, volumes, tmp_pa
     assert json.loads((tmp_path / "out" / "case_report.json").read_text())["calibration"]["num_images"] >= 1
 
 
-def test_a_bundle_of_before_the_report_gets_it(trained, volumes, tmp_path, monkeypatch):
-    (trained / "configs" / "case_report.json").unlink()
+def test_what_a_report_asks_of_the_bundle(trained, volumes, tmp_path, monkeypatch, capfd):
     asked = []
     monkeypatch.setattr("medcoarse.cli.report.run_bundle", lambda *words, **given: asked.append((words, given)))
     assert main(text("report", trained, "--cases", volumes / "images", "--output_dir", tmp_path, "--show_names")) == 0
     (words, given), *_ = asked
     assert words[1:] == (["train.json", "case_report.json"], "reporting")
     assert (len(given["cases"]), given["show_names"], given["output_dir"]) == (6, True, str(tmp_path))
-    assert (trained / "configs" / "case_report.json").is_file()
+    for name, words in (("case_report.json", ["--cases", volumes / "images"]), ("review.json", [])):
+        (trained / "configs" / name).rename(tmp_path / name)
+        assert f"no configs/{name}; pass what `medcoarse train` wrote" in refused(capfd, "report", trained, *words)
+        (tmp_path / name).rename(trained / "configs" / name)
 
 
 def test_folders_that_are_no_annotators(tmp_path, capfd):
