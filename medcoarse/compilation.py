@@ -97,10 +97,9 @@ def _side_by_side(work: Callable[[], None], number: int, stop: Callable[[BaseExc
         return
     helpers = [_helpers().submit(work) for _ in range(number - 1)]
     work()
-    begun = [helper for helper in helpers if not helper.cancel()]  # nobody waits for the others
     while True:
         try:
-            wait(begun)
+            wait([helper for helper in helpers if not helper.cancel()])  # nobody waits for one that has not begun
             return
         except BaseException as error:
             stop(error)
@@ -116,7 +115,8 @@ def _by_team(team: Any, work: Callable[[], None], number: int, stop: Callable[[B
         work()
 
     def keep(what: Any) -> None:
-        if what.object is called and what.exc_value is not None:
+        ours = what.object is called or (what.object is None and repr(called) in (what.err_msg or ""))  # from 3.13 on
+        if ours and what.exc_value is not None:
             stop(what.exc_value)
         else:
             report(what)

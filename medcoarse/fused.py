@@ -356,7 +356,7 @@ def pixel_shares(num_images: int, num_pixels: int, unit: int) -> list[list[tuple
     return parts
 
 
-def drawn_counts(annotation: Tensor, num_classes: int) -> Tensor:
+def drawn_counts(annotation: Tensor, num_classes: int, name: str = "drawings") -> Tensor:
     """How many pixels each annotator drew ``(B, R, N)``: ``(R,)``.
 
     Raises:
@@ -368,7 +368,7 @@ def drawn_counts(annotation: Tensor, num_classes: int) -> Tensor:
     drawn, wrong = np.array([[kernels.count_drawn(own, num_classes) for own in image] for image in array]).sum(0).T
     if wrong.any():
         raise ValueError(
-            f"drawings must hold classes below {num_classes}, or {UNLABELED} where nothing was drawn; "
+            f"{name} must hold classes below {num_classes}, or {UNLABELED} where nothing was drawn; "
             f"{wrong.sum()} pixels hold something else"
         )
     return torch.from_numpy(drawn)

@@ -145,12 +145,8 @@ def _holds_labels(label: Tensor | None) -> bool:
     return label is not None and bool((label != UNLABELED).any())
 
 
-def _whole_numbers(name: str, drawing: Tensor) -> Tensor:
-    """A map of classes of any type as one of integers."""
-    if not isinstance(drawing, Tensor):
-        raise TypeError(
-            f"{name} must be a tensor (B, annotators, *S), got {type(drawing).__name__}; torch.as_tensor makes one"
-        )
+def _whole_numbers(name: str, drawing: Tensor, num_classes: int) -> Tensor:
+    """A map of classes of any type as one of integers; its values are looked at on a CPU, where that needs no wait."""
     drawing = drawing.as_subclass(Tensor)  # metadata costs time in every operation
     if drawing.is_floating_point():
         if not bool((drawing == drawing.round()).all()):
@@ -158,8 +154,14 @@ def _whole_numbers(name: str, drawing: Tensor) -> Tensor:
                 f"{name} must hold whole numbers, classes or {UNLABELED}, got fractions or NaN; "
                 'resample it by nearest neighbour (mode="nearest" for its key)'
             )
-        return drawing.int()
-    return drawing.byte() if drawing.dtype == torch.bool else drawing
+        drawing = drawing.int()
+    elif drawing.dtype == torch.bool:
+        drawing = drawing.byte()
+    elif drawing.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch compares few of these
+        drawing = drawing.long()
+    if drawing.numel():
+        drawn_counts(drawing.flatten(2), num_classes, name)  # raises
+    return drawing
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:
@@ -445,13 +447,13 @@ class CoupledLoss(nn.Module):
                 f"the target must be Annotations(positive=..., negative=..., label=..., image=...), got "
                 f"{type(target).__name__}; in MONAI's engines medcoarse.workflow.PrepareBatchCoarse makes it of a batch"
             )
-        maps = {name: getattr(target, name) for name in ("positive", "negative", "label")}
-        target = target._replace(**{name: _whole_numbers(name, one) for name, one in maps.items() if one is not None})
+        given = {name: getattr(target, name) for name in ("positive", "negative", "label")}
+        given = {name: one for name, one in given.items() if one is not None}
+        for name, one in given.items():
+            if not isinstance(one, Tensor):
+                raise TypeError(f"{name} must be a tensor (B, annotators, *S), got {type(one).__name__}; convert it")
         self._check_shapes(output, target)
-        for one in target[:3]:
-            if one is not None:
-                drawn_counts(one.flatten(2), self.num_classes)  # raises
-        return target
+        return target._replace(**{name: _whole_numbers(name, one, self.num_classes) for name, one in given.items()})
 
     def _check_shapes(self, output: CoupledOutput, target: Annotations) -> None:
         logits = output.logits

@@ -301,7 +301,8 @@ class CoupledModel(nn.Module):
         layer = self.segmenter.get_submodule(self.shared_layer)
 
         def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            if learns and not torch.is_grad_enabled() and any(one.requires_grad for one in layer.parameters()):
+            trained = list(layer.parameters()) or list(self.segmenter.parameters())
+            if learns and not torch.is_grad_enabled() and any(one.requires_grad for one in trained):
                 raise ValueError(
                     f"the layer {self.shared_layer!r} runs without gradients, so that those of the annotators would be "
                     "lost on the way to it; pass use_reentrant=False to torch.utils.checkpoint"

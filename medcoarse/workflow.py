@@ -185,7 +185,7 @@ class AnnotatorSchedule:
     ) -> None:
         if interval < 1:
             raise ValueError(f"interval must be at least 1, got {interval}")
-        if not isinstance(model, CoupledModel):
+        if not hasattr(model, "annotating"):  # compiled models have it
             raise TypeError(f"the schedule is of a CoupledModel, got {type(model).__name__}; of a wrapper pass .module")
         self.model = model
         self.warmup_epochs = warmup_epochs

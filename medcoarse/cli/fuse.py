@@ -104,9 +104,10 @@ def _require_different(folders: Sequence[str]) -> None:
 
 
 def _require_one_place(folder: str, files: Sequence[Path]) -> None:
-    """Refuse folders in the only folder: most likely each is of an annotator, and names alone would not tell."""
+    """Refuse folders in the only folder, unless they are called like the images: each may be of an annotator."""
     places = sorted({str(file.parent) for file in files})
-    if len(places) > 1:
+    by_image = all(belonging(drawn_stem(file), [file.parent.name]) for file in files)  # a folder for each image
+    if len(places) > 1 and not by_image:
         more = " ..." if len(places) > 3 else ""
         raise CommandError(
             f"{folder}: holds label maps in {len(places)} places; name the folder of each annotator: medcoarse fuse "

@@ -96,7 +96,10 @@ def _plane(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _same_turn(affine: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
     """Whether the first two axes go the same way in space, whatever their spacing."""
-    ours, theirs = (one[:3, :2] / np.linalg.norm(one[:3, :2], axis=0) for one in (affine, other))
+    # What was made flat by dropping its third axis may have kept the first two rows alone.
+    rows = 3 if affine[2, :2].any() and other[2, :2].any() else 2
+    with np.errstate(invalid="ignore"):
+        ours, theirs = (one[:rows, :2] / np.linalg.norm(one[:rows, :2], axis=0) for one in (affine, other))
     return bool(np.allclose(ours, theirs, atol=0.05))
 
 

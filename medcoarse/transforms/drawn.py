@@ -130,7 +130,10 @@ class LoadCoarseAnnotationd(MapTransform):
         def brought(kind: Kind) -> NDArray[np.uint8]:
             source, found = drawing.grid, maps[kind]
             if picture is not None:  # it has no place in space, so what is drawn on it lies on its pixels
-                source, found = replace(picture, affine=np.eye(4)), place(found, source, picture, file, fills[kind])
+                whole = replace(picture, affine=np.eye(4))
+                return place(
+                    place(found, source, picture, file, fills[kind]), whole, grid, file, fills[kind], resample=True
+                )
             return place(found, source, grid, file, fills[kind], drawing.segments, **self.placing)
 
         try:
@@ -141,8 +144,10 @@ class LoadCoarseAnnotationd(MapTransform):
                 "`medcoarse train --resample`)"
             ) from None
         drawn, left = (any(_shows(found[kind], fills[kind]) for kind in KINDS) for found in (maps, placed))
-        if drawn and not left and all(fill == UNLABELED for kind in KINDS for fill in fills[kind]):
-            raise DataError(f"{file}: nothing that is drawn lies in the image; pass the image it was drawn on")
+        if drawn and not left:
+            raise DataError(
+                f"{file}: nothing that is drawn lies in the image; pass the image it was drawn on, and crop afterwards"
+            )
         return placed
 
 
@@ -265,11 +270,16 @@ def _grids(image: Any, key: Hashable) -> tuple[Grid, Grid | None]:
     grid = Grid(tuple(image.shape[1:]), affine, frame, Path(file).name or None)
     if not file.lower().endswith(PIL_SUFFIXES):
         return grid, None
-    moved = np.linalg.inv(as_affine(image.meta.get("original_affine", np.eye(4)))) @ affine
-    if np.allclose(moved, np.eye(4)):
+    if not image.applied_operations:  # whatever affine somebody gave it
         return replace(grid, affine=None), None
+    moved = np.linalg.inv(as_affine(image.meta.get("original_affine", np.eye(4)))) @ affine
+    if not np.allclose(moved, np.rint(moved), atol=1e-3) or abs(round(float(np.linalg.det(moved[:3, :3])))) != 1:
+        raise DataError(
+            f"{grid.name}: was resampled since it was loaded, and a picture has no place in space that would tell how; "
+            "read the drawing before transforms that zoom or turn the picture by other than 90 degrees"
+        )
     shape = tuple(int(size) for size in image.meta.get("spatial_shape", grid.shape))[: len(grid.shape)]
-    return replace(grid, affine=moved), Grid(shape, None, None, grid.name)
+    return replace(grid, affine=np.rint(moved)), Grid(shape, None, None, grid.name)
 
 
 def _like(image: MetaTensor, maps: np.ndarray[Any, Any], files: list[str]) -> MetaTensor:

@@ -47,7 +47,7 @@ class SaveSegmentationd(MapTransform):
 
     Raises:
         WriteError: a suffix that is none; when called, maps that the format cannot hold, a file in the way, maps that
-            do not say which image they are of, or two images whose maps would be one file.
+            do not say which image they are of, or two maps that would be one file.
 
     Example:
         >>> import tempfile
@@ -82,7 +82,7 @@ class SaveSegmentationd(MapTransform):
         self.source_key, self.name_key = source_key, name_key
         self.root = Path(root) if root else None
         self.codes, self.algorithm, self.overwrite = codes, algorithm, overwrite
-        self._written: dict[Path, str] = {}  # file -> the image whose map it is
+        self._written: dict[Path, tuple[str, Hashable]] = {}  # file -> the image, and the key of its map
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         """The item with the paths of what was written."""
@@ -92,19 +92,28 @@ class SaveSegmentationd(MapTransform):
             array, affine = _array(item[key], key, source)
             name = source if self.name_key is None else item[self.name_key]
             path = self.path_of(name)
+            self._require_apart(path, str(name), key)
             if path.exists() and not self.overwrite:
                 raise WriteError(f"{path}: is there already; choose another folder, or overwrite it")
-            if self._written.get(path, str(name)) != str(name):
-                raise WriteError(
-                    f"{path}: holds the segmentation of {self._written[path]}, and {name} is called the same; pass "
-                    "their common folder as root, or a key of names that differ as name_key"
-                )
             labels = len(array) == 1
             values = array[0] if labels else array
             segmentation = make_segmentation(values, affine, self.class_names, self.codes, probabilities=not labels)
             write_segmentation(path, segmentation, source, self.algorithm)
-            item[f"{key}_path"], self._written[path] = str(path), str(name)
+            item[f"{key}_path"], self._written[path] = str(path), (str(name), key)
         return item
+
+    def _require_apart(self, path: Path, name: str, key: Hashable) -> None:
+        """Refuse a file that holds a map of another image, or another map of this one."""
+        image, before = self._written.get(path, (name, key))
+        if image != name:
+            raise WriteError(
+                f"{path}: holds the segmentation of {image}, and {name} is called the same; pass their common folder "
+                "as root, or a key of names that differ as name_key"
+            )
+        if before != key:
+            raise WriteError(
+                f"{path}: holds {before!r} of the image; write {key!r} with a transform and a postfix of its own"
+            )
 
     def _source(self, item: Item, key: Hashable) -> Any:
         """The file, the folder, or all files of a series."""

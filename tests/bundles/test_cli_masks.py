@@ -191,6 +191,12 @@ def test_images_that_one_annotator_drew(tmp_path: Path, capfd: pytest.CaptureFix
     assert [row["num_images"] for row in record["reliability"].values()] == [2, 2]
     said = refused(capfd, "fuse", tmp_path / "drawn", "--output_dir", tmp_path / "other")
     assert f"medcoarse fuse {tmp_path}/drawn/ada {tmp_path}/drawn/ben, or put the files" in said
+    for who in ("ada", "ben"):
+        for number in ("1", "2"):
+            save(tmp_path / "by_image" / f"p{number}" / f"p{number}_{who}.png", MIDDLE)
+    assert main(text("fuse", tmp_path / "by_image", "--output_dir", tmp_path / "by_image_out")) == 0
+    record = json.loads((tmp_path / "by_image_out" / "fusion.json").read_text())
+    assert (record["annotators"], list(record["images"])) == (["ada", "ben"], ["p1", "p2"])
     for end in ("left", "right"):
         (tmp_path / "drawn" / "ben" / f"p1_{end}.png").unlink()
     said = refused(capfd, *words, "--partial", "--overwrite")

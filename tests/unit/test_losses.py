@@ -192,7 +192,7 @@ def test_together_a_drawing_of_no_class_is_refused():
     drawing[0, 0, 0, 0] = L + 3
     confusion = confusion_of("full", (4, 4), 0.0)
     for target in (Annotations(drawing), Annotations(negative=drawing)):
-        with pytest.raises(ValueError, match=f"drawings must hold classes below {L}, or 255"):
+        with pytest.raises(ValueError, match=f"tive must hold classes below {L}, or 255"):
             CoupledLoss(L, joint=True)(CoupledOutput(log_probs, confusion, confusion), target)
 
 
@@ -236,10 +236,15 @@ def test_what_is_no_map_of_classes_is_refused_from_the_first_step(name, warm):
             CoupledLoss(L)(output, Annotations(**{name: wrong}))
     with pytest.raises(TypeError, match=f"{name} must be a tensor .*got ndarray"):
         CoupledLoss(L)(output, Annotations(**{name: drawing.numpy()}))
+    if name == "label":
+        with pytest.raises(ValueError, match="label must have one channel, got 4"):
+            CoupledLoss(L)(output, Annotations(label=torch.rand(len(drawing), 4, 4, 4)))
 
 
 @pytest.mark.parametrize("warm", [True, False])
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int16, torch.int64, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.int16, torch.uint16, torch.int64, torch.float16, torch.bfloat16, torch.float64]
+)
 def test_the_type_of_a_drawing_says_nothing(dtype, warm):
     log_probs, drawing = batch((4, 4))
     drawing = (drawing == 1).byte()

@@ -167,6 +167,11 @@ def test_a_shared_layer_without_gradients_is_refused():
         model.couple(image)
     model.segmenter[0].requires_grad_(False)
     model(image)
+    without = CoupledModel(Checkpointed(reentrant=True), annotator, shared_layer="0")
+    without.segmenter[0] = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU())
+    without.shared_layer = "0.1"
+    with pytest.raises(ValueError, match=r"the layer '0.1' runs without gradients"):
+        without(image)
     CoupledModel(Checkpointed(reentrant=False), annotator, shared_layer="0")(image)
 
 

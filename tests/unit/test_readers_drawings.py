@@ -24,6 +24,8 @@ from monai.transforms import (
     LoadImaged,
     Orientationd,
     Rotate90,
+    SpatialCrop,
+    SpatialPad,
     Zoom,
 )
 from PIL import Image
@@ -463,6 +465,11 @@ def test_a_plane_and_a_volume_of_one_slice_are_one_grid():
         with pytest.raises(DataError, match="another grid"):
             place(volume, saved, turned, "f", [255])
     assert np.array_equal(place(maps, Grid((3, 4)), on((3, 4, 1)), "f", [255]), maps[..., None])
+    tilted = np.eye(4)
+    tilted[1:3, 1:3] = [[0.94, -0.34], [0.34, 0.94]]
+    flat = tilted.copy()
+    flat[2] = [0, 0, 1, 0]  # as SqueezeDim leaves it
+    assert np.array_equal(place(volume, Grid((3, 4, 1), tilted), Grid((3, 4), flat), "f", [255]), maps)
     for turn in ([2, 0, 1, 3], [0, 2, 1, 3]):  # a sagittal and a coronal slice
         affine = np.eye(4)[turn]
         for other, same in ((affine, True), (affine @ np.diag([-1, 1, 1, 1]), False)):
@@ -603,6 +610,11 @@ MOVES = {
     "flipped": Flip(0),
     "turned by 180 degrees": Flip((0, 1)),
     "turned by 90 degrees": Rotate90(1),
+    "padded": SpatialPad((9, 8), value=255),
+    "padded behind": SpatialPad((9, 8), method="end", value=255),
+    "cropped": SpatialCrop(roi_start=(1, 0), roi_end=(6, 4)),
+    "cropped behind": SpatialCrop(roi_start=(0, 0), roi_end=(6, 4)),
+    "cut off": SpatialCrop(roi_start=(0, 2), roi_end=(3, 4)),
 }
 
 
@@ -624,8 +636,12 @@ def test_a_picture_may_be_moved_before_its_drawing_is_read(made_up: np.ndarray, 
         assert np.argwhere(np.asarray(item[key][0]) != 255).tolist() == place_of
         np.testing.assert_array_equal(moved[key], move(item[key]))
     scaled = Zoom(2, keep_size=False)(image)
-    with pytest.raises(DataError, match="resample=True"):
+    with pytest.raises(DataError, match=r"was resampled since it was loaded.*read the drawing before"):
         read({"image": scaled, "drawing": tmp_path / f"drawn.{ending}"})
+    image.affine = torch.diag(torch.tensor([0.5, 0.5, 1.0]))  # somebody knows how large its pixels are
+    np.testing.assert_array_equal(
+        read({"image": image, "drawing": tmp_path / f"drawn.{ending}"})["positive"], item["positive"]
+    )
 
 
 def test_a_shape_on_a_picture_that_was_moved(tmp_path: Path):

@@ -476,6 +476,12 @@ def test_no_map_takes_the_place_of_another_images(tmp_path: Path) -> None:
     assert len({apart(item(str(Path(name, "image.nii.gz").absolute())))["pred_path"] for name in "ab"}) == 2
 
 
+def test_two_maps_of_an_image_are_no_one_file(tmp_path: Path) -> None:
+    value = MetaTensor(torch.ones(1, 2, 2, 2), meta={"filename_or_obj": "image.nii.gz"})
+    with pytest.raises(WriteError, match="holds 'pred' of the image; write 'label' with a transform and a postfix"):
+        SaveSegmentationd(["pred", "label"], tmp_path, NAMES)({"pred": value, "label": value})
+
+
 def test_a_map_of_nobody_knows_which_image_is_refused(tmp_path: Path) -> None:
     save = SaveSegmentationd("pred", tmp_path, NAMES)
     with pytest.raises(WriteError, match="'pred' does not say which file it was made of"):
