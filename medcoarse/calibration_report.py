@@ -47,7 +47,7 @@ class CalibrationReport:
         ValueError: while it runs, class names that are not as many as the classes, or shapes that do not match.
 
     Example:
-        >>> import tempfile
+        >>> import json, tempfile
         >>> from monai.engines import SupervisedEvaluator
         >>> class Unsure(torch.nn.Module):
         ...     def forward(self, image): return torch.zeros(len(image), 2, *image.shape[2:])

@@ -238,7 +238,8 @@ def in_rounds(handlers: Sequence[Any], round_epochs: int, num_rounds: int) -> li
     """A bundle's handlers, the schedules among them repeated in every round: warm-up, coupled training, learning rate.
 
     Example:
-        >>> in_rounds([AnnotatorSchedule(None, 1), "another"], round_epochs=3, num_rounds=1)
+        >>> optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+        >>> in_rounds([PolynomialDecay(optimizer), "another"], round_epochs=3, num_rounds=1)
         [<medcoarse.selftrain.rounds.InRounds object at ...>, 'another']
     """
     return [
