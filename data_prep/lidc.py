@@ -3,7 +3,7 @@
     python data_prep/lidc.py --folder data/LIDC-IDRI --output_dir data/LIDC
     python data_prep/lidc.py --folder data/LIDC-IDRI --xml_folder data/LIDC-XML-only --skip-incomplete
 
-Needs pydicom: pip install 'medcoarse[dicom]'.
+Needs pydicom: pip install pydicom.
 
 How to get the data: the collection LIDC-IDRI of The Cancer Imaging Archive (TCIA): CT images (about 125 GB) and, as a
 second download or together with them, the radiologists' annotations in XML. Read its usage policy. Nothing is

@@ -1,6 +1,6 @@
 """GrabCut: mixtures of colours for what is drawn and what is not, and a minimum cut of the pixels, in turn.
 
-It uses all drawings that say one class. OpenCV has the algorithm: ``pip install "medcoarse[grabcut]"``.
+It uses all drawings that say one class. OpenCV has the algorithm: ``pip install opencv-python-headless``.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _cut(pixels: Bytes, seeds: Bytes, iterations: int) -> tuple[NDArray[np.bool_
     try:
         import cv2
     except ImportError as error:
-        raise ImportError('GrabCut needs OpenCV: pip install "medcoarse[grabcut]"') from error
+        raise ImportError('GrabCut needs OpenCV: pip install opencv-python-headless') from error
     background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
     found = seeds.copy()
     cv2.setRNGSeed(0)  # of this thread: the mixtures start from random pixels

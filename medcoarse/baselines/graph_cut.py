@@ -6,7 +6,7 @@ pairs of nodes, each of which costs its ``weights (E,) >= 0`` where its two node
 ``E(y) = sum_i costs[i, y_i] + sum_(i, j) weights_ij [y_i != y_j]``
 
 The cut is SciPy's maximum flow. ``solver="maxflow"`` takes PyMaxflow, which is faster on large graphs; it is licensed
-under the GPL, so nothing needs it: ``pip install "medcoarse[graphcut]"``.
+under the GPL, so nothing needs it: ``pip install PyMaxflow``.
 
 Source: Boykov, Veksler and Zabih, "Fast approximate energy minimization via graph cuts" (PAMI 2001); Kolmogorov and
 Zabih, "What energy functions can be minimized via graph cuts?" (PAMI 2004), for the arcs.
@@ -117,7 +117,7 @@ def _maxflow_cut(excess: Floats, tails: Ints, heads: Ints, paid: Floats) -> NDAr
         import maxflow
     except ImportError as error:
         raise ImportError(
-            'solver="maxflow" needs PyMaxflow: pip install "medcoarse[graphcut]", or take solver="scipy"'
+            'solver="maxflow" needs PyMaxflow: pip install PyMaxflow, or take solver="scipy"'
         ) from error
     graph = maxflow.Graph[float](len(excess), len(paid))
     nodes = graph.add_grid_nodes(len(excess))

@@ -27,7 +27,7 @@ _NO_IMAGES = ("SEG", "RTSTRUCT", "SR", "KO", "PR", "RTPLAN", "RTRECORD", "REG", 
 """Modalities of what is made of images, and often exported into their folder."""
 _DIRECTION_TOLERANCE = 1e-3
 _LENGTH_TOLERANCE, _RIGHT_ANGLE_TOLERANCE = 5e-2, 1e-2  # directions are written with few digits
-_INSTALL = "pip install 'medcoarse[dicom]'"
+_INSTALL = "pip install pydicom"
 
 
 @dataclass(frozen=True)

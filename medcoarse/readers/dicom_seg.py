@@ -15,7 +15,7 @@ from medcoarse.readers.drawing import Drawing, Grid, Layer, checked_affine, chec
 
 SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 
-_INSTALL = "pip install 'medcoarse[dicom]'"
+_INSTALL = "pip install highdicom"
 _MAX_SLICES = 20_000
 _MAX_SEGMENTS = 65_535
 _PER_BYTE, _PER_COMPRESSED_BYTE = 8, 8 * 1100

@@ -44,7 +44,7 @@ _TYPES = {
     **dict.fromkeys(("unsigned long long", "ulonglong", "uint64"), "u8"),
     **{"float": "f4", "double": "f8"},
 }
-_INSTALL = "pip install 'medcoarse[drawings]'"
+_INSTALL = "pip install pynrrd"
 
 
 def read_nrrd(path: str | os.PathLike[str], reference: Grid | None = None) -> Drawing:

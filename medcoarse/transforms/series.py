@@ -227,7 +227,7 @@ class LoadImageOrSeriesd(LoadImaged):
         if not self._loader.auto_select:
             return None
         if file.name.lower().endswith(".nrrd") and not (has_nrrd or has_itk):
-            raise DataError(f"{file}: NRRD is read by pynrrd; pip install 'medcoarse[drawings]', or save it as NIfTI")
+            raise DataError(f"{file}: NRRD is read by pynrrd; pip install pynrrd, or save it as NIfTI")
         if file.name.lower().endswith(_METAIMAGE) and not has_itk:
             raise DataError(f"{file}: MetaImage is read by ITK; pip install itk, or save it as NIfTI")
         if file.name.lower().endswith(_NIFTI):

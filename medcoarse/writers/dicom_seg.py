@@ -23,7 +23,7 @@ from medcoarse.readers.placement import place
 from medcoarse.writers.nrrd import require_labeled
 from medcoarse.writers.segmentation import Code, Segment, Segmentation, WriteError
 
-_INSTALL = "pip install 'medcoarse[dicom]'"
+_INSTALL = "pip install highdicom"
 _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"),
     *("StudyDate", "StudyTime", "ReferringPhysicianName"),

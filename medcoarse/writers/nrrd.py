@@ -13,7 +13,7 @@ from scipy import ndimage
 from medcoarse.files import write_atomically
 from medcoarse.writers.segmentation import Code, Segment, Segmentation, WriteError, labels_only
 
-_INSTALL = "pip install 'medcoarse[drawings]'"
+_INSTALL = "pip install pynrrd"
 
 
 def write_nrrd(path: Path, segmentation: Segmentation) -> None:

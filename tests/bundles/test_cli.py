@@ -436,7 +436,7 @@ def test_what_is_no_intensity_in_nifti(tmp_path: Path, kind: Any, message: str) 
     ("name", "message"),
     [
         ("a.mha", "a.mha: MetaImage is read by ITK; pip install itk, or save it as NIfTI"),
-        ("a.nrrd", "a.nrrd: NRRD is read by pynrrd; pip install 'medcoarse[drawings]', or save it as NIfTI"),
+        ("a.nrrd", "a.nrrd: NRRD is read by pynrrd; pip install pynrrd, or save it as NIfTI"),
     ],
 )
 def test_what_reads_a_format_is_named_where_it_is_missing(
