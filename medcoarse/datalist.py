@@ -187,7 +187,7 @@ def verify_datalist(
 ) -> int:
     """Decode every file of a datalist once and raise one error that lists all problems.
 
-    Looked at: files exist and decode to the end; image, labels and masks lie on one grid; labels and masks have one
+    Looked at: files exist and decode to the end; image, labels and masks have one size; labels and masks have one
     channel and only expected values; images hold no NaN or infinity and all have the same number of channels; every
     item has an annotation and the required keys; a mask is not blank; a key of ``mask_keys`` that one item has, all
     have; no image (by content) stands in two sections; who drew an image (key ``annotators``, where items have it) is a

@@ -292,6 +292,12 @@ class CoupledModel(nn.Module):
             )
         return found
 
+    def _parameters_around(self, name: str) -> list[nn.Parameter]:
+        """Those of a layer of the segmenter, or of the smallest part around it that has some."""
+        names = name.split(".")
+        parts = (self.segmenter.get_submodule(".".join(names[:n])) for n in range(len(names), -1, -1))
+        return next(filter(None, (list(part.parameters()) for part in parts)), [])
+
     def _segment(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Class scores, and what the annotators see."""
         if self.shared_layer is None:
@@ -301,11 +307,12 @@ class CoupledModel(nn.Module):
         layer = self.segmenter.get_submodule(self.shared_layer)
 
         def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            trained = list(layer.parameters()) or list(self.segmenter.parameters())
+            trained = self._parameters_around(self.shared_layer or "")
             if learns and not torch.is_grad_enabled() and any(one.requires_grad for one in trained):
                 raise ValueError(
-                    f"the layer {self.shared_layer!r} runs without gradients, so that those of the annotators would be "
-                    "lost on the way to it; pass use_reentrant=False to torch.utils.checkpoint"
+                    f"the layer {self.shared_layer!r} is to learn and runs without gradients, so that those of the "
+                    "annotators would be lost; with torch.utils.checkpoint pass use_reentrant=False, and what runs "
+                    "under torch.no_grad() shall not require gradients"
                 )
             seen.append(output)
 

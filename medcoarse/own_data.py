@@ -1,8 +1,9 @@
 """Images and drawings of one's own: what a datalist of them must be like, checked before anything is trained.
 
 A datalist has the lists ``training``, ``validation`` and ``test`` of ``{"image": file or files, "drawing": file or
-files, "label": file}``, relative to the datalist. Only ``image`` is needed everywhere; every training item needs a
-drawing, and ``label``, the true classes, is for scoring.
+files, "label": file}``, relative to the datalist. Only ``image`` is needed everywhere. Every training item needs what
+is learned from: a drawing, with supervision ``"dense"`` a ``label``, the true classes, and with ``"semi"`` one of the
+two; otherwise ``label`` is for scoring.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from medcoarse.planning import factors
 from medcoarse.readers.dicom import require_one_series
 from medcoarse.transforms.array import spacing_of
 from medcoarse.transforms.dictionary import MergeStrokesd
-from medcoarse.transforms.drawn import LoadCoarseAnnotationd, LoadStrokesOfEachd
+from medcoarse.transforms.drawn import LoadCoarseAnnotationd, LoadMaskd, LoadStrokesOfEachd
 from medcoarse.transforms.expand import (
     SpreadBackgroundd,
     fill_beyond_loops,
@@ -123,18 +124,21 @@ def reported_items(datalist: str | Path, images: Sequence[str | Path | Sequence[
 
 
 def undrawn_items(datalist: str | Path, images: Sequence[str | Sequence[str]]) -> list[Item]:
-    """Items of those images of which the datalist has no drawing.
+    """Items of those images of which the datalist has no drawing, and no label either.
 
     Args:
         datalist: the JSON file.
         images: as for `reported_items`; none gives none.
 
     Raises:
-        SystemExit: all of them were drawn.
+        SystemExit: there are none.
     """
-    found = [item for item in reported_items(datalist, images) if not item.get("drawing")] if images else []
+    items = reported_items(datalist, images) if images else []
+    found = [item for item in items if not item.get("drawing") and not item.get("label")]
     if images and not found:
-        raise SystemExit(f"all {len(images)} images of the pool have drawings already; pass some that nobody has drawn")
+        raise SystemExit(
+            f"all {len(images)} images of the pool have drawings or masks already; pass some that nobody has drawn"
+        )
     return [{"image": item["image"]} for item in found]
 
 
@@ -228,6 +232,7 @@ def prepare_drawings(
     annotators: Sequence[str] = (),
     loops: bool = False,
     spread_background: float = 0.0,
+    binary_labels: bool = False,
     **reading: Any,
 ) -> str:
     """The verified datalist to train on: the one that is given, else that of drawn volumes.
@@ -247,6 +252,7 @@ def prepare_drawings(
         loops: whether what lies beyond closed lines of background is background.
         spread_background: ratio of `medcoarse.transforms.expand.SpreadBackgroundd`, or 0; where the strokes speak
             against it, it warns.
+        binary_labels: whether 255 in a label is class 1, and not unlabeled.
         reading: further arguments of `LoadCoarseAnnotationd`.
 
     Raises:
@@ -259,11 +265,21 @@ def prepare_drawings(
         verify_annotators(sections, annotators)
         SpreadBackgroundd("positive", spread_background)  # refuses what is no ratio
         read = _reading(annotators, mapping, num_classes, class_names, reading)
-        spreading = (loops, spread_background)
-        verify_drawings(sections, read, spatial_dims, in_channels, num_classes, class_names, supervision, *spreading)
+        names = _names(num_classes, class_names)
+        placing = {"resample": reading.get("resample", False), "allow_missing_keys": True}
+        read_mask = LoadMaskd("label", num_classes, names, binary_labels, **placing)
+        options = (supervision, loops, spread_background)
+        verify_drawings(sections, read, read_mask, spatial_dims, in_channels, names, *options)
     except (ValueError, FileExistsError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     return str(path)
+
+
+def _names(num_classes: int, class_names: Sequence[str] | None) -> list[str]:
+    names = list(class_names) if class_names is not None else [str(k) for k in range(num_classes)]
+    if len(names) != num_classes or len(set(names)) != num_classes:
+        raise ValueError(f"class_names must be {num_classes} different names, background first, got {names}.")
+    return names
 
 
 def _reading(
@@ -336,10 +352,10 @@ def drawn_ratio(items: Iterable[Mapping[str, Any]]) -> float:
 def verify_drawings(
     sections: Mapping[str, Sequence[Item]],
     read: Callable[[Any], dict[Hashable, Any]],
+    read_mask: Callable[[Any], dict[Hashable, Any]],
     spatial_dims: int,
     in_channels: int,
-    num_classes: int,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str],
     supervision: str = "strokes",
     loops: bool = False,
     spread: float = 0.0,
@@ -350,12 +366,8 @@ def verify_drawings(
         Voxels drawn of each class in the training items, by name.
 
     Raises:
-        DataError: files that are damaged or do not fit, items without what is learned from, a class that nobody drew.
-        ValueError: class names that do not fit.
+        DataError: files that are damaged or do not fit, items without what is learned from, a class that nothing shows.
     """
-    names = list(class_names) if class_names is not None else [str(k) for k in range(num_classes)]
-    if len(names) != num_classes or len(set(names)) != num_classes:
-        raise ValueError(f"class_names must be {num_classes} different names, background first, got {names}.")
     needed = {"dense": ["label"], "semi": ["drawing", "label"]}.get(supervision, ["drawing"])
     training = sections.get("training", ())
     lacking = [str(item["image"]) for item in training if not any(item.get(key) for key in needed)]
@@ -367,15 +379,16 @@ def verify_drawings(
     for item in chain.from_iterable(sections.values()):
         for file in files_of(item, "image"):
             require_one_series(Path(file))
-    verify_datalist(
-        sections, mask_keys=(), label_values=(*range(num_classes), 255), allow_missing_annotation=True, num_threads=1
-    )
+    verify_datalist(sections, label_keys=(), mask_keys=(), allow_missing_annotation=True, num_threads=1)
     load = Compose([LoadImageOrSeriesd("image"), EnsureChannelFirstd("image")])
-    counts, background_read, losing = np.zeros(256, np.int64), 0, list[float]()
+    counts, masked, background_read, losing = np.zeros(256, np.int64), np.zeros(256, np.int64), 0, list[float]()
     for name, items in sections.items():
         for item in items:
             image = load({"image": item["image"]})
             _check_image(image["image"], str(item["image"]), spatial_dims, in_channels)
+            if item.get("label"):
+                mask = np.asarray(read_mask({**item, **image})["label"])
+                masked += np.bincount(mask.ravel(), minlength=256) * (name == "training")
             if not item.get("drawing"):
                 continue
             drawn = np.asarray(read({**item, **image})["positive"])
@@ -387,12 +400,14 @@ def verify_drawings(
                     filled = fill_beyond_loops(one)
                     background_read += int((spread_background(filled, spacing, spread) == 0).sum())
                     losing += losing_ratios(filled if loops else one, spacing) if spread else []
-    found = dict(zip(names, counts[:num_classes].tolist(), strict=True))
-    nobody = [name for name, number in found.items() if number == 0]
-    if nobody and supervision != "dense":
+    found = dict(zip(class_names, counts[: len(class_names)].tolist(), strict=True))
+    learned = counts + masked if supervision == "semi" else counts
+    nothing = [name for name, number in zip(class_names, learned, strict=False) if number == 0]
+    if nothing and supervision != "dense":
+        or_mask = " or mask" if supervision == "semi" else ""
         raise DataError(
-            f"no training drawing shows {', '.join(map(repr, nobody))} (drawn voxels: {found}); draw some of each "
-            "class, background too, or correct the mapping"
+            f"no training drawing{or_mask} shows {', '.join(map(repr, nothing))} (drawn voxels: {found}); draw some of "
+            "each class, background too, or correct the mapping"
         )
     logger.info("Voxels drawn for training: %s", ", ".join(f"{name} {number}" for name, number in found.items()))
     if supervision != "dense":

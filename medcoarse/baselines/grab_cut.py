@@ -105,7 +105,7 @@ def _cut(pixels: Bytes, seeds: Bytes, iterations: int) -> tuple[NDArray[np.bool_
     try:
         import cv2
     except ImportError as error:
-        raise ImportError('GrabCut needs OpenCV: pip install opencv-python-headless') from error
+        raise ImportError("GrabCut needs OpenCV: pip install opencv-python-headless") from error
     background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
     found = seeds.copy()
     cv2.setRNGSeed(0)  # of this thread: the mixtures start from random pixels

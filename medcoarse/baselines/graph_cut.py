@@ -116,9 +116,7 @@ def _maxflow_cut(excess: Floats, tails: Ints, heads: Ints, paid: Floats) -> NDAr
     try:
         import maxflow
     except ImportError as error:
-        raise ImportError(
-            'solver="maxflow" needs PyMaxflow: pip install PyMaxflow, or take solver="scipy"'
-        ) from error
+        raise ImportError('solver="maxflow" needs PyMaxflow: pip install PyMaxflow, or take solver="scipy"') from error
     graph = maxflow.Graph[float](len(excess), len(paid))
     nodes = graph.add_grid_nodes(len(excess))
     graph.add_grid_tedges(nodes, excess.clip(0), (-excess).clip(0))

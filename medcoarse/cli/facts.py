@@ -13,27 +13,30 @@ from typing import Any, cast
 import numpy as np
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import EnsureChannelFirstd
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from medcoarse.cli.channels import Channels, files_of
 from medcoarse.cli.files import listed
+from medcoarse.cli.label_maps import are_binary
 from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
 from medcoarse.inspection import PIL_SUFFIXES
 from medcoarse.planning import Facts
-from medcoarse.readers.claims import KINDS, PRESETS, drawn_names
+from medcoarse.readers.claims import KINDS, PRESETS, drawn_names, folded
 from medcoarse.readers.dicom import first_image, read_tags, require_one_series
 from medcoarse.readers.drawing import Grid, as_affine
 from medcoarse.readers.formats import is_series, read_drawing
 from medcoarse.transforms.array import spacing_of
 from medcoarse.transforms.dictionary import MergeStrokesd
-from medcoarse.transforms.drawn import LoadCoarseAnnotationd
+from medcoarse.transforms.drawn import LoadCoarseAnnotationd, LoadMaskd
 from medcoarse.transforms.expand import count_loops, fill_beyond_loops, losing_ratios
 from medcoarse.transforms.series import LoadImageOrSeriesd, join, require_intensities
 
 _MAX_CLASSES = 254
 _MOST_SAMPLES = 20000
+_LABEL_MAPS = (".nii", ".nii.gz", ".nrrd", ".mha", ".png", ".tif", ".tiff", ".bmp")
 Table = dict[str, Any]
 
 
@@ -50,6 +53,8 @@ class Classes:
         losing: of each image, at which ratios its strokes would be called background; see
             `medcoarse.transforms.expand.losing_ratios`.
         drawn: voxels drawn of each class, by number, on each image; of classes that are drawn there.
+        masked: the same of masks, of images that have one.
+        binary_masks: whether the masks have 255 for class 1.
     """
 
     names: list[str]
@@ -59,6 +64,8 @@ class Classes:
     loops: tuple[int, int] = (0, 0)
     losing: Mapping[Path, Sequence[float]] = field(default_factory=dict)
     drawn: Mapping[Path, Mapping[int, int]] = field(default_factory=dict)
+    masked: Mapping[Path, Mapping[int, int]] = field(default_factory=dict)
+    binary_masks: bool = False
 
 
 def load_image(path: Path, channels: Channels = MappingProxyType({})) -> MetaTensor:
@@ -112,8 +119,9 @@ def inspect(
     resample: bool = False,
     channels: Channels = MappingProxyType({}),
     loops: bool = False,
+    masks: Mapping[Path, Path] = MappingProxyType({}),
 ) -> tuple[Facts, Classes]:
-    """Decode every image and drawing once; two passes over the drawings, for the first tells what is in them.
+    """Decode every image, drawing and mask; two passes over the drawings, for the first tells what is in them.
 
     Args:
         pairs: image -> drawings.
@@ -124,10 +132,11 @@ def inspect(
         resample: whether drawings on another grid than their image's are brought there.
         channels: the files of images that have several.
         loops: whether what lies beyond closed lines of background is background.
+        masks: image -> mask, of images that have one.
 
     Raises:
-        CommandError: a damaged file, images that cannot be trained on together, drawings that do not fit their images
-            or are not in the mapping.
+        CommandError: a damaged file, images that cannot be trained on together, drawings or masks that do not fit their
+            images or are not in the mapping.
     """
     rows, found, named = [], set[str](), set[bool]()
     for image, drawings in tqdm(pairs.items(), "inspecting", leave=False, disable=None):
@@ -139,7 +148,8 @@ def inspect(
             named.add(segments)
     _require_alike(list(pairs), rows)
     classes = find_classes(found, True in named, mapping, background, class_names)
-    ranges, checked = _check_drawings(pairs, classes, resample, channels, loops)
+    classes = replace(classes, binary_masks=_are_binary(list(masks.values()), classes.names))
+    ranges, checked = _check_drawings(pairs, masks, classes, resample, channels, loops)
     dims = {len(row["shape"]) for row in rows}
     modalities = {row["modality"] for row in rows}
     pictures = "picture" in modalities
@@ -265,14 +275,14 @@ def _named(labels: Sequence[int], class_names: Sequence[str] | None) -> list[str
 
 def _by_name(found: set[str], background: str | None, class_names: Sequence[str] | None) -> Classes:
     """Segments "liver", "not liver" and "background", in capitals or not."""
-    ground = _folded(background or "background")
-    kinds = {name: KINDS[_folded(name).startswith("not ")] for name in found}
-    things = {name: _folded(name).removeprefix("not ") for name in found}
+    ground = folded(background or "background")
+    kinds = {name: KINDS[folded(name).startswith("not ")] for name in found}
+    things = {name: folded(name).removeprefix("not ") for name in found}
     spelt: dict[str, str] = {}  # as in a positive drawing, if there is one
     for name in sorted(found, key=lambda name: (KINDS.index(kinds[name]), name)):
         spelt.setdefault(things[name], " ".join(name.split()[kinds[name] == "negative" :]))
     names = list(class_names) if class_names else [spelt[thing] for thing in sorted(spelt) if thing != ground]
-    order = {_folded(name): index for index, name in enumerate([ground, *names])}
+    order = {folded(name): index for index, name in enumerate([ground, *names])}
     if not names or spelt.keys() - order.keys() or len(order) <= len(names):
         raise CommandError(
             f"the drawings name {_some(found)}, --class_names {names}; name all but background, each once"
@@ -285,10 +295,6 @@ def _by_name(found: set[str], background: str | None, class_names: Sequence[str]
             + ", or pass --background NAME"
         )
     return Classes(["background", *names], table, "names in the drawings")
-
-
-def _folded(name: str) -> str:
-    return " ".join(name.casefold().split())
 
 
 def _explicit(text: str, class_names: Sequence[str] | None) -> Classes:
@@ -316,43 +322,74 @@ def _some(found: set[str]) -> str:
     return ", ".join(repr(name[:40]) for name in sorted(found)[:10])
 
 
-def _check_drawings(
-    pairs: Mapping[Path, Sequence[Path]], classes: Classes, resample: bool, channels: Channels, read_loops: bool
-) -> tuple[tuple[float, float] | None, Classes]:
-    """Read every drawing onto its image, as training will; the range of intensities of what is drawn as foreground, and
-    the classes with what the drawings showed.
-    """
-    try:
-        read = LoadCoarseAnnotationd(
-            "drawing", classes.mapping, len(classes.names), contradictions="unlabeled", resample=resample
+def _are_binary(masks: Sequence[Path], names: Sequence[str]) -> bool:
+    """Whether masks have the structure as 255, which two classes only may have."""
+    binary = are_binary([mask for mask in masks if mask.name.lower().endswith(_LABEL_MAPS)])
+    if binary and len(names) > 2:
+        raise CommandError(
+            f"the masks tell 2 classes apart (0 and 255), the drawings {len(names)}: {', '.join(names)}; number the "
+            "classes in the masks"
         )
+    return binary
+
+
+def _check_drawings(
+    pairs: Mapping[Path, Sequence[Path]],
+    masks: Mapping[Path, Path],
+    classes: Classes,
+    resample: bool,
+    channels: Channels,
+    read_loops: bool,
+) -> tuple[tuple[float, float] | None, Classes]:
+    """Read every drawing and mask onto its image, as training will; the range of intensities of what is drawn as
+    foreground, and the classes with what the drawings and masks showed.
+    """
+    number = len(classes.names)
+    try:
+        read = LoadCoarseAnnotationd("file", classes.mapping, number, contradictions="unlabeled", resample=resample)
     except ValueError as error:
         raise CommandError(f"--mapping: {error}") from None
-    merge = MergeStrokesd(num_classes=len(classes.names), allow_missing_keys=True)
-    drawn, silent, problems, loops = [], [], [], (0, 0)
+    read_mask = LoadMaskd("file", number, classes.names, classes.binary_masks, resample=resample)
+    merge = MergeStrokesd(num_classes=number, allow_missing_keys=True)
+    drawn, silent, problems, loops = list[Any](), list[str](), list[str](), (0, 0)
     seen = {path: Counter[int]() for path in pairs}
+    masked = {path: Counter[int]() for path in pairs if path in masks}
     losing: dict[Path, list[float]] = {path: [] for path in pairs}
-    both = [(path, drawing) for path, drawings in pairs.items() for drawing in drawings]
-    for path, drawing in tqdm(both, "reading drawings", leave=False, disable=None):
-        image = load_image(path, channels)
-        try:
-            maps = read({"image": image, "drawing": str(drawing)})
-        except DataError as error:
-            problems.append(str(error))
-            continue
+
+    def add_drawing(path: Path, image: MetaTensor, drawing: Path) -> None:
+        nonlocal loops
+        maps = read({"image": image, "file": str(drawing)})
         if all((np.asarray(maps[kind]) == UNLABELED).all() for kind in KINDS if kind in maps):
             silent.append(drawing.name)
         positive = np.asarray(maps["positive"])[0] if "positive" in maps else np.zeros(image.shape[1:])
         values = np.asarray(image)[0][(positive > 0) & (positive != UNLABELED)]
         drawn.append(values[:: max(1, values.size // _MOST_SAMPLES)])
         strokes = np.asarray(merge(maps)["strokes"])[0]
-        numbers, counts = np.unique(strokes[strokes != UNLABELED], return_counts=True)
-        seen[path].update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
+        seen[path].update(_counted(strokes))
         slices, closed = count_loops(strokes)
         loops = (loops[0] + slices, loops[1] + closed)
         losing[path] += losing_ratios(fill_beyond_loops(strokes) if read_loops else strokes, spacing_of(image, None))
+
+    def add_mask(path: Path, image: MetaTensor, mask: Path) -> None:
+        masked[path].update(_counted(np.asarray(read_mask({"image": image, "file": str(mask)})["file"])))
+
+    for path, drawings in tqdm(pairs.items(), "reading drawings", leave=False, disable=None):
+        image = load_image(path, channels)
+        mask = [(add_mask, masks[path])] if path in masks else []
+        for add, file in [*((add_drawing, drawing) for drawing in drawings), *mask]:
+            try:
+                add(path, image, file)
+            except DataError as error:
+                problems.append(str(error))
     if problems:
-        raise CommandError(f"{len(problems)} of {len(both)} drawings cannot be used: {'; '.join(problems[:3])}")
+        files, what = sum(map(len, pairs.values())) + len(masked), "drawings and masks" if masked else "drawings"
+        raise CommandError(f"{len(problems)} of {files} {what} cannot be used: {'; '.join(problems[:3])}")
     every = np.concatenate(drawn)
     ranges = (float(np.percentile(every, 0.5)), float(np.percentile(every, 99.5))) if every.size else None
-    return ranges, replace(classes, silent=tuple(silent), loops=loops, losing=losing, drawn=seen)
+    return ranges, replace(classes, silent=tuple(silent), loops=loops, losing=losing, drawn=seen, masked=masked)
+
+
+def _counted(labels: NDArray[np.uint8]) -> dict[int, int]:
+    """Class -> voxels, of those that are there."""
+    numbers, counts = np.unique(labels[labels != UNLABELED], return_counts=True)
+    return dict(zip(numbers.tolist(), counts.tolist(), strict=True))

@@ -104,15 +104,29 @@ def _require_different(folders: Sequence[str]) -> None:
 
 
 def _require_one_place(folder: str, files: Sequence[Path]) -> None:
-    """Refuse folders in the only folder, unless they are called like the images: each may be of an annotator."""
+    """Refuse folders in the only folder, unless it is plain that each is of an image: each may be of an annotator.
+
+    Plain is case1/case1_ada.png: images have numbers, people have names. With ada/ada_case1.png it is the other way
+    round.
+    """
     places = sorted({str(file.parent) for file in files})
-    by_image = all(belonging(drawn_stem(file), [file.parent.name]) for file in files)  # a folder for each image
+    by_image = all(_has_digit(file.parent.name) and _ends_in_name(file) for file in files)
     if len(places) > 1 and not by_image:
         more = " ..." if len(places) > 3 else ""
         raise CommandError(
             f"{folder}: holds label maps in {len(places)} places; name the folder of each annotator: medcoarse fuse "
             f"{' '.join(map(shlex.quote, places[:3]))}{more}, or put the files of all into one"
         )
+
+
+def _has_digit(text: str) -> bool:
+    return any(map(str.isdigit, text))
+
+
+def _ends_in_name(file: Path) -> bool:
+    """Whether a file is called as its folder, and on from there without a number."""
+    stem, folder = drawn_stem(file), file.parent.name
+    return bool(belonging(stem, [folder])) and not _has_digit(stem[len(folder) :])
 
 
 def by_annotator(folders: Mapping[str, Sequence[Path]], partial: bool = False) -> dict[str, dict[str, Path]]:

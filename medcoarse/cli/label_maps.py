@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
+from medcoarse.readers.claims import folded
 from medcoarse.readers.drawing import Drawing, Grid
 from medcoarse.readers.formats import read_drawing
 from medcoarse.readers.placement import place
@@ -55,7 +56,8 @@ def read_labels(
 
     Args:
         path: of any format that is read.
-        class_names: background first: a segment is the class of its name. Without them it is that of its number.
+        class_names: background first: a segment is the class of its name, in capitals or not. Without them it is that
+            of its number.
         binary: whether 255 is class 1, see `are_binary`; in files of segments it never is.
 
     Raises:
@@ -93,9 +95,10 @@ def on_grid(labels: Labels, grid: Grid, target: Grid, path: Path, segments: bool
 def _by_name(path: Path, drawing: Drawing, class_names: Sequence[str]) -> NDArray[Any]:
     names: Mapping[int, str] = drawing.layers[0].names
     values = drawing.layers[0].values
+    classes = {folded(name): label for label, name in enumerate(class_names)}
     table = np.zeros(int(values.max(initial=0)) + 1, np.uint8)
-    for value in np.unique(values):
-        if value and names.get(int(value), "") not in class_names:
-            raise CommandError(f"{path}: segment {names.get(int(value), value)!r} is none of {list(class_names)}")
-        table[value] = list(class_names).index(names[int(value)]) if value else 0
+    for value in filter(None, np.unique(values).tolist()):
+        if folded(names.get(value, "")) not in classes:
+            raise CommandError(f"{path}: segment {names.get(value, value)!r} is none of {list(class_names)}")
+        table[value] = classes[folded(names[value])]
     return np.asarray(table[values])

@@ -18,10 +18,9 @@ import os
 import shlex
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from medcoarse.cli.bundle import change_settings, config_of, make_bundle, require_text, run_bundle
 from medcoarse.cli.channels import Channels, are_channels, files_of, join_channels
@@ -62,7 +61,6 @@ names: case1.nii.gz and case1.nii.gz, case1_drawn.nrrd, case1.seg.nrrd, ...; a D
 Where case1_0000.nii.gz, case1_0001.nii.gz, ... are the channels of one image, its drawing is case1.nii.gz or goes on
 from that: case1_drawn.nii.gz.
 """
-_MASKS = (".nii", ".nii.gz", ".nrrd", ".mha", ".png", ".tif", ".tiff", ".bmp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,12 +102,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--resample",
         action="store_true",
-        help="bring drawings on another grid to that of their image, by the nearest voxel",
+        help="bring drawings and masks on another grid to that of their image, by the nearest voxel",
     )
     add(
         "--labels",
         metavar="FOLDER",
-        help="dense masks of some images, for scores: 0, 1, ..., 255 for unknown; or 0 and 255 alone: 255 is class 1",
+        help="dense masks of some images, for scores: 0, 1, ..., 255 for unknown; 0 and 255 alone: 255 is class 1; or "
+        "segments called as the classes",
     )
     add(
         "--learn_labels",
@@ -167,10 +166,12 @@ def _check(options: argparse.Namespace) -> None:
     if options.device_memory is not None and options.device_memory <= 0:
         raise CommandError(f"--device_memory must be more than 0 GB, got {options.device_memory:g}")
     require_text("--output_dir", Path(options.output_dir).absolute())
-    if os.path.realpath(options.images) == os.path.realpath(options.drawings):
-        raise CommandError(
-            f"IMAGES and DRAWINGS are one folder, {options.images}; keep drawings in a folder of their own"
-        )
+    if options.learn_labels and not options.labels:
+        raise CommandError("--learn_labels: of which masks? pass --labels FOLDER")
+    folders = {"IMAGES": options.images, "DRAWINGS": options.drawings, "--labels": options.labels}
+    for one, other in combinations((name for name, folder in folders.items() if folder), 2):
+        if os.path.realpath(folders[one]) == os.path.realpath(folders[other]):
+            raise CommandError(f"{one} and {other} are one folder, {folders[one]}; keep each in a folder of its own")
 
 
 def _train(out: Path) -> None:
@@ -225,29 +226,32 @@ def _said_of_new(out: Path, options: argparse.Namespace) -> list[str]:
     names = [name for image in listed_images for name in (image if isinstance(image, list) else [image])]
     known = {os.path.realpath(out / name) for name in names}
     try:
-        drawn, _, channels, _ = _paired(options)
+        drawn, _, _, channels, _ = _paired(options)
     except CommandError as error:
         return [f"  THE FOLDERS HAVE CHANGED since it was planned: {error}; what was planned is trained on"]
     new = [image for image in drawn if not {os.path.realpath(file) for file in files_of(image, channels)} <= known]
     return [f"  NEW since it was planned, and not trained on: {listed(new)}; another folder plans anew"] if new else []
 
 
-def _paired(options: argparse.Namespace) -> tuple[dict[Path, dict[str, Path]], list[Path], Channels, list[str]]:
-    """Image -> who drew it -> the drawing; images without; the files of an image and their numbers, if its channels are
-    apart."""
+def _paired(
+    options: argparse.Namespace,
+) -> tuple[dict[Path, dict[str, Path]], list[Path], dict[Path, Path], Channels, list[str]]:
+    """Image -> who drew it -> the drawing; images that are left out; image -> mask; the files of an image and their
+    numbers, if its channels are apart."""
     images, drawings = find_images([options.images]), find_drawings(options.drawings)
     channels, numbers = join_channels(images) if are_channels(images, drawings) else ({}, [])
     images = list(channels) or images
     drawn = _drawn(images, drawings, options)
-    return drawn, [image for image in images if image not in drawn], channels, numbers
+    undrawn = [image for image in images if image not in drawn]
+    masks = pair(images, find_drawings(options.labels), "mask", need_all=False) if options.labels else {}
+    if options.learn_labels:
+        drawn, undrawn = _with_masked(drawn, undrawn, masks, options.partial)
+    return drawn, undrawn, masks, channels, numbers
 
 
 def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> None:
     """Inspect, decide, say what was decided, and write the bundle: whole, or not at all."""
-    drawn, undrawn, channels, numbers = _paired(options)
-    masks = pair([*drawn, *undrawn], _masks(options.labels), "mask", need_all=False) if options.labels else {}
-    if options.learn_labels:
-        drawn, undrawn = _with_masked(drawn, undrawn, masks, options.partial)
+    drawn, undrawn, masks, channels, numbers = _paired(options)
     labels = {image: mask for image, mask in masks.items() if image in drawn}
     patients = patients_of(list(drawn), options.patient, channels)
 
@@ -263,17 +267,18 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
             options.resample,
             channels,
             options.loops,
+            labels,
         )
         sections = split(patients, options.validation, options.seed)
-        _require_drawn(classes, sections["training"])
+        _require_drawn(classes, sections["training"], options.learn_labels)
         if options.learn_labels and not any(image in labels for image in sections["training"]):
             raise CommandError(
-                "--learn_labels: no image to train on has a mask; pass --labels FOLDER with masks of some, another "
-                "--seed, or --validation 0"
+                "--learn_labels: no image to train on has a mask; add masks of some to --labels, or pass "
+                "another --seed, or --validation 0"
             )
         given = {
             "supervision": "semi" if options.learn_labels else "strokes",
-            "binary_labels": _are_binary(list(labels.values()), classes),
+            "binary_labels": classes.binary_masks,
             "annotators": _annotators(drawn, sections["training"]),
         }
         settings, reasons = _decided(options, facts, classes, sections["training"], given)
@@ -284,7 +289,7 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
             of_masks = f", with {unused} mask{'s' * (unused > 1)}" if unused else ""
             print(f"  LEFT OUT, for nobody has drawn them yet: {len(undrawn)}, {listed(undrawn)}{of_masks}")
         items = {
-            name: [_item(image, drawn[image], labels.get(image), out, channels) for image in part]
+            name: [_item(image, drawn[image], labels.get(image), out, channels, options.annotators) for image in part]
             for name, part in sections.items()
         }
         plan = {"asked": dict(asked), "images": len(drawn), "classes": classes.said}
@@ -351,35 +356,6 @@ def free_memory_gb() -> float | None:
         return None
 
 
-def _masks(folder: str) -> list[Path]:
-    """Masks to score by, of formats that MONAI reads as it does images."""
-    masks = find_drawings(folder)
-    if other := next((mask for mask in masks if not mask.name.lower().endswith(_MASKS)), None):
-        raise CommandError(f"{other}: masks for scores are read as {', '.join(_MASKS)}; save it as one of these")
-    return masks
-
-
-def _are_binary(masks: Sequence[Path], classes: Classes) -> bool:
-    """Whether the masks to score by have the structure as 255; their classes have to be those of the drawings."""
-    from medcoarse.cli.label_maps import are_binary, read_labels
-    from medcoarse.confusion import UNLABELED
-
-    named = f"{len(classes.names)}: {', '.join(classes.names)}"
-    binary = are_binary(masks)
-    if binary and len(classes.names) > 2:
-        raise CommandError(
-            f"the masks tell 2 classes apart (0 and 255), the drawings {named}; number the classes in the masks"
-        )
-    known = {*range(len(classes.names)), UNLABELED}
-    for mask in masks:
-        if other := sorted(set(np.unique(read_labels(mask)[0]).tolist()) - known):
-            raise CommandError(
-                f"{mask}: has the values {other}, and the classes of the drawings are {named}; number them from 0, "
-                f"{UNLABELED} where nobody knows"
-            )
-    return binary
-
-
 def _drawn(
     images: Sequence[Path], drawings: Sequence[Path], options: argparse.Namespace
 ) -> dict[Path, dict[str, Path]]:
@@ -401,19 +377,23 @@ def _annotators(drawn: Mapping[Path, Mapping[str, Path]], training: Sequence[Pat
     return names
 
 
-def _require_drawn(classes: Classes, training: Sequence[Path]) -> None:
-    """Every class, background too, has to be drawn on an image to train on."""
-    learned = {number for image in training for number in classes.drawn[image]}
+def _require_drawn(classes: Classes, training: Sequence[Path], masks_too: bool) -> None:
+    """Every class, background too, has to be drawn on an image to train on, or shown by a mask that is learned from."""
+    masked = classes.masked if masks_too else {}
+    shown = {image: {*own, *masked.get(image, ())} for image, own in classes.drawn.items()}
+    learned = {number for image in training for number in shown[image]}
+    or_masked = " or masked" * masks_too
     for number, name in enumerate(classes.names):
-        images = [image for image, shown in classes.drawn.items() if number in shown]
+        images = [image for image, numbers in shown.items() if number in numbers]
         if not images:
             raise CommandError(
-                f"{name}: is drawn nowhere; draw it, or correct --mapping, --background or --class_names if it is"
+                f"{name}: is drawn{or_masked} nowhere; draw it, or correct --mapping, --background or --class_names if "
+                "it is"
             )
         if number not in learned:
             raise CommandError(
-                f"{name}: is drawn only on images to validate on ({listed(images)}); correct the drawing if that is a "
-                "slip, or pass another --seed, or --validation 0"
+                f"{name}: is drawn{or_masked} only on images to validate on ({listed(images)}); correct the drawing if "
+                "that is a slip, or pass another --seed, or --validation 0"
             )
 
 
@@ -463,7 +443,7 @@ def _spreading(options: argparse.Namespace, losing: Sequence[float]) -> tuple[fl
 
 
 def _item(
-    image: Path, drawn: Mapping[str, Path], label: Path | None, out: Path, channels: Channels
+    image: Path, drawn: Mapping[str, Path], label: Path | None, out: Path, channels: Channels, apart: bool
 ) -> dict[str, str | list[str]]:
     def there(path: Path) -> str:
         return os.path.relpath(path.resolve(), out.resolve())
@@ -473,7 +453,9 @@ def _item(
     if list(drawn) == [""]:
         item["drawing"] = there(drawn[""])
     elif drawn:
-        item |= {"drawing": [there(path) for path in drawn.values()], "annotators": list(drawn)}
+        item |= {"drawing": [there(path) for path in drawn.values()]}
+    if apart:
+        item |= {"annotators": list(drawn)}
     return item | ({"label": there(label)} if label else {})
 
 
@@ -518,7 +500,7 @@ def _said(
         lines += [f"annotators, kept apart: {', '.join(settings['annotators'])}"]
     for number, name in enumerate(classes.names):
         shown = [image for image, own in classes.drawn.items() if number in own]
-        if len(shown) == 1 < len(classes.drawn) - 1:
+        if len(shown) == 1 < sum(map(bool, classes.drawn.values())) - 1:
             lines += [f"  {name} IS DRAWN IN {shown[0].name} ALONE: a slip, if that is not what you meant"]
     lines += [f"  NOTHING IS DRAWN in {listed([Path(name) for name in classes.silent])}"] if classes.silent else []
     lines += _said_of_loops(*classes.loops, settings["loops"])

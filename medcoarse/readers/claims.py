@@ -200,6 +200,16 @@ def drawn_names(layer: Layer) -> dict[int, str]:
     return {int(value): layer.names.get(int(value), str(value)) for value in np.flatnonzero(seen)}
 
 
+def folded(name: str) -> str:
+    """A name as it is compared: without capitals, and any blanks as one.
+
+    Example:
+        >>> folded(" Central  Gland")
+        'central gland'
+    """
+    return " ".join(name.casefold().split())
+
+
 def _require_mapped(drawing: Drawing, claims: Claims, source: Any) -> None:
     unmapped: dict[str, int] = {}
     for layer in drawing.layers:

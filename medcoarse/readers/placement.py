@@ -78,7 +78,7 @@ def place(
         return maps
     lattice = np.rint(to_source)
     turned = _is_lattice(lattice) and _deviation(to_source, lattice, target.shape) <= tolerance
-    if turned and (segments or _corners(lattice, target.shape) == _corners(np.eye(4), source.shape)):
+    if turned and (segments or is_whole(lattice, target.shape, source.shape)):
         placed = _nearest(maps, lattice, target.shape, fills)
         inside = [np.count_nonzero(array != UNLABELED) for array in (placed, maps)]
         if inside[0] < inside[1] and set(fills) == {UNLABELED}:
@@ -96,10 +96,10 @@ def _plane(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _same_turn(affine: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
     """Whether the first two axes go the same way in space, whatever their spacing."""
-    # What was made flat by dropping its third axis may have kept the first two rows alone.
-    rows = 3 if affine[2, :2].any() and other[2, :2].any() else 2
-    with np.errstate(invalid="ignore"):
-        ours, theirs = (one[:rows, :2] / np.linalg.norm(one[:rows, :2], axis=0) for one in (affine, other))
+    if bool(affine[2, :2].any()) != bool(other[2, :2].any()):
+        # One was made flat by dropping its third axis, and kept the first two rows as they were; or lies otherwise.
+        return bool(np.allclose(affine[:2, :2], other[:2, :2], rtol=1e-3, atol=1e-3 * np.abs(affine[:2, :2]).max()))
+    ours, theirs = (one[:3, :2] / np.linalg.norm(one[:3, :2], axis=0) for one in (affine, other))
     return bool(np.allclose(ours, theirs, atol=0.05))
 
 
@@ -109,6 +109,22 @@ def _deviation(affine: NDArray[np.float64], other: NDArray[np.float64], shape: t
     corners = np.array(list(product(*((0, size - 1) for size in shape))), dtype=np.float64)
     difference = affine - other
     return float(np.abs(corners @ difference[:axes, :axes].T + difference[:axes, 3]).max())
+
+
+def is_whole(affine: NDArray[np.float64], shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether an affine leads from a grid to all of another: the same voxels in another order.
+
+    Args:
+        affine: (4, 4), from indices to indices.
+        shape: of the grid, *S.
+        whole: shape of the other one.
+
+    Example:
+        >>> mirrored = np.array([[-1.0, 0, 0, 2], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        >>> is_whole(mirrored, (3, 4), (3, 4)), is_whole(mirrored, (2, 4), (3, 4))
+        (True, False)
+    """
+    return _is_lattice(affine) and _corners(affine, shape) == _corners(np.eye(4), whole)
 
 
 def _corners(affine: NDArray[np.float64], shape: tuple[int, ...]) -> list[list[float]]:

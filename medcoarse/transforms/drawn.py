@@ -14,16 +14,29 @@ from monai.config.type_definitions import KeysCollection
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform
 from monai.utils.enums import TransformBackends
-from monai.utils.misc import ensure_tuple_rep
+from monai.utils.misc import ensure_tuple, ensure_tuple_rep
 from numpy.typing import NDArray
 
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
 from medcoarse.inspection import PIL_SUFFIXES
-from medcoarse.readers.claims import KINDS, Kind, Maps, as_claims, claimed, num_annotators, outside, preset
-from medcoarse.readers.drawing import Grid, as_affine
+from medcoarse.readers.claims import (
+    KINDS,
+    Claim,
+    Claims,
+    Kind,
+    Maps,
+    as_claims,
+    claimed,
+    drawn_names,
+    folded,
+    num_annotators,
+    outside,
+    preset,
+)
+from medcoarse.readers.drawing import Drawing, Grid, as_affine
 from medcoarse.readers.formats import frame_of_reference, read_drawing
-from medcoarse.readers.placement import OtherGridError, place
+from medcoarse.readers.placement import OtherGridError, is_whole, place
 from medcoarse.transforms.array import MergeStrokes
 
 Item = dict[Hashable, Any]
@@ -124,8 +137,9 @@ class LoadCoarseAnnotationd(MapTransform):
         if file is None:
             return {kind: np.full((num_annotators(self.claims, kind), *grid.shape), 255, np.uint8) for kind in KINDS}
         drawing = read_drawing(file, picture or grid, self.format)
-        maps = claimed(drawing, self.claims, file, self.contradictions)
-        fills = {kind: outside(drawing, self.claims, kind) for kind in KINDS}
+        claims = self._claims_of(drawing, file)
+        maps = claimed(drawing, claims, file, self.contradictions)
+        fills = {kind: outside(drawing, claims, kind) for kind in KINDS}
 
         def brought(kind: Kind) -> NDArray[np.uint8]:
             source, found = drawing.grid, maps[kind]
@@ -149,6 +163,68 @@ class LoadCoarseAnnotationd(MapTransform):
                 f"{file}: nothing that is drawn lies in the image; pass the image it was drawn on, and crop afterwards"
             )
         return placed
+
+    def _claims_of(self, drawing: Drawing, file: str | os.PathLike[str]) -> Claims:
+        """What the values and names of a file mean."""
+        return self.claims
+
+
+class LoadMaskd(LoadCoarseAnnotationd):
+    """Read dense masks, onto the grid of their image.
+
+    What is under the key becomes (1, *S), uint8: value k is class k, 255 is unlabeled, also where the file has no
+    voxels. A mask is placed as a drawing is, so that one that is stored the other way round lies right, and one on
+    another grid is refused.
+
+    Args:
+        keys: key of the file.
+        num_classes: L >= 2, background included.
+        class_names: L names, background first. A segment is the class of its name, in capitals or not; what lies in no
+            segment is background.
+        binary: whether 255 is class 1 and not unlabeled, as in pictures of masks; in files of segments it never is.
+        reading: what `LoadCoarseAnnotationd` takes besides: image_key, format, resample, tolerance, allow_missing_keys.
+
+    Raises:
+        ValueError: names that are not L different ones; when called, as `LoadCoarseAnnotationd`, or a mask with values
+            or segments that are no class.
+
+    Example:
+        >>> import tempfile, nibabel
+        >>> file = tempfile.mkdtemp() + "/mask.nii.gz"
+        >>> nibabel.save(nibabel.Nifti1Image(np.array([[[0], [1], [255]]], dtype=np.uint8), np.eye(4)), file)
+        >>> item = {"image": MetaTensor(torch.zeros(1, 1, 3, 1)), "label": file}
+        >>> LoadMaskd("label", 2, ["background", "liver"])(item)["label"].flatten().tolist()
+        [0, 1, 255]
+    """
+
+    def __init__(
+        self, keys: KeysCollection, num_classes: int, class_names: Sequence[str], binary: bool = False, **reading: Any
+    ) -> None:
+        names = ensure_tuple(keys)
+        mapping = {0: Claim(0), UNLABELED: Claim(1)} if binary else "unlabeled_255"
+        reading |= {"positive_key": names, "negative_key": [f"not {name}" for name in names]}
+        super().__init__(keys, mapping, num_classes, **reading)
+        if len(class_names) != num_classes or len({folded(name) for name in class_names}) != num_classes:
+            raise ValueError(f"class_names must be {num_classes} different names, got {list(class_names)}.")
+        self.class_names = list(class_names)
+
+    def _claims_of(self, drawing: Drawing, file: str | os.PathLike[str]) -> Claims:
+        shown = {
+            name
+            for layer in drawing.layers
+            for value, name in drawn_names(layer).items()
+            if value or not drawing.segments
+        }
+        known = {folded(name): Claim(label) for label, name in enumerate(self.class_names)}
+        named = {name: known[folded(name)] for name in shown if folded(name) in known}
+        claims = {"0": Claim(0), **named} if drawing.segments else self.claims
+        if unknown := sorted(shown - claims.keys()):
+            raise DataError(
+                f"{file}: the mask shows {', '.join(repr(name[:80]) for name in unknown[:10])}, and the classes are "
+                f"{', '.join(f'{label} {name}' for label, name in enumerate(self.class_names))}; "
+                + ("name its segments so" if drawing.segments else f"number them so, {UNLABELED} where nobody knows")
+            )
+        return claims
 
 
 class LoadStrokesOfEachd(LoadCoarseAnnotationd):
@@ -270,16 +346,19 @@ def _grids(image: Any, key: Hashable) -> tuple[Grid, Grid | None]:
     grid = Grid(tuple(image.shape[1:]), affine, frame, Path(file).name or None)
     if not file.lower().endswith(PIL_SUFFIXES):
         return grid, None
-    if not image.applied_operations:  # whatever affine somebody gave it
-        return replace(grid, affine=None), None
     moved = np.linalg.inv(as_affine(image.meta.get("original_affine", np.eye(4)))) @ affine
-    if not np.allclose(moved, np.rint(moved), atol=1e-3) or abs(round(float(np.linalg.det(moved[:3, :3])))) != 1:
-        raise DataError(
-            f"{grid.name}: was resampled since it was loaded, and a picture has no place in space that would tell how; "
-            "read the drawing before transforms that zoom or turn the picture by other than 90 degrees"
-        )
     shape = tuple(int(size) for size in image.meta.get("spatial_shape", grid.shape))[: len(grid.shape)]
-    return replace(grid, affine=np.rint(moved)), Grid(shape, None, None, grid.name)
+    lattice = np.rint(moved)
+    whole_steps = np.allclose(moved, lattice, atol=1e-3)
+    if not image.applied_operations and not (whole_steps and is_whole(lattice, grid.shape, shape)):
+        return replace(grid, affine=None), None  # whatever affine somebody gave it
+    if not whole_steps or abs(round(float(np.linalg.det(moved[:3, :3])))) != 1:
+        raise DataError(
+            f"{grid.name}: was resampled or given another spacing since it was loaded, and a picture has no place in "
+            "space that would tell which; read the drawing before transforms that zoom or turn the picture, but by 90 "
+            "degrees"
+        )
+    return replace(grid, affine=lattice), Grid(shape, None, None, grid.name)
 
 
 def _like(image: MetaTensor, maps: np.ndarray[Any, Any], files: list[str]) -> MetaTensor:

@@ -39,7 +39,7 @@ def test_masks_of_some_images_are_learned_from_too(tmp_path: Path, capfd: pytest
     write_volumes(tmp_path, 4)
     (tmp_path / "drawings" / "case0_drawn.nii.gz").unlink()
     (tmp_path / "masks" / "case1.nii.gz").unlink()
-    words = train_words(tmp_path, "--labels", tmp_path / "masks", "--learn_labels", "--validation", 0, "--epochs", 3)
+    words = train_words(tmp_path, "--labels", tmp_path / "masks", "--learn_labels", "--validation", 0, "--epochs", 10)
     assert main(words) == 0
     said = capfd.readouterr().out
     assert "4 images with drawings or masks: 4 for training" in said
@@ -51,27 +51,90 @@ def test_masks_of_some_images_are_learned_from_too(tmp_path: Path, capfd: pytest
     assert config["supervision"] == "semi"
     words.remove("--plan_only")
     assert main(words) == 0
+    new = tmp_path / "new.nii.gz"
+    shutil.copy(tmp_path / "images" / "case0.nii.gz", new)
     parser = ConfigParser()
     parser.read_config(str(tmp_path / "run" / "configs" / "train.json"))
     parser["bundle_root"] = str(tmp_path / "run")
     loss = parser.get_parsed_content("loss")
     assert (loss.warmup, loss.coupled_dice_weight) == ("masks", 0)
     assert parser.get_parsed_content("annotator_learning_rate") == parser["learning_rate"]
-    for item, cut in zip(listed, parser.get_parsed_content("train#dataset"), strict=False):
+    dataset = parser.get_parsed_content("train#dataset")
+    shown = {key: [False] * len(listed) for key in ("positive", "label")}
+    for number, cut in enumerate([dataset[n] for n in range(3 * len(listed))]):
         cut = cut[0] if isinstance(cut, list) else cut
-        shown = {key: bool((cut[key] != 255).any()) for key in ("positive", "label")}
-        assert shown["label"] == ("label" in item)
-        assert shown["positive"] <= ("drawing" in item)
-    assert main(text("report", tmp_path / "run")) == 0
+        for key, images in shown.items():
+            images[number % len(listed)] |= bool((cut[key] != 255).any())
+    assert shown["label"] == ["label" in item for item in listed]
+    assert shown["positive"] == ["drawing" in item for item in listed]
+    assert main(text("report", tmp_path / "run", "--pool", tmp_path / "images", new)) == 0
+    asked = json.loads((tmp_path / "run" / "output" / "annotators.json").read_text())["ask_next"]
+    assert [one["image"] for one in asked] == ["new.nii.gz"], "case0 has its mask"
     (tmp_path / "masks" / "case0.nii.gz").unlink()
     shutil.rmtree(tmp_path / "run")
     assert "1 images have no drawing and no mask: case0.nii.gz; pass --partial" in refused(capfd, *words)
     assert main([*words, "--partial", "--plan_only"]) == 0
     assert "LEFT OUT, for nobody has drawn them yet: 1, case0.nii.gz" in capfd.readouterr().out
-    words[words.index("--labels") + 1] = str(tmp_path / "drawings")
     shutil.rmtree(tmp_path / "run")
+    same = [tmp_path / "drawings" if word == str(tmp_path / "masks") else word for word in words]
+    assert "DRAWINGS and --labels are one folder" in refused(capfd, *same)
     del words[words.index("--labels") : words.index("--labels") + 2]
-    assert "no image to train on has a mask" in refused(capfd, *words, "--partial")
+    assert "of which masks? pass --labels FOLDER" in refused(capfd, *words, "--partial")
+
+
+def test_masks_beside_drawings_of_several(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """case0 has a mask alone; Ada drew case1, Ben case2, both case3."""
+    write_volumes(tmp_path, 4)
+    for who, numbers in (("Ada", (1, 3)), ("Ben", (2, 3))):
+        (tmp_path / "drawings" / who).mkdir()
+        for number in numbers:
+            shutil.copy(tmp_path / "drawings" / f"case{number}_drawn.nii.gz", tmp_path / "drawings" / who)
+    for file in (tmp_path / "drawings").glob("*.nii.gz"):
+        file.unlink()
+    for number in (1, 2, 3):
+        (tmp_path / "masks" / f"case{number}.nii.gz").unlink()
+    more = ("--labels", tmp_path / "masks", "--learn_labels", "--annotators", "--validation", 0, "--epochs", 3)
+    words = train_words(tmp_path, *more)
+    words.remove("--plan_only")
+    assert main(words) == 0
+    assert "IS DRAWN IN" not in capfd.readouterr().out
+    items = json.loads((tmp_path / "run" / "datalist.json").read_text())["training"]
+    assert sorted(item["annotators"] for item in items) == [[], ["Ada"], ["Ada", "Ben"], ["Ben"]]
+    shutil.copy(tmp_path / "images" / "case0.nii.gz", tmp_path / "images" / "case9.nii.gz")
+    shutil.copy(tmp_path / "masks" / "case0.nii.gz", tmp_path / "masks" / "case9.nii.gz")
+    assert main([*words, "--plan_only"]) == 0
+    assert "NEW since it was planned, and not trained on: case9.nii.gz" in capfd.readouterr().out
+
+
+def test_what_masks_alone_show_is_learned(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nobody drew background; without masks to learn from that is an error."""
+    write_volumes(tmp_path, 3)
+    mapping = json.dumps({"0": None, "1": [1, "positive"], "3": None})
+    words = text("train", tmp_path / "images", tmp_path / "drawings", "--output_dir", tmp_path / "run")
+    words += text("--plan_only", "--mapping", mapping, "--labels", tmp_path / "masks")
+    assert "background: is drawn nowhere" in refused(capfd, *words)
+    assert main([*words, "--learn_labels"]) == 0
+    config = json.loads((tmp_path / "run" / "configs" / "train.json").read_text())
+    listed = str(tmp_path / "run" / "datalist.json")
+    prepare_drawings(listed, lambda: tmp_path, config["mapping"], 3, 1, 2, config["class_names"], "semi")
+    with pytest.raises(SystemExit, match="no training drawing shows 'background'"):
+        prepare_drawings(listed, lambda: tmp_path, config["mapping"], 3, 1, 2, config["class_names"])
+
+
+def test_masks_that_lie_elsewhere_are_refused_while_planning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 3)
+    file = tmp_path / "masks" / "case1.nii.gz"
+    mask = nib.load(file)
+    nib.save(mask.slicer[23::-1], file)  # stored the other way round, which is the same place
+    words = train_words(tmp_path, "--labels", tmp_path / "masks")
+    assert main(words) == 0
+    nib.save(nib.Nifti1Image(np.asarray(mask.dataobj), np.diag([2, 2, 2, 1])), file)
+    shutil.rmtree(tmp_path / "run")
+    said = refused(capfd, *words)
+    assert "1 of 6 drawings and masks cannot be used" in said
+    assert "case1.nii.gz: lies on another grid than the image: spacing (2.0, 2.0, 2.0)" in said
+    nib.save(nib.Nifti1Image(np.full(mask.shape, 9, np.uint8), mask.affine), file)
+    assert "the mask shows '9', and the classes are 0 background, 1 class 1; number them so" in refused(capfd, *words)
 
 
 def test_images_that_nobody_has_drawn_yet_are_left_out_if_asked_for(

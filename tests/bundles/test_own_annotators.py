@@ -156,7 +156,7 @@ def test_a_review_says_what_to_draw_next(trained, volumes, tmp_path, capfd):
     said = refused(capfd, "report", trained, "--pool", tmp_path, "--cases", tmp_path)
     assert "--pool is of the review" in said
     said = refused(capfd, "report", trained, "--pool", volumes / "images")
-    assert "all 6 images of the pool have drawings already; pass some that nobody has drawn" in said
+    assert "all 6 images of the pool have drawings or masks already; pass some that nobody has drawn" in said
 
 
 def test_cases_are_reported_with_calibration_and_everybodys_errors(trained, volumes, tmp_path):

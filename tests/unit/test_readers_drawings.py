@@ -29,6 +29,7 @@ from monai.transforms import (
     Zoom,
 )
 from PIL import Image
+from scipy.spatial.transform import Rotation
 from skimage.draw import polygon2mask
 
 from medcoarse.confusion import UNLABELED
@@ -461,7 +462,9 @@ def test_a_plane_and_a_volume_of_one_slice_are_one_grid():
     volume, saved = maps[..., None], on((3, 4, 1), (-1, -1, 1))
     for target in (Grid((3, 4)), on((3, 4), (-1, -1, 1)), on((3, 4), (-2, -2, 2))):
         assert np.array_equal(place(volume, saved, target, "f", [255]), maps)
-    for turned in (on((3, 4)), on((3, 4), (1, -1, 1)), Grid((3, 4), np.eye(4)[[2, 0, 1, 3]])):
+    turns = [Rotation.from_euler("x", angle, degrees=True).as_matrix() for angle in (10, 45, 89)]
+    oblique = [Grid((3, 4), np.block([[turn, np.zeros((3, 1))], [0, 0, 0, 1]])) for turn in turns]
+    for turned in (on((3, 4)), on((3, 4), (1, -1, 1)), Grid((3, 4), np.eye(4)[[2, 0, 1, 3]]), *oblique):
         with pytest.raises(DataError, match="another grid"):
             place(volume, saved, turned, "f", [255])
     assert np.array_equal(place(maps, Grid((3, 4)), on((3, 4, 1)), "f", [255]), maps[..., None])
@@ -636,8 +639,14 @@ def test_a_picture_may_be_moved_before_its_drawing_is_read(made_up: np.ndarray, 
         assert np.argwhere(np.asarray(item[key][0]) != 255).tolist() == place_of
         np.testing.assert_array_equal(moved[key], move(item[key]))
     scaled = Zoom(2, keep_size=False)(image)
-    with pytest.raises(DataError, match=r"was resampled since it was loaded.*read the drawing before"):
+    with pytest.raises(
+        DataError, match=r"was resampled or given another spacing since it was loaded.*read the drawing before"
+    ):
         read({"image": scaled, "drawing": tmp_path / f"drawn.{ending}"})
+    untraced = Flip(0)
+    untraced.tracing = False
+    flipped = read({"image": untraced(image), "drawing": tmp_path / f"drawn.{ending}"})
+    np.testing.assert_array_equal(flipped["positive"], Flip(0)(item["positive"]))
     image.affine = torch.diag(torch.tensor([0.5, 0.5, 1.0]))  # somebody knows how large its pixels are
     np.testing.assert_array_equal(
         read({"image": image, "drawing": tmp_path / f"drawn.{ending}"})["positive"], item["positive"]

@@ -1,0 +1,121 @@
+"""Masks lie where they were drawn, and mean what their values or names say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import EnsureChannelFirst, Flip, LoadImage
+from PIL import Image
+
+from medcoarse.datalist import DataError
+from medcoarse.transforms.drawn import LoadMaskd
+from medcoarse.writers.formats import write_segmentation
+from medcoarse.writers.segmentation import make_segmentation
+from tests.cases_folders import OBLIQUE, volume
+
+NAMES = ["background", "liver", "tumour"]
+
+
+@pytest.fixture
+def masked() -> tuple[MetaTensor, np.ndarray]:
+    """An image, and its mask with two classes and something unknown."""
+    image, mask, _ = volume(0)
+    mask[6:8, 6:8, 2] = 2
+    mask[0, 0, 0] = 255
+    return MetaTensor(torch.from_numpy(image)[None], affine=torch.from_numpy(OBLIQUE)), mask
+
+
+def read(image: MetaTensor, file: Path, **options: Any) -> np.ndarray:
+    found = LoadMaskd("label", 3, NAMES, **options)({"image": image, "label": file})["label"]
+    assert found.dtype == torch.uint8
+    assert torch.equal(found.affine, image.affine)
+    return np.asarray(found)
+
+
+@pytest.mark.parametrize("axes", [(0,), (1, 2), (0, 1, 2)])
+def test_a_mask_that_is_stored_the_other_way_round_lies_right(masked: Any, axes: tuple[int, ...], tmp_path: Path):
+    image, mask = masked
+    turn = np.eye(4)
+    for axis in axes:
+        turn[axis, axis], turn[axis, 3] = -1, mask.shape[axis] - 1
+    nib.save(nib.Nifti1Image(np.flip(mask, axes), OBLIQUE @ turn), tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(read(image, tmp_path / "mask.nii.gz")[0], mask)
+
+
+def test_a_mask_with_its_axes_swapped_lies_right(masked: Any, tmp_path: Path):
+    image, mask = masked
+    nib.save(nib.Nifti1Image(mask.transpose(2, 0, 1), OBLIQUE[:, [2, 0, 1, 3]]), tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(read(image, tmp_path / "mask.nii.gz")[0], mask)
+
+
+def test_a_mask_on_another_grid_is_refused_unless_resampled(masked: Any, tmp_path: Path):
+    image, mask = masked
+    nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / "elsewhere.nii.gz")
+    with pytest.raises(DataError, match=r"elsewhere.nii.gz: lies on another grid than the image: spacing"):
+        read(image, tmp_path / "elsewhere.nii.gz")
+    half = OBLIQUE @ np.diag([2.0, 2, 2, 1])
+    nib.save(nib.Nifti1Image(mask[::2, ::2, ::2], half), tmp_path / "half.nii.gz")
+    found = read(image, tmp_path / "half.nii.gz", resample=True)[0]
+    np.testing.assert_array_equal(found[::2, ::2, ::2], mask[::2, ::2, ::2])
+
+
+@pytest.mark.parametrize("order", [["tumour", "liver"], ["Liver", "TUMOUR"]])
+def test_a_segment_is_the_class_of_its_name_whatever_its_number(masked: Any, order: list[str], tmp_path: Path):
+    image, mask = masked
+    mask[mask == 255] = 0
+    number = {name.lower(): value for value, name in enumerate(order, 1)}
+    values = np.zeros_like(mask)
+    for label, name in enumerate(NAMES[1:], 1):
+        values[mask == label] = number[name]
+    segmentation = make_segmentation(values, OBLIQUE, ["background", *order])
+    write_segmentation(tmp_path / "mask.seg.nrrd", segmentation)
+    np.testing.assert_array_equal(read(image, tmp_path / "mask.seg.nrrd")[0], mask)
+    write_segmentation(tmp_path / "other.seg.nrrd", make_segmentation(values, OBLIQUE, ["background", "liver", "cyst"]))
+    with pytest.raises(DataError, match=r"shows 'cyst', and the classes are 0 background, 1 liver, 2 tumour; name"):
+        read(image, tmp_path / "other.seg.nrrd")
+
+
+def test_values_that_are_no_class_are_refused(masked: Any, tmp_path: Path):
+    image, mask = masked
+    mask[1, 1, 1] = 7
+    nib.save(nib.Nifti1Image(mask, OBLIQUE), tmp_path / "mask.nii.gz")
+    with pytest.raises(DataError, match=r"shows '7', and the classes are 0 background, 1 liver, 2 tumour; number them"):
+        read(image, tmp_path / "mask.nii.gz")
+
+
+def test_pictures_of_0_and_255(tmp_path: Path):
+    mask = np.zeros((5, 4), np.uint8)
+    mask[1, 2] = 255
+    for name in ("image", "mask"):
+        Image.fromarray(mask.T).save(tmp_path / f"{name}.png")
+    image = EnsureChannelFirst()(LoadImage()(tmp_path / "image.png"))
+    load = LoadMaskd("label", 2, ["background", "vessel"], binary=True)
+    for move in (lambda one: one, Flip(0)):
+        found = load({"image": move(image), "label": tmp_path / "mask.png"})["label"]
+        np.testing.assert_array_equal(found[0], np.asarray(move(image))[0] == 255)
+    unknown = LoadMaskd("label", 2, ["background", "vessel"])({"image": image, "label": tmp_path / "mask.png"})["label"]
+    np.testing.assert_array_equal(unknown[0], mask)
+
+
+def test_polygons_are_classes_by_name_and_what_lies_in_none_is_background(tmp_path: Path):
+    Image.fromarray(np.zeros((6, 8), np.uint8)).save(tmp_path / "image.png")
+    corners = [[2, 1], [5, 1], [5, 4], [2, 4]]
+    shape = {"label": "liver", "points": corners, "shape_type": "polygon", "group_id": None, "flags": {}}
+    content = {"shapes": [shape], "imageWidth": 8, "imageHeight": 6, "imagePath": "image.png", "version": "5.0.1"}
+    (tmp_path / "mask.json").write_text(json.dumps(content))
+    image = EnsureChannelFirst()(LoadImage()(tmp_path / "image.png"))
+    found = read(image, tmp_path / "mask.json")[0]
+    assert (found[3, 2], found[0, 0], set(found.ravel().tolist())) == (1, 0, {0, 1})
+
+
+def test_names_of_classes_must_differ():
+    for names in (["background", "liver"], ["background", "Liver", "liver"]):
+        with pytest.raises(ValueError, match="class_names must be 3 different names"):
+            LoadMaskd("label", 3, names)
