@@ -39,7 +39,7 @@ from medcoarse.readers.drawing import Drawing, Grid, Layer
 from medcoarse.readers.formats import read_drawing
 from medcoarse.readers.placement import place
 from medcoarse.readers.shapes import Budget, circle, fill, stroke
-from medcoarse.transforms.drawn import LoadCoarseAnnotationd
+from medcoarse.transforms.drawn import LoadCoarseAnnotationd, LoadMaskd
 from tests import drawings as made
 
 NAMES = {"vessel": (1, "positive"), "edge": (1, "negative")}
@@ -123,6 +123,17 @@ def test_a_known_place_of_the_patient_stays_there(kind: str, image: str, volumes
 
 def drawn_as_segments(kind: str) -> bool:
     return "seg" in kind or "rt" in kind
+
+
+@pytest.mark.parametrize("kind", ["nii.gz", "nrrd", "mha", "seg.nrrd", "layers.seg.nrrd", "seg.dcm"])
+def test_masks_in_every_format_on_a_dicom_series(kind: str, volumes: dict[str, Path]):
+    """What lies in no segment is background, also beyond the box that the file holds."""
+    item = Compose([LoadImaged("image"), EnsureChannelFirstd("image")])({"image": volumes["series"]})
+    names = ["background", "vessel", "edge"]
+    found = LoadMaskd("label", 3, names)({**item, "label": volumes[kind]})["label"]
+    lying = LoadCoarseAnnotationd("drawing", {"0": None, "vessel": (1, "positive"), "edge": (2, "positive")}, 3)
+    drawn = lying({**item, "drawing": volumes["seg.dcm"]})["positive"]
+    np.testing.assert_array_equal(found, np.where(np.asarray(drawn) == UNLABELED, 0, drawn))
 
 
 @pytest.mark.parametrize("writer", ["seg.nrrd", "seg.dcm"])
