@@ -351,38 +351,35 @@ def _check_drawings(
         raise CommandError(f"--mapping: {error}") from None
     read_mask = LoadMaskd("file", number, classes.names, classes.binary_masks, resample=resample)
     merge = MergeStrokesd(num_classes=number, allow_missing_keys=True)
-    drawn, silent, problems, loops = list[Any](), list[str](), list[str](), (0, 0)
-    seen = {path: Counter[int]() for path in pairs}
-    masked = {path: Counter[int]() for path in pairs if path in masks}
+    drawn, silent, problems, loops = [], list[str](), list[str](), (0, 0)
+    seen, masked = {path: Counter[int]() for path in pairs}, dict[Path, Mapping[int, int]]()
     losing: dict[Path, list[float]] = {path: [] for path in pairs}
-
-    def add_drawing(path: Path, image: MetaTensor, drawing: Path) -> None:
-        nonlocal loops
-        maps = read({"image": image, "file": str(drawing)})
-        if all((np.asarray(maps[kind]) == UNLABELED).all() for kind in KINDS if kind in maps):
-            silent.append(drawing.name)
-        positive = np.asarray(maps["positive"])[0] if "positive" in maps else np.zeros(image.shape[1:])
-        values = np.asarray(image)[0][(positive > 0) & (positive != UNLABELED)]
-        drawn.append(values[:: max(1, values.size // _MOST_SAMPLES)])
-        strokes = np.asarray(merge(maps)["strokes"])[0]
-        seen[path].update(_counted(strokes))
-        slices, closed = count_loops(strokes)
-        loops = (loops[0] + slices, loops[1] + closed)
-        losing[path] += losing_ratios(fill_beyond_loops(strokes) if read_loops else strokes, spacing_of(image, None))
-
-    def add_mask(path: Path, image: MetaTensor, mask: Path) -> None:
-        masked[path].update(_counted(np.asarray(read_mask({"image": image, "file": str(mask)})["file"])))
-
     for path, drawings in tqdm(pairs.items(), "reading drawings", leave=False, disable=None):
         image = load_image(path, channels)
-        mask = [(add_mask, masks[path])] if path in masks else []
-        for add, file in [*((add_drawing, drawing) for drawing in drawings), *mask]:
+        for drawing in drawings:
             try:
-                add(path, image, file)
+                maps = read({"image": image, "file": str(drawing)})
+            except DataError as error:
+                problems.append(str(error))
+                continue
+            if all((np.asarray(maps[kind]) == UNLABELED).all() for kind in KINDS if kind in maps):
+                silent.append(drawing.name)
+            positive = np.asarray(maps["positive"])[0] if "positive" in maps else np.zeros(image.shape[1:])
+            values = np.asarray(image)[0][(positive > 0) & (positive != UNLABELED)]
+            drawn.append(values[:: max(1, values.size // _MOST_SAMPLES)])
+            strokes = np.asarray(merge(maps)["strokes"])[0]
+            seen[path].update(_counted(strokes))
+            slices, closed = count_loops(strokes)
+            loops = (loops[0] + slices, loops[1] + closed)
+            filled = fill_beyond_loops(strokes) if read_loops else strokes
+            losing[path] += losing_ratios(filled, spacing_of(image, None))
+        if path in masks:
+            try:
+                masked[path] = _counted(np.asarray(read_mask({"image": image, "file": str(masks[path])})["file"]))
             except DataError as error:
                 problems.append(str(error))
     if problems:
-        files, what = sum(map(len, pairs.values())) + len(masked), "drawings and masks" if masked else "drawings"
+        files, what = sum(map(len, pairs.values())) + len(masks), "drawings and masks" if masks else "drawings"
         raise CommandError(f"{len(problems)} of {files} {what} cannot be used: {'; '.join(problems[:3])}")
     every = np.concatenate(drawn)
     ranges = (float(np.percentile(every, 0.5)), float(np.percentile(every, 99.5))) if every.size else None
