@@ -338,15 +338,15 @@ def one_each(items: Sequence[Item], annotators: Sequence[str]) -> bool:
 
 
 def drawn_ratio(items: Iterable[Mapping[str, Any]]) -> float:
-    """How much of the images anybody drew, 0 to 1: the mean over items with annotators' maps "positive", (R, *S).
+    """How much of the images anybody drew, 0 to 1: the mean over items with annotators' maps "positive", (R, *S), that
+    anybody drew at all.
 
     Example:
         >>> drawn_ratio([{"positive": torch.tensor([[[0, 1, 255, 255]], [[255, 1, 0, 255]]])}])
         0.75
     """
-    return statistics.fmean(
-        float((torch.as_tensor(item["positive"]) != UNLABELED).any(0).float().mean()) for item in items
-    )
+    ratios = (float((torch.as_tensor(item["positive"]) != UNLABELED).any(0).float().mean()) for item in items)
+    return statistics.fmean([ratio for ratio in ratios if ratio] or [0])
 
 
 def verify_drawings(

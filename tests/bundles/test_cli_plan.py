@@ -58,7 +58,7 @@ def test_masks_of_some_images_are_learned_from_too(tmp_path: Path, capfd: pytest
     parser["bundle_root"] = str(tmp_path / "run")
     loss = parser.get_parsed_content("loss")
     assert (loss.warmup, loss.coupled_dice_weight) == ("masks", 0)
-    assert parser.get_parsed_content("annotator_learning_rate") == parser["learning_rate"]
+    assert parser.get_parsed_content("annotator_learning_rate") == pytest.approx(0.05 * parser["learning_rate"])
     dataset = parser.get_parsed_content("train#dataset")
     shown = {key: [False] * len(listed) for key in ("positive", "label")}
     for number, cut in enumerate([dataset[n] for n in range(3 * len(listed))]):
@@ -80,6 +80,20 @@ def test_masks_of_some_images_are_learned_from_too(tmp_path: Path, capfd: pytest
     assert "DRAWINGS and --labels are one folder" in refused(capfd, *same)
     del words[words.index("--labels") : words.index("--labels") + 2]
     assert "of which masks? pass --labels FOLDER" in refused(capfd, *words, "--partial")
+
+
+def test_beside_masks_annotators_learn_fast_from_whole_drawings(tmp_path: Path) -> None:
+    """Also if an image has no drawing."""
+    write_volumes(tmp_path, 3)
+    shutil.copytree(tmp_path / "masks", tmp_path / "whole")
+    (tmp_path / "whole" / "case2.nii.gz").unlink()
+    words = text("train", tmp_path / "images", tmp_path / "whole", "--output_dir", tmp_path / "run", "--plan_only")
+    words += text("--mapping", "dense", "--labels", tmp_path / "masks", "--learn_labels", "--validation", 0)
+    assert main(words) == 0
+    parser = ConfigParser()
+    parser.read_config(str(tmp_path / "run" / "configs" / "train.json"))
+    parser["bundle_root"] = str(tmp_path / "run")
+    assert parser.get_parsed_content("annotator_learning_rate") == parser["learning_rate"]
 
 
 def test_masks_beside_drawings_of_several(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
