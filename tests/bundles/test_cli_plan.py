@@ -82,14 +82,18 @@ def test_masks_of_some_images_are_learned_from_too(tmp_path: Path, capfd: pytest
     assert "of which masks? pass --labels FOLDER" in refused(capfd, *words, "--partial")
 
 
-def test_beside_masks_annotators_learn_fast_from_whole_drawings(tmp_path: Path) -> None:
-    """Also if an image has no drawing."""
+def test_beside_masks_annotators_learn_fast_from_whole_drawings(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also if one image alone has a drawing, which then is no slip."""
     write_volumes(tmp_path, 3)
     shutil.copytree(tmp_path / "masks", tmp_path / "whole")
-    (tmp_path / "whole" / "case2.nii.gz").unlink()
+    for case in ("case1", "case2"):
+        (tmp_path / "whole" / f"{case}.nii.gz").unlink()
     words = text("train", tmp_path / "images", tmp_path / "whole", "--output_dir", tmp_path / "run", "--plan_only")
     words += text("--mapping", "dense", "--labels", tmp_path / "masks", "--learn_labels", "--validation", 0)
     assert main(words) == 0
+    assert "IS DRAWN IN" not in capfd.readouterr().out
     parser = ConfigParser()
     parser.read_config(str(tmp_path / "run" / "configs" / "train.json"))
     parser["bundle_root"] = str(tmp_path / "run")
