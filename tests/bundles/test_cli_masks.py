@@ -200,8 +200,10 @@ def test_images_that_one_annotator_drew(tmp_path: Path, capfd: pytest.CaptureFix
     for who in ("ada", "ben"):  # the same names, and nobody could tell but for what people are called
         for number in ("1", "2"):
             save(tmp_path / "by_person" / who / f"{who}_p{number}.png", MIDDLE)
-    said = refused(capfd, "fuse", tmp_path / "by_person", "--output_dir", tmp_path / "other")
-    assert "holds label maps in 2 places" in said
+        save(tmp_path / "by_side" / who / f"{who}_left.png", MIDDLE)
+    for folder in ("by_person", "by_side"):
+        said = refused(capfd, "fuse", tmp_path / folder, "--output_dir", tmp_path / "other")
+        assert "holds label maps in 2 places" in said
     for end in ("left", "right"):
         (tmp_path / "drawn" / "ben" / f"p1_{end}.png").unlink()
     said = refused(capfd, *words, "--partial", "--overwrite")

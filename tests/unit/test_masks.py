@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import EnsureChannelFirst, Flip, LoadImage
 from PIL import Image
 
+from medcoarse.cli.label_maps import read_labels
 from medcoarse.datalist import DataError
 from medcoarse.transforms.drawn import LoadMaskd
 from medcoarse.writers.formats import write_segmentation
@@ -77,6 +78,7 @@ def test_a_segment_is_the_class_of_its_name_whatever_its_number(masked: Any, ord
     segmentation = make_segmentation(values, OBLIQUE, ["background", *order])
     write_segmentation(tmp_path / "mask.seg.nrrd", segmentation)
     np.testing.assert_array_equal(read(image, tmp_path / "mask.seg.nrrd")[0], mask)
+    np.testing.assert_array_equal(read_labels(tmp_path / "mask.seg.nrrd", NAMES)[0], mask)  # as it is evaluated
     write_segmentation(tmp_path / "other.seg.nrrd", make_segmentation(values, OBLIQUE, ["background", "liver", "cyst"]))
     with pytest.raises(DataError, match=r"shows 'cyst', and the classes are 0 background, 1 liver, 2 tumour; name"):
         read(image, tmp_path / "other.seg.nrrd")
