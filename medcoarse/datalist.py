@@ -115,7 +115,7 @@ def _section(content: Any, section: str, path: Path) -> list[Item]:
 
 
 def _absolute(entry: Item, folder: Path, path_keys: Sequence[str] | None) -> Item:
-    """A copy of ``entry`` with its file names joined to ``folder``; an empty name stays empty."""
+    """A copy of ``entry`` with its file names joined to ``folder``; an empty name stays empty, null is not there."""
 
     def join(value: Any) -> Any:
         if isinstance(value, list) and all(isinstance(v, str) for v in value):
@@ -125,7 +125,7 @@ def _absolute(entry: Item, folder: Path, path_keys: Sequence[str] | None) -> Ite
     def holds_files(key: str) -> bool:
         return not key.endswith(ANNOTATORS_KEY) if path_keys is None else key in path_keys
 
-    return {k: join(v) if holds_files(k) else v for k, v in entry.items()}
+    return {k: join(v) if holds_files(k) else v for k, v in entry.items() if v is not None}
 
 
 def write_annotators(
@@ -234,7 +234,7 @@ def verify_datalist(
         tuple(required_keys),
         allow_missing_annotation,
     )
-    _raise_problems(list(structure_problems(sections, rules)), f"{count(len(sections), 'section')}, no file looked at")
+    raise_problems(list(structure_problems(sections, rules)), f"{count(len(sections), 'section')}, no file looked at")
     facts = inspect_all(sections, rules, num_threads)
     problems = [f"section {name!r} is empty; list at least one image" for name, part in sections.items() if not part]
     problems += [f"{path}: {fact.problem}" for (path, _), fact in facts.items() if fact.problem]
@@ -244,11 +244,11 @@ def verify_datalist(
         problems += channel_problems(sections, image_key, facts)
     problems += leaks(sections, image_key)
     problems += assignment_problems(sections, annotators)
-    _raise_problems(problems, f"{count(sum(map(len, sections.values())), 'item')}, {count(len(facts), 'file')}")
+    raise_problems(problems, f"{count(sum(map(len, sections.values())), 'item')}, {count(len(facts), 'file')}")
     return len(facts)
 
 
-def _raise_problems(problems: Sequence[str], looked_at: str) -> None:
+def raise_problems(problems: Sequence[str], looked_at: str) -> None:
     """One `DataError` for all problems, each once."""
     unique = list(dict.fromkeys(problems))
     if not unique:

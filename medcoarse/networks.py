@@ -292,12 +292,6 @@ class CoupledModel(nn.Module):
             )
         return found
 
-    def _parameters_around(self, name: str) -> list[nn.Parameter]:
-        """Those of a layer of the segmenter, or of the smallest part around it that has some."""
-        names = name.split(".")
-        parts = (self.segmenter.get_submodule(".".join(names[:n])) for n in range(len(names), -1, -1))
-        return next(filter(None, (list(part.parameters()) for part in parts)), [])
-
     def _segment(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Class scores, and what the annotators see."""
         if self.shared_layer is None:
@@ -307,12 +301,12 @@ class CoupledModel(nn.Module):
         layer = self.segmenter.get_submodule(self.shared_layer)
 
         def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            trained = self._parameters_around(self.shared_layer or "")
+            trained = list(layer.parameters()) or list(self.segmenter.parameters())
             if learns and not torch.is_grad_enabled() and any(one.requires_grad for one in trained):
                 raise ValueError(
-                    f"the layer {self.shared_layer!r} is to learn and runs without gradients, so that those of the "
-                    "annotators would be lost; with torch.utils.checkpoint pass use_reentrant=False, and what runs "
-                    "under torch.no_grad() shall not require gradients"
+                    f"the layer {self.shared_layer!r} runs without gradients, so that those of the annotators may be "
+                    "lost on the way to it; pass use_reentrant=False to torch.utils.checkpoint or, where all before it "
+                    "is frozen, share a layer that has parameters"
                 )
             seen.append(output)
 

@@ -21,8 +21,8 @@ import torch
 from monai.transforms import Compose, EnsureChannelFirstd
 
 from medcoarse.confusion import UNLABELED
-from medcoarse.datalist import DataError, Item, load_datalist, verify_datalist
-from medcoarse.inspection import files_of
+from medcoarse.datalist import DataError, Item, load_datalist, raise_problems, verify_datalist
+from medcoarse.inspection import count, files_of
 from medcoarse.planning import block_size as block_size  # the bundle calls it
 from medcoarse.planning import factors
 from medcoarse.readers.dicom import require_one_series
@@ -382,16 +382,21 @@ def verify_drawings(
     verify_datalist(sections, label_keys=(), mask_keys=(), allow_missing_annotation=True, num_threads=1)
     load = Compose([LoadImageOrSeriesd("image"), EnsureChannelFirstd("image")])
     counts, masked, background_read, losing = np.zeros(256, np.int64), np.zeros(256, np.int64), 0, list[float]()
+    problems = list[str]()
     for name, items in sections.items():
         for item in items:
             image = load({"image": item["image"]})
             _check_image(image["image"], str(item["image"]), spatial_dims, in_channels)
-            if item.get("label"):
-                mask = np.asarray(read_mask({**item, **image})["label"])
-                masked += np.bincount(mask.ravel(), minlength=256) * (name == "training")
-            if not item.get("drawing"):
+            try:
+                mask = np.asarray(read_mask({**item, **image})["label"]) if item.get("label") else None
+                drawn = np.asarray(read({**item, **image})["positive"]) if item.get("drawing") else None
+            except DataError as error:
+                problems.append(str(error))
                 continue
-            drawn = np.asarray(read({**item, **image})["positive"])
+            if mask is not None and name == "training" and supervision == "semi":
+                masked += np.bincount(mask.ravel(), minlength=256)
+            if drawn is None:
+                continue
             if name == "training":
                 counts += np.bincount(drawn.ravel(), minlength=256)
             if name == "training" and supervision != "dense":
@@ -400,6 +405,7 @@ def verify_drawings(
                     filled = fill_beyond_loops(one)
                     background_read += int((spread_background(filled, spacing, spread) == 0).sum())
                     losing += losing_ratios(filled if loops else one, spacing) if spread else []
+    raise_problems(problems, count(sum(map(len, sections.values())), "item"))
     found = dict(zip(class_names, counts[: len(class_names)].tolist(), strict=True))
     learned = counts + masked if supervision == "semi" else counts
     nothing = [name for name, number in zip(class_names, learned, strict=False) if number == 0]

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from medcoarse.cli.files import find_drawings, listed, match
-from medcoarse.cli.label_maps import are_binary, on_grid, read_labels
+from medcoarse.cli.label_maps import are_binary, common_grid, on_grid, read_labels
 from medcoarse.cli.main import CommandError
 from medcoarse.files import write_atomically, write_json
 from medcoarse.writers.formats import stem_of
@@ -103,6 +103,9 @@ def _both(
     true, grid, segments = read_labels(mask, class_names, binary[1])
     if segments and not own_segments:  # segments are cut to a box: the whole grid is the other's
         return said, on_grid(true, grid, own, mask, True)
+    if segments and own_segments:
+        whole = common_grid(grid, own)
+        return on_grid(said, own, whole, prediction, True), on_grid(true, grid, whole, mask, True)
     return on_grid(said, own, grid, prediction, own_segments), true
 
 

@@ -21,6 +21,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ EXAMPLES = """examples:
   medcoarse fuse ada/ ben/ cleo/ --output_dir fused
   medcoarse fuse ada/ ben/ cleo/ --output_dir fused --method staple
   medcoarse fuse drawn/ --output_dir fused            case1_ada.nii.gz, case1_ben.nii.gz, ...
+  medcoarse fuse drawn/ --output_dir fused --by_image            case1/ada.nii.gz, case1/ben.nii.gz, ...
 """
 _ENDING = re.compile(r"(.+)[_\-. ](?=[^_\-. ]*[^\d_\-. ])[^_\-. ]+")
 METHODS = ("majority", "mean", "staple", "spatial_staple")
@@ -59,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--format", choices=("nii.gz", "nrrd", "png"), help="by default PNG for pictures, else NIfTI")
     add("--partial", action="store_true", help="leave out images of which there is one label map alone")
+    add(
+        "--by_image",
+        action="store_true",
+        help="every folder in FOLDER is of an image, and its files of who drew: case1/ada.png or case1/case1_ada.png",
+    )
     add("--overwrite", action="store_true", help="write into a folder that is not empty")
 
 
@@ -66,9 +73,15 @@ def run(options: argparse.Namespace) -> int:
     """Fuse image after image."""
     _require_different(options.folders)
     files = {folder: find_drawings(folder) for folder in options.folders}
-    if len(files) == 1:
-        _require_one_place(options.folders[0], files[options.folders[0]])
-    drawn = by_annotator(files, options.partial)
+    if options.by_image:
+        named = in_folders_of_images(list(chain.from_iterable(files.values())))
+    else:
+        if len(files) == 1:
+            _require_one_place(options.folders[0], files[options.folders[0]])
+        named = by_name(files)
+    drawn = by_annotator(named, options.partial)
+    if len(files) == 1 or options.by_image:
+        drawn = dict(sorted(drawn.items()))
     used = {file for by in drawn.values() for file in by.values()}
     left_out = [file for of_folder in files.values() for file in of_folder if file not in used]
     if left_out:
@@ -104,75 +117,89 @@ def _require_different(folders: Sequence[str]) -> None:
 
 
 def _require_one_place(folder: str, files: Sequence[Path]) -> None:
-    """Refuse folders in the only folder, unless it is plain that each is of an image: each may be of an annotator.
-
-    Plain is case1/case1_ada.png: images have numbers, people have names. With ada/ada_case1.png it is the other way
-    round.
-    """
+    """Refuse folders in the only folder: each may be of an annotator, or of an image, and names do not tell."""
     places = sorted({str(file.parent) for file in files})
-    by_image = all(_has_digit(file.parent.name) and _ends_in_name(file) for file in files)
-    if len(places) > 1 and not by_image:
+    if len(places) > 1:
         more = " ..." if len(places) > 3 else ""
         raise CommandError(
             f"{folder}: holds label maps in {len(places)} places; name the folder of each annotator: medcoarse fuse "
-            f"{' '.join(map(shlex.quote, places[:3]))}{more}, or put the files of all into one"
+            f"{' '.join(map(shlex.quote, places[:3]))}{more}, or put the files of all into one; or pass --by_image if "
+            "each of these folders is of an image"
         )
 
 
-def _has_digit(text: str) -> bool:
-    return any(map(str.isdigit, text))
+def in_folders_of_images(files: Sequence[Path]) -> list[tuple[str | None, str, Path]]:
+    """Image, annotator and file, where each folder is of an image: its files are called as who drew, with the name of
+    the image before it or not.
+
+    Example:
+        >>> [found[:2] for found in in_folders_of_images([Path("p1/p1_ada.png"), Path("p1/ben.png")])]
+        [('p1', 'ada'), ('p1', 'ben')]
+    """
+    found = list[tuple[str | None, str, Path]]()
+    for file in files:
+        image, stem = file.parent.name, drawn_stem(file)
+        begun = belonging(stem, [image]) and len(stem) > len(image)
+        found.append((image, stem[len(image) + 1 :] if begun else stem, file))
+    return found
 
 
-def _ends_in_name(file: Path) -> bool:
-    """Whether a file is called as its folder, and on from there without a number."""
-    stem, folder = drawn_stem(file), file.parent.name
-    return bool(belonging(stem, [folder])) and not _has_digit(stem[len(folder) :])
-
-
-def by_annotator(folders: Mapping[str, Sequence[Path]], partial: bool = False) -> dict[str, dict[str, Path]]:
-    """Who drew what: annotator -> image -> file, where an annotator is a folder, or the end of a name in the only one.
+def by_name(folders: Mapping[str, Sequence[Path]]) -> list[tuple[str | None, str, Path]]:
+    """Image, annotator and file, where an annotator is a folder, or the end of a name in the only one; where no other
+    file is of it the image is None.
 
     Args:
         folders: folder -> files.
+
+    Example:
+        >>> [found[:2] for found in by_name({"all": [Path("a_1_ada.png"), Path("a_1_ben.png"), Path("b.png")]})]
+        [('a_1', 'ada'), ('a_1', 'ben'), (None, '')]
+    """
+    images = image_names([[drawn_stem(file) for file in files] for files in folders.values()])
+    found = list[tuple[str | None, str, Path]]()
+    for folder, files in folders.items():
+        for file in files:
+            stem = drawn_stem(file)
+            image = belonging(stem, images)
+            ending = "" if image is None else stem[len(image) + 1 :]
+            found.append((image, folder if len(folders) > 1 else ending, file))
+    return found
+
+
+def by_annotator(named: Sequence[tuple[str | None, str, Path]], partial: bool = False) -> dict[str, dict[str, Path]]:
+    """Who drew what: annotator -> image -> file.
+
+    Args:
+        named: image, annotator and file.
         partial: whether to leave out what only one annotator has, unless that is all there is.
 
     Raises:
         CommandError: files of an image that one annotator has, or two of one annotator.
 
     Example:
-        >>> drawn = by_annotator({"all": [Path("a_1_ada.png"), Path("a_1_ben.png")]})
-        >>> {who: {image: file.name for image, file in files.items()} for who, files in drawn.items()}
-        {'ada': {'a_1': 'a_1_ada.png'}, 'ben': {'a_1': 'a_1_ben.png'}}
+        >>> by_annotator([("a", "ada", Path("1.png")), ("a", "ben", Path("2.png"))])["ben"]["a"].name
+        '2.png'
     """
-    images = image_names([[drawn_stem(file) for file in files] for files in folders.values()])
     found: dict[str, dict[str, Path]] = {}
-    alone: list[Path] = []
-    for folder, files in folders.items():
-        for file in files:
-            image = belonging(drawn_stem(file), images)
-            if image is None:
-                alone.append(file)
-                continue
-            who = folder if len(folders) > 1 else drawn_stem(file)[len(image) + 1 :]
-            both = found.setdefault(who, {}).setdefault(image, file)
-            if both is not file:
-                raise CommandError(
-                    f"{both} and {file} are both of {image!r} by one annotator; keep one, or name the folder of each "
-                    "annotator"
-                )
+    for image, who, file in named:
+        both = found.setdefault(who, {}).setdefault(image, file) if image is not None else file
+        if both is not file:
+            raise CommandError(
+                f"{both} and {file} are both of {image!r} by one annotator; keep one, or name the folder of each "
+                "annotator"
+            )
     times = Counter(image for drawn in found.values() for image in drawn)
-    alone += [drawn[image] for drawn in found.values() for image in drawn if times[image] < 2]
+    alone = [file for image, _, file in named if image is None or times[image] < 2]
     shared = any(number > 1 for number in times.values())
     if alone and not (partial and shared):
         leave_out = "; pass --partial to leave them out" if shared else ""
         raise CommandError(
-            f"{len(alone)} of {sum(map(len, folders.values()))} files are the only ones of their images: "
-            f"{listed(alone)}{leave_out}. Files of one image have the same name in each folder, or the same but for "
-            "who drew, such as case1_ada.png and case1_ben.png"
+            f"{len(alone)} of {len(named)} files are the only ones of their images: {listed(alone)}{leave_out}. Files "
+            "of one image have the same name in each folder, or the same but for who drew, such as case1_ada.png and "
+            "case1_ben.png"
         )
     found = {who: {name: file for name, file in drawn.items() if times[name] > 1} for who, drawn in found.items()}
-    found = {who: drawn for who, drawn in found.items() if drawn}
-    return dict(sorted(found.items())) if len(folders) == 1 else found
+    return {who: drawn for who, drawn in found.items() if drawn}
 
 
 def image_names(folders: Sequence[Sequence[str]]) -> set[str]:

@@ -8,7 +8,8 @@ segments a segment like others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
-from medcoarse.readers.claims import folded
-from medcoarse.readers.drawing import Drawing, Grid
+from medcoarse.readers.claims import class_named
+from medcoarse.readers.drawing import Drawing, Grid, Layer
 from medcoarse.readers.formats import read_drawing
 from medcoarse.readers.placement import place
 
@@ -34,12 +35,15 @@ def are_binary(masks: Sequence[Path]) -> bool:
     """
     marked, numbered = list[Path](), list[Path]()
     for mask in masks:
-        labels, _, segments = read_labels(mask)
+        drawing = _read(mask)
+        if drawing.segments:
+            continue
+        labels = _values(mask, drawing)
         ground, top = bool((labels == 0).any()), bool((labels == UNLABELED).any())
         classes = bool(((labels > 0) & (labels < UNLABELED)).any())
-        if not segments and classes and top:
+        if classes and top:
             return False
-        if not segments and (classes or (ground and top)):
+        if classes or (ground and top):
             (numbered if classes else marked).append(mask)
     if marked and numbered:
         raise CommandError(
@@ -63,20 +67,59 @@ def read_labels(
     Raises:
         CommandError: damaged, no label map, segments that overlap or have other names.
     """
-    try:
-        drawing = read_drawing(path)
-    except DataError as error:
-        raise CommandError(str(error)) from None
-    if len(drawing.layers) != 1:
-        raise CommandError(f"{path}: its segments overlap; a label map has one class at a voxel")
-    values = drawing.layers[0].values
-    if drawing.segments and class_names:
-        values = _by_name(path, drawing, class_names)
-    if values.max(initial=0) > UNLABELED:
-        raise CommandError(f"{path}: holds values up to {values.max()}, at most 254 classes are compared")
+    drawing = _read(path)
+    values = _values(path, drawing, class_names)
     if binary and not drawing.segments:
         values = values == UNLABELED
     return np.asarray(values, np.uint8), drawing.grid, drawing.segments
+
+
+def _read(path: Path) -> Drawing:
+    try:
+        return read_drawing(path)
+    except DataError as error:
+        raise CommandError(str(error)) from None
+
+
+def _values(path: Path, drawing: Drawing, class_names: Sequence[str] | None = None) -> NDArray[Any]:
+    """One map of the layers of a file; 3D Slicer may put segments into several that do not overlap."""
+    if len(drawing.layers) > 1 and not class_names:
+        raise CommandError(
+            f"{path}: its segments lie in several layers, each with numbers of its own; save it as a label map, or "
+            "pass --class_names to the commands that have it"
+        )
+    named = drawing.segments and class_names
+    maps = [_by_name(path, layer, class_names or ()) if named else layer.values for layer in drawing.layers]
+    values = maps[0]
+    for other in maps[1:]:
+        if ((values > 0) & (other > 0) & (values != other)).any():
+            raise CommandError(f"{path}: its segments overlap; a label map has one class at a voxel")
+        values = np.maximum(values, other)
+    if values.max(initial=0) > UNLABELED:
+        raise CommandError(f"{path}: holds values up to {values.max()}, at most 254 classes are compared")
+    return values
+
+
+def common_grid(grid: Grid, other: Grid) -> Grid:
+    """A grid on the lattice of the first that both lie in, as files of segments are cut to boxes.
+
+    Example:
+        >>> far = np.eye(4)
+        >>> far[0, 3] = -2
+        >>> both = common_grid(Grid((3, 4, 5), np.eye(4)), Grid((2, 6, 5), far))
+        >>> both.shape, both.affine[:3, 3].tolist()
+        ((5, 6, 5), [-2.0, 0.0, 0.0])
+    """
+    if grid.affine is None or other.affine is None or len(grid.shape) != len(other.shape):
+        return grid
+    axes = len(grid.shape)
+    steps = np.rint(np.linalg.inv(grid.affine) @ other.affine)
+    ends = steps[:axes, :axes] * (np.array(other.shape) - 1)
+    low = np.minimum(0, steps[:axes, 3] + ends.clip(max=0).sum(1))
+    high = np.maximum(np.array(grid.shape) - 1, steps[:axes, 3] + ends.clip(min=0).sum(1))
+    shift = np.eye(4)
+    shift[:axes, 3] = low
+    return replace(grid, shape=tuple(int(size) for size in high - low + 1), affine=grid.affine @ shift)
 
 
 def on_grid(labels: Labels, grid: Grid, target: Grid, path: Path, segments: bool) -> Labels:
@@ -92,13 +135,11 @@ def on_grid(labels: Labels, grid: Grid, target: Grid, path: Path, segments: bool
         raise CommandError(str(error)) from None
 
 
-def _by_name(path: Path, drawing: Drawing, class_names: Sequence[str]) -> NDArray[Any]:
-    names: Mapping[int, str] = drawing.layers[0].names
-    values = drawing.layers[0].values
-    classes = {folded(name): label for label, name in enumerate(class_names)}
-    table = np.zeros(int(values.max(initial=0)) + 1, np.uint8)
-    for value in filter(None, np.unique(values).tolist()):
-        if folded(names.get(value, "")) not in classes:
-            raise CommandError(f"{path}: segment {names.get(value, value)!r} is none of {list(class_names)}")
-        table[value] = classes[folded(names[value])]
-    return np.asarray(table[values])
+def _by_name(path: Path, layer: Layer, class_names: Sequence[str]) -> NDArray[Any]:
+    table = np.zeros(int(layer.values.max(initial=0)) + 1, np.uint8)
+    for value in filter(None, np.unique(layer.values).tolist()):
+        label = class_named(layer.names.get(value, ""), class_names)
+        if label is None:
+            raise CommandError(f"{path}: segment {layer.names.get(value, value)!r} is none of {list(class_names)}")
+        table[value] = label
+    return np.asarray(table[layer.values])

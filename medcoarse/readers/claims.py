@@ -25,6 +25,10 @@ PRESETS = ("dense", "unlabeled_255", "itksnap", "slicer", "monailabel_scribbles"
 _LISTED = 20
 
 
+class ContradictionError(DataError):
+    """Somebody says two things of one voxel."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """What drawing something says: of which class, that it is or isn't that, and who says so (a number from 0)."""
@@ -170,7 +174,7 @@ def claimed(drawing: Drawing, claims: Claims, source: Any, contradictions: str =
         positive, negative = (maps[kind][annotator] for kind in KINDS)
         _clash(clashes, annotator, (positive == negative) & (positive != UNLABELED))
     if clashes and contradictions == "error":
-        raise DataError(_contradiction(clashes, source))
+        raise ContradictionError(_contradiction(clashes, source))
     for annotator, clash in clashes.items():
         for values in maps.values():
             if annotator < len(values):
@@ -208,6 +212,17 @@ def folded(name: str) -> str:
         'central gland'
     """
     return " ".join(name.casefold().split())
+
+
+def class_named(name: str, class_names: Sequence[str]) -> int | None:
+    """The class of a name: that is called so, or the only one that is but for capitals and blanks.
+
+    Example:
+        >>> class_named("Liver", ["background", "liver"]), class_named("t1", ["T1", "t1"]), class_named("X", ["a"])
+        (1, 1, None)
+    """
+    same = [label for label, other in enumerate(class_names) if folded(other) == folded(name)]
+    return list(class_names).index(name) if name in class_names else same[0] if len(same) == 1 else None
 
 
 def _require_mapped(drawing: Drawing, claims: Claims, source: Any) -> None:

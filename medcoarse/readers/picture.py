@@ -21,7 +21,7 @@ from medcoarse.readers.drawing import (
     require_bytes,
 )
 
-_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
+_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "F")
 
 
 def read_png(path: str | os.PathLike[str], reference: Grid | None = None) -> Drawing:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
 from medcoarse.readers.drawing import Grid
 
@@ -80,8 +79,11 @@ def place(
     turned = _is_lattice(lattice) and _deviation(to_source, lattice, target.shape) <= tolerance
     if turned and (segments or is_whole(lattice, target.shape, source.shape)):
         placed = _nearest(maps, lattice, target.shape, fills)
-        inside = [np.count_nonzero(array != UNLABELED) for array in (placed, maps)]
-        if inside[0] < inside[1] and set(fills) == {UNLABELED}:
+        inside = [
+            sum(int(np.count_nonzero(one != fill)) for one, fill in zip(array, fills, strict=True))
+            for array in (placed, maps)
+        ]
+        if inside[0] < inside[1]:
             raise DataError(f"{name}: {inside[1] - inside[0]} voxels are drawn outside the image; pass the whole image")
         return placed
     if resample:
@@ -96,7 +98,8 @@ def _plane(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _same_turn(affine: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
     """Whether the first two axes go the same way in space, whatever their spacing."""
-    if bool(affine[2, :2].any()) != bool(other[2, :2].any()):
+    tilted = [bool(np.abs(one[2, :2]).max() > 1e-3 * np.abs(one[:, :2]).max()) for one in (affine, other)]
+    if tilted[0] != tilted[1]:
         # One was made flat by dropping its third axis, and kept the first two rows as they were; or lies otherwise.
         return bool(np.allclose(affine[:2, :2], other[:2, :2], rtol=1e-3, atol=1e-3 * np.abs(affine[:2, :2]).max()))
     ours, theirs = (one[:3, :2] / np.linalg.norm(one[:3, :2], axis=0) for one in (affine, other))

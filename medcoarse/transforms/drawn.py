@@ -24,12 +24,13 @@ from medcoarse.readers.claims import (
     KINDS,
     Claim,
     Claims,
+    ContradictionError,
     Kind,
     Maps,
     as_claims,
     claimed,
+    class_named,
     drawn_names,
-    folded,
     num_annotators,
     outside,
     preset,
@@ -201,12 +202,25 @@ class LoadMaskd(LoadCoarseAnnotationd):
         self, keys: KeysCollection, num_classes: int, class_names: Sequence[str], binary: bool = False, **reading: Any
     ) -> None:
         names = ensure_tuple(keys)
-        mapping = {0: Claim(0), UNLABELED: Claim(1)} if binary else "unlabeled_255"
+        mapping = {0: Claim(0), 1: Claim(1), UNLABELED: Claim(1)} if binary else "unlabeled_255"
         reading |= {"positive_key": names, "negative_key": [f"not {name}" for name in names]}
         super().__init__(keys, mapping, num_classes, **reading)
-        if len(class_names) != num_classes or len({folded(name) for name in class_names}) != num_classes:
+        if len(class_names) != num_classes or len(set(class_names)) != num_classes:
             raise ValueError(f"class_names must be {num_classes} different names, got {list(class_names)}.")
         self.class_names = list(class_names)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        """The item with its mask."""
+        for key in self.key_iterator(dict(data)):
+            if not isinstance(data[key], str | os.PathLike):
+                raise DataError(f"{key!r} must be the name of one file, got {data[key]!r}")
+        return super().__call__(data)
+
+    def _read(self, file: str | os.PathLike[str] | None, grid: Grid, picture: Grid | None) -> Maps:
+        try:
+            return super()._read(file, grid, picture)
+        except ContradictionError:
+            raise DataError(f"{file}: its segments overlap, and a mask has one class at a voxel; cut them") from None
 
     def _claims_of(self, drawing: Drawing, file: str | os.PathLike[str]) -> Claims:
         shown = {
@@ -215,8 +229,8 @@ class LoadMaskd(LoadCoarseAnnotationd):
             for value, name in drawn_names(layer).items()
             if value or not drawing.segments
         }
-        known = {folded(name): Claim(label) for label, name in enumerate(self.class_names)}
-        named = {name: known[folded(name)] for name in shown if folded(name) in known}
+        found = {name: class_named(name, self.class_names) for name in shown}
+        named = {name: Claim(label) for name, label in found.items() if label is not None}
         claims = {"0": Claim(0), **named} if drawing.segments else self.claims
         if unknown := sorted(shown - claims.keys()):
             raise DataError(

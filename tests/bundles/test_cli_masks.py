@@ -18,6 +18,7 @@ from medcoarse.cli.main import main
 from medcoarse.cli.simulate import EXAMPLES
 from tests.bundles.commands import refused, text
 from tests.cases_folders import write_pictures, write_volumes
+from tests.drawings import segments, write_seg_nrrd
 
 LEFT = np.repeat([[1, 1, 0, 0, 0, 0]], 5, 0).astype(np.uint8)
 MIDDLE = np.repeat([[0, 1, 1, 0, 0, 0]], 5, 0).astype(np.uint8)
@@ -194,16 +195,18 @@ def test_images_that_one_annotator_drew(tmp_path: Path, capfd: pytest.CaptureFix
     for who in ("ada", "ben"):
         for number in ("1", "2"):
             save(tmp_path / "by_image" / f"p{number}" / f"p{number}_{who}.png", MIDDLE)
-    assert main(text("fuse", tmp_path / "by_image", "--output_dir", tmp_path / "by_image_out")) == 0
+        (tmp_path / "by_image" / "p2" / f"p2_{who}.png").rename(tmp_path / "by_image" / "p2" / f"{who}.png")
+    assert main(text("fuse", tmp_path / "by_image", "--output_dir", tmp_path / "by_image_out", "--by_image")) == 0
     record = json.loads((tmp_path / "by_image_out" / "fusion.json").read_text())
     assert (record["annotators"], list(record["images"])) == (["ada", "ben"], ["p1", "p2"])
     for who in ("ada", "ben"):  # the same names, and nobody could tell but for what people are called
         for number in ("1", "2"):
             save(tmp_path / "by_person" / who / f"{who}_p{number}.png", MIDDLE)
         save(tmp_path / "by_side" / who / f"{who}_left.png", MIDDLE)
-    for folder in ("by_person", "by_side"):
+    for folder in ("by_person", "by_side", "by_image"):
         said = refused(capfd, "fuse", tmp_path / folder, "--output_dir", tmp_path / "other")
         assert "holds label maps in 2 places" in said
+        assert "or pass --by_image" in said
     for end in ("left", "right"):
         (tmp_path / "drawn" / "ben" / f"p1_{end}.png").unlink()
     said = refused(capfd, *words, "--partial", "--overwrite")
@@ -231,6 +234,22 @@ def test_masks_of_one_name_are_not_simulated_over_each_other(tmp_path: Path, cap
     assert "x/a.png and" in said
     assert "y/a.png have the same name" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_segments_in_boxes_and_layers_are_scored_on_all_that_both_show(tmp_path: Path) -> None:
+    """3D Slicer cuts files of segments to a box: what is predicted beyond that of the mask is wrong all the same."""
+    true = segments()
+    said = {name: mask.copy() for name, mask in true.items()}
+    said["vessel"][0, 0, 0] = said["edge"][6, 5, 4] = True
+    for folder, masks in (("said", said), ("true", true)):
+        (tmp_path / folder).mkdir()
+        write_seg_nrrd(tmp_path / folder / "a.seg.nrrd", masks, layered=True)
+    words = text("evaluate", tmp_path / "said", tmp_path / "true", "--class_names", "background", "edge", "Vessel")
+    assert main(words) == 0
+    row = json.loads((tmp_path / "said" / "scores.json").read_text())["images"][0]
+    for name, score in (("edge", "dice_edge"), ("vessel", "dice_Vessel")):
+        number = int(true[name].sum())
+        assert row[score] == pytest.approx(2 * number / (2 * number + 1))
 
 
 @pytest.mark.parametrize(

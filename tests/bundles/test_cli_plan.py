@@ -20,6 +20,7 @@ from medcoarse.cli.train import free_memory_gb
 from medcoarse.own_data import prepare_drawings
 from tests.bundles.commands import refused, text, train_words
 from tests.cases_folders import BACKGROUND, OBLIQUE, volume, write_volumes
+from tests.drawings import label_map, segments, write_nifti, write_seg_nrrd
 
 
 def test_unpaired_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -137,6 +138,35 @@ def test_what_masks_alone_show_is_learned(tmp_path: Path, capfd: pytest.CaptureF
     prepare_drawings(listed, lambda: tmp_path, config["mapping"], 3, 1, 2, config["class_names"], "semi")
     with pytest.raises(SystemExit, match="no training drawing shows 'background'"):
         prepare_drawings(listed, lambda: tmp_path, config["mapping"], 3, 1, 2, config["class_names"])
+
+
+def test_masks_of_segments_in_layers_are_learned_from(tmp_path: Path) -> None:
+    """As 3D Slicer may save segments that do not overlap."""
+    folders = [tmp_path / name for name in ("images", "drawings", "masks")]
+    for folder in folders:
+        folder.mkdir()
+    for case in ("a", "b"):
+        write_nifti(folders[0] / f"{case}.nii.gz", label_map().astype(np.float32))
+        write_seg_nrrd(folders[1] / f"{case}.seg.nrrd", segments() | {"background": ~(label_map() > 0)})
+        write_seg_nrrd(folders[2] / f"{case}.seg.nrrd", layered=True)
+    words = text("train", *folders[:2], "--output_dir", tmp_path / "run", "--plan_only", "--labels", folders[2])
+    assert main(words) == 0
+    config = json.loads((tmp_path / "run" / "configs" / "train.json").read_text())
+    assert sorted(config["class_names"]) == ["background", "edge", "vessel"]
+    assert config["binary_labels"] is False
+
+
+def test_every_mask_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    write_volumes(tmp_path, 3)
+    words = train_words(tmp_path, "--labels", tmp_path / "masks")
+    assert main(words) == 0
+    config = json.loads((tmp_path / "run" / "configs" / "train.json").read_text())
+    for case in ("case0", "case2"):
+        nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), np.eye(4)), tmp_path / "masks" / f"{case}.nii.gz")
+    given = (str(tmp_path / "run" / "datalist.json"), lambda: tmp_path, config["mapping"], 3, 1, 2)
+    with pytest.raises(SystemExit, match=r"2 problems in the data \(3 items\)") as error:
+        prepare_drawings(*given)
+    assert all(f"{case}.nii.gz: lies on another grid" in str(error.value) for case in ("case0", "case2"))
 
 
 def test_masks_that_lie_elsewhere_are_refused_while_planning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

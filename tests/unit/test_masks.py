@@ -84,6 +84,37 @@ def test_a_segment_is_the_class_of_its_name_whatever_its_number(masked: Any, ord
         read(image, tmp_path / "other.seg.nrrd")
 
 
+def test_names_that_differ_in_capitals_alone_are_told_apart(masked: Any, tmp_path: Path):
+    image, mask = masked
+    mask[mask == 255] = 0
+    names = ["background", "T1", "t1"]
+    write_segmentation(tmp_path / "mask.seg.nrrd", make_segmentation(mask, OBLIQUE, names))
+    item = {"image": image, "label": tmp_path / "mask.seg.nrrd"}
+    np.testing.assert_array_equal(LoadMaskd("label", 3, names)(item)["label"][0], mask)
+    np.testing.assert_array_equal(read_labels(tmp_path / "mask.seg.nrrd", names)[0], mask)
+    with pytest.raises(DataError, match="shows 'T1', 't1', and the classes"):
+        LoadMaskd("label", 3, ["background", "a", "b"])(item)
+
+
+def test_segments_that_overlap_or_lie_outside_are_refused(masked: Any, tmp_path: Path):
+    image, _ = masked
+    shape = {"points": [[2, 1], [5, 1], [5, 4]], "shape_type": "polygon", "group_id": None, "flags": {}}
+    content = {"imageWidth": 8, "imageHeight": 6, "imagePath": "image.png", "version": "5.0.1"}
+    content["shapes"] = [shape | {"label": name} for name in ("liver", "tumour")]
+    (tmp_path / "mask.json").write_text(json.dumps(content))
+    Image.fromarray(np.zeros((6, 8), np.uint8)).save(tmp_path / "image.png")
+    picture = EnsureChannelFirst()(LoadImage()(tmp_path / "image.png"))
+    with pytest.raises(DataError, match=r"mask.json: its segments overlap, and a mask has one class at a voxel"):
+        read(picture, tmp_path / "mask.json")
+    values = np.zeros(image.shape[1:], np.uint8)
+    values[-4:, 3:6, 2] = 1
+    moved = OBLIQUE.copy()
+    moved[:3, 3] += 2 * OBLIQUE[:3, 0]
+    write_segmentation(tmp_path / "mask.seg.nrrd", make_segmentation(values, moved, NAMES))
+    with pytest.raises(DataError, match="6 voxels are drawn outside the image"):
+        read(image, tmp_path / "mask.seg.nrrd")
+
+
 def test_values_that_are_no_class_are_refused(masked: Any, tmp_path: Path):
     image, mask = masked
     mask[1, 1, 1] = 7
@@ -100,8 +131,10 @@ def test_pictures_of_0_and_255(tmp_path: Path):
     image = EnsureChannelFirst()(LoadImage()(tmp_path / "image.png"))
     load = LoadMaskd("label", 2, ["background", "vessel"], binary=True)
     for move in (lambda one: one, Flip(0)):
+        Image.fromarray((mask // 255 if isinstance(move, Flip) else mask).T).save(tmp_path / "mask.png")  # 0 and 1, too
         found = load({"image": move(image), "label": tmp_path / "mask.png"})["label"]
         np.testing.assert_array_equal(found[0], np.asarray(move(image))[0] == 255)
+    Image.fromarray(mask.T).save(tmp_path / "mask.png")
     unknown = LoadMaskd("label", 2, ["background", "vessel"])({"image": image, "label": tmp_path / "mask.png"})["label"]
     np.testing.assert_array_equal(unknown[0], mask)
 
@@ -118,6 +151,6 @@ def test_polygons_are_classes_by_name_and_what_lies_in_none_is_background(tmp_pa
 
 
 def test_names_of_classes_must_differ():
-    for names in (["background", "liver"], ["background", "Liver", "liver"]):
+    for names in (["background", "liver"], ["background", "liver", "liver"]):
         with pytest.raises(ValueError, match="class_names must be 3 different names"):
             LoadMaskd("label", 3, names)

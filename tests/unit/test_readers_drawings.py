@@ -476,6 +476,10 @@ def test_a_plane_and_a_volume_of_one_slice_are_one_grid():
     for turned in (on((3, 4)), on((3, 4), (1, -1, 1)), Grid((3, 4), np.eye(4)[[2, 0, 1, 3]])):
         with pytest.raises(DataError, match="another grid"):
             place(volume, saved, turned, "f", [255])
+    noisy = np.eye(4)
+    noisy[2, 0] = 1e-9  # as direction cosines have it
+    half = Grid((3, 4), np.diag([0.5, 0.5, 1, 1]))
+    assert np.array_equal(place(volume, Grid((3, 4, 1), noisy), half, "f", [255]), maps)
     for angle in (10, 45, 89):
         oblique = np.eye(4)
         oblique[:3, :3] = Rotation.from_euler("x", angle, degrees=True).as_matrix()
