@@ -21,6 +21,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from medcoarse.cli.files import belonging, drawn_stem, find_drawings, listed, new_folder
-from medcoarse.cli.label_maps import are_binary, on_grid, read_labels
+from medcoarse.cli.label_maps import are_binary, common_grid, on_grid, read_labels
 from medcoarse.cli.main import CommandError
 from medcoarse.files import write_json
 from medcoarse.inspection import count
@@ -237,7 +238,8 @@ def _stack(paths: list[Path | None], binary: list[bool]) -> tuple[Any, Grid]:
     """(R, *S), 255 for annotators who left the image out."""
     given = [(path, marked) for path, marked in zip(paths, binary, strict=True) if path is not None]
     read = [(path, *read_labels(path, binary=marked)) for path, marked in given]
-    target = next((grid for _, _, grid, segments in read if not segments), read[0][2])
+    whole = [grid for _, _, grid, segments in read if not segments]  # files of segments are cut to boxes
+    target = whole[0] if whole else reduce(common_grid, [grid for _, _, grid, _ in read])
     placed = {path: on_grid(labels, grid, target, path, segments) for path, labels, grid, segments in read}
     nothing = np.full(target.shape, 255, np.uint8)
     return np.stack([nothing if path is None else placed[path] for path in paths]), target

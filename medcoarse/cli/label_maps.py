@@ -20,7 +20,7 @@ from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
 from medcoarse.readers.claims import class_named
-from medcoarse.readers.drawing import Drawing, Grid, Layer
+from medcoarse.readers.drawing import MAX_VOXELS, Drawing, Grid, Layer
 from medcoarse.readers.formats import read_drawing
 from medcoarse.readers.placement import place
 
@@ -119,6 +119,8 @@ def common_grid(grid: Grid, other: Grid) -> Grid:
     high = np.maximum(np.array(grid.shape) - 1, steps[:axes, 3] + ends.clip(min=0).sum(1))
     shift = np.eye(4)
     shift[:axes, 3] = low
+    if np.prod(high - low + 1) > MAX_VOXELS:  # they lie in no one image
+        return grid
     return replace(grid, shape=tuple(int(size) for size in high - low + 1), affine=grid.affine @ shift)
 
 

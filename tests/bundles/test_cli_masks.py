@@ -16,6 +16,7 @@ from PIL import Image
 from medcoarse.baselines.fused_labels import fused_confusion
 from medcoarse.cli.main import main
 from medcoarse.cli.simulate import EXAMPLES
+from medcoarse.readers.formats import read_drawing
 from tests.bundles.commands import refused, text
 from tests.cases_folders import write_pictures, write_volumes
 from tests.drawings import segments, write_seg_nrrd
@@ -234,6 +235,17 @@ def test_masks_of_one_name_are_not_simulated_over_each_other(tmp_path: Path, cap
     assert "x/a.png and" in said
     assert "y/a.png have the same name" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_segments_in_boxes_are_fused_on_all_that_anybody_shows(tmp_path: Path) -> None:
+    drawn = {who: {"vessel": segments()["vessel"].copy()} for who in ("ada", "ben", "cleo")}
+    drawn["ben"]["vessel"][0, 0, 0] = drawn["cleo"]["vessel"][0, 0, 0] = True
+    for who, masks in drawn.items():
+        (tmp_path / who).mkdir()
+        write_seg_nrrd(tmp_path / who / "a.seg.nrrd", masks)
+    assert main(text("fuse", *(tmp_path / who for who in drawn), "--output_dir", tmp_path / "out")) == 0
+    fused = read_drawing(tmp_path / "out" / "a.nii.gz")
+    assert int((fused.layers[0].values == 1).sum()) == int(segments()["vessel"].sum()) + 1
 
 
 def test_segments_in_boxes_and_layers_are_scored_on_all_that_both_show(tmp_path: Path) -> None:
