@@ -17,9 +17,11 @@ from medcoarse.baselines.fused_labels import fused_confusion
 from medcoarse.cli.main import main
 from medcoarse.cli.simulate import EXAMPLES
 from medcoarse.readers.formats import read_drawing
+from medcoarse.writers.formats import write_segmentation
+from medcoarse.writers.segmentation import make_segmentation
 from tests.bundles.commands import refused, text
 from tests.cases_folders import write_pictures, write_volumes
-from tests.drawings import segments, write_seg_nrrd
+from tests.drawings import AFFINE, segments, write_seg_nrrd
 
 LEFT = np.repeat([[1, 1, 0, 0, 0, 0]], 5, 0).astype(np.uint8)
 MIDDLE = np.repeat([[0, 1, 1, 0, 0, 0]], 5, 0).astype(np.uint8)
@@ -237,31 +239,57 @@ def test_masks_of_one_name_are_not_simulated_over_each_other(tmp_path: Path, cap
     assert not (tmp_path / "out").exists()
 
 
+def write_box(path: Path, masks: dict[str, np.ndarray]) -> None:
+    """As 3D Slicer does: cut to what is drawn."""
+    values = sum(number * mask.astype(np.uint8) for number, mask in enumerate(masks.values(), 1))
+    inside = np.argwhere(values)
+    low, high = inside.min(0), inside.max(0)
+    shift = np.eye(4)
+    shift[:3, 3] = low
+    box = values[tuple(slice(first, last + 1) for first, last in zip(low, high, strict=True))]
+    path.parent.mkdir(exist_ok=True)
+    write_segmentation(path, make_segmentation(box, AFFINE @ shift, ["background", *masks]))
+
+
 def test_segments_in_boxes_are_fused_on_all_that_anybody_shows(tmp_path: Path) -> None:
-    drawn = {who: {"vessel": segments()["vessel"].copy()} for who in ("ada", "ben", "cleo")}
-    drawn["ben"]["vessel"][0, 0, 0] = drawn["cleo"]["vessel"][0, 0, 0] = True
-    for who, masks in drawn.items():
-        (tmp_path / who).mkdir()
-        write_seg_nrrd(tmp_path / who / "a.seg.nrrd", masks)
-    assert main(text("fuse", *(tmp_path / who for who in drawn), "--output_dir", tmp_path / "out")) == 0
+    vessel = segments()["vessel"]
+    more = vessel.copy()
+    more[0, 0, 0] = True
+    for who, mask in (("ada", vessel), ("ben", more), ("cleo", more)):
+        write_box(tmp_path / who / "a.seg.nrrd", {"vessel": mask})
+    assert (
+        main(text("fuse", *(tmp_path / who for who in ("ada", "ben", "cleo")), "--output_dir", tmp_path / "out")) == 0
+    )
     fused = read_drawing(tmp_path / "out" / "a.nii.gz")
-    assert int((fused.layers[0].values == 1).sum()) == int(segments()["vessel"].sum()) + 1
+    assert int((fused.layers[0].values == 1).sum()) == int(vessel.sum()) + 1
 
 
-def test_segments_in_boxes_and_layers_are_scored_on_all_that_both_show(tmp_path: Path) -> None:
-    """3D Slicer cuts files of segments to a box: what is predicted beyond that of the mask is wrong all the same."""
+def test_segments_in_boxes_are_scored_on_all_that_both_show(tmp_path: Path) -> None:
+    """What is predicted beyond the box of the mask is wrong all the same."""
     true = segments()
     said = {name: mask.copy() for name, mask in true.items()}
     said["vessel"][0, 0, 0] = said["edge"][6, 5, 4] = True
-    for folder, masks in (("said", said), ("true", true)):
-        (tmp_path / folder).mkdir()
-        write_seg_nrrd(tmp_path / folder / "a.seg.nrrd", masks, layered=True)
+    write_box(tmp_path / "said" / "a.seg.nrrd", said)
+    write_box(tmp_path / "true" / "a.seg.nrrd", true)
+    write_seg_nrrd(tmp_path / "true" / "b.seg.nrrd", true, layered=True)  # in layers
+    write_box(tmp_path / "said" / "b.seg.nrrd", said)
     words = text("evaluate", tmp_path / "said", tmp_path / "true", "--class_names", "background", "edge", "Vessel")
     assert main(words) == 0
-    row = json.loads((tmp_path / "said" / "scores.json").read_text())["images"][0]
-    for name, score in (("edge", "dice_edge"), ("vessel", "dice_Vessel")):
-        number = int(true[name].sum())
-        assert row[score] == pytest.approx(2 * number / (2 * number + 1))
+    for row in json.loads((tmp_path / "said" / "scores.json").read_text())["images"]:
+        for name, score in (("edge", "dice_edge"), ("vessel", "dice_Vessel")):
+            number = int(true[name].sum())
+            assert row[score] == pytest.approx(2 * number / (2 * number + 1))
+
+
+def test_segments_that_overlap_are_not_scored(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    true = segments()
+    write_box(tmp_path / "said" / "a.seg.nrrd", true)
+    (tmp_path / "true").mkdir()
+    both = true | {"edge": true["edge"] | true["vessel"]}
+    write_seg_nrrd(tmp_path / "true" / "a.seg.nrrd", both, layered=True)
+    words = ("evaluate", tmp_path / "said", tmp_path / "true")
+    assert "its segments lie in several layers" in refused(capfd, *words)
+    assert "its segments overlap" in refused(capfd, *words, "--class_names", "background", "edge", "vessel")
 
 
 @pytest.mark.parametrize(
