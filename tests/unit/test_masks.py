@@ -16,6 +16,7 @@ from PIL import Image
 
 from medcoarse.cli.label_maps import read_labels
 from medcoarse.datalist import DataError
+from medcoarse.readers.claims import class_named
 from medcoarse.transforms.drawn import LoadMaskd
 from medcoarse.writers.formats import write_segmentation
 from medcoarse.writers.segmentation import make_segmentation
@@ -94,6 +95,8 @@ def test_names_that_differ_in_capitals_alone_are_told_apart(masked: Any, tmp_pat
     np.testing.assert_array_equal(read_labels(tmp_path / "mask.seg.nrrd", names)[0], mask)
     with pytest.raises(DataError, match="shows 'T1', 't1', and the classes"):
         LoadMaskd("label", 3, ["background", "a", "b"])(item)
+    assert class_named("T 1", names) is None
+    assert class_named("t1 ", names) is None, "it might be either"
 
 
 def test_segments_that_overlap_or_lie_outside_are_refused(masked: Any, tmp_path: Path):
