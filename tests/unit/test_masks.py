@@ -15,7 +15,7 @@ from monai.transforms import EnsureChannelFirst, Flip, LoadImage
 from PIL import Image
 
 from medcoarse.cli.label_maps import read_labels
-from medcoarse.datalist import DataError
+from medcoarse.datalist import DataError, load_datalist
 from medcoarse.readers.claims import class_named
 from medcoarse.transforms.drawn import LoadMaskd
 from medcoarse.writers.formats import write_segmentation
@@ -151,6 +151,29 @@ def test_polygons_are_classes_by_name_and_what_lies_in_none_is_background(tmp_pa
     image = EnsureChannelFirst()(LoadImage()(tmp_path / "image.png"))
     found = read(image, tmp_path / "mask.json")[0]
     assert (found[3, 2], found[0, 0], set(found.ravel().tolist())) == (1, 0, {0, 1})
+
+
+@pytest.mark.parametrize("given", [["a.png", "b.png"], None])
+def test_a_mask_is_one_file(given: Any, masked: Any):
+    with pytest.raises(DataError, match="'label' must be the name of one file"):
+        LoadMaskd("label", 3, NAMES)({"image": masked[0], "label": given})
+
+
+def test_null_in_a_datalist_is_nothing(tmp_path: Path):
+    content = {"training": [{"image": "a.png", "label": None}]}
+    (tmp_path / "datalist.json").write_text(json.dumps(content))
+    assert load_datalist(tmp_path / "datalist.json", "training") == [{"image": str(tmp_path / "a.png")}]
+
+
+def test_a_mask_of_decimals_in_a_picture(tmp_path: Path):
+    values = np.array([[0, 1, 2], [2, 1, 0]], np.float32)
+    Image.fromarray(values.T).save(tmp_path / "mask.tiff")
+    Image.fromarray(values.T.astype(np.uint8)).save(tmp_path / "image.png")
+    image = EnsureChannelFirst()(LoadImage()(tmp_path / "image.png"))
+    np.testing.assert_array_equal(read(image, tmp_path / "mask.tiff")[0], values)
+    Image.fromarray(values.T + 0.5).save(tmp_path / "mask.tiff")
+    with pytest.raises(DataError, match="values with fractions"):
+        read(image, tmp_path / "mask.tiff")
 
 
 def test_names_of_classes_must_differ():
