@@ -120,7 +120,7 @@ def test_what_cannot_be_cut_is_said():
         minimum_cut(costs + np.inf, edges, weights)
 
 
-def test_without_pymaxflow_its_extra_is_named(monkeypatch):
+def test_without_pymaxflow_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "maxflow", None)
-    with pytest.raises(ImportError, match=r'pip install "medcoarse\[graphcut\]", or take solver="scipy"'):
+    with pytest.raises(ImportError, match=r'pip install PyMaxflow, or take solver="scipy"'):
         minimum_cut(np.zeros((2, 2)), np.array([[0, 1]]), np.ones(1), solver="maxflow")
