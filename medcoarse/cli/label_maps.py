@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
-from medcoarse.readers.claims import class_named
-from medcoarse.readers.drawing import MAX_VOXELS, Drawing, Grid, Layer
+from medcoarse.readers.drawing import MAX_VOXELS, Drawing, Grid
 from medcoarse.readers.formats import read_drawing
+from medcoarse.readers.masks import mask_labels
 from medcoarse.readers.placement import place
 
 Labels = NDArray[np.uint8]
@@ -60,18 +60,22 @@ def read_labels(
 
     Args:
         path: of any format that is read.
-        class_names: background first: a segment is the class of its name, in capitals or not. Without them it is that
-            of its number.
+        class_names: background first: a segment is the class of its name, in capitals or not, and those of background
+            give way to the others. Without them it is that of its number.
         binary: whether 255 is class 1, see `are_binary`; in files of segments it never is.
 
     Raises:
-        CommandError: damaged, no label map, segments that overlap or have other names.
+        CommandError: damaged, no label map, segments that overlap or have other names, or both 1 and 255 in a binary
+            one.
     """
     drawing = _read(path)
-    values = _values(path, drawing, class_names)
-    if binary and not drawing.segments:
-        values = values == UNLABELED
-    return np.asarray(values, np.uint8), drawing.grid, drawing.segments
+    if drawing.segments and not class_names:
+        return np.asarray(_values(path, drawing), np.uint8), drawing.grid, True
+    try:
+        names = class_names if class_names and drawing.segments else _numbered(path, drawing)
+        return mask_labels(drawing, names, path, binary), drawing.grid, drawing.segments
+    except DataError as error:
+        raise CommandError(str(error)) from None
 
 
 def _read(path: Path) -> Drawing:
@@ -81,23 +85,22 @@ def _read(path: Path) -> Drawing:
         raise CommandError(str(error)) from None
 
 
-def _values(path: Path, drawing: Drawing, class_names: Sequence[str] | None = None) -> NDArray[Any]:
-    """One map of the layers of a file; 3D Slicer may put segments into several that do not overlap."""
-    if len(drawing.layers) > 1 and not class_names:
+def _values(path: Path, drawing: Drawing) -> NDArray[Any]:
+    """The numbers in a file, of one layer."""
+    if len(drawing.layers) > 1:
         raise CommandError(
             f"{path}: its segments lie in several layers, each with numbers of its own; save it as a label map, or "
             "pass --class_names to the commands that have it"
         )
-    named = drawing.segments and class_names
-    maps = [_by_name(path, layer, class_names or ()) if named else layer.values for layer in drawing.layers]
-    values = maps[0]
-    for other in maps[1:]:
-        if ((values > 0) & (other > 0) & (values != other)).any():
-            raise CommandError(f"{path}: its segments overlap; a label map has one class at a voxel")
-        values = np.maximum(values, other)
+    values = drawing.layers[0].values
     if values.max(initial=0) > UNLABELED:
         raise CommandError(f"{path}: holds values up to {values.max()}, at most 254 classes are compared")
     return values
+
+
+def _numbered(path: Path, drawing: Drawing) -> list[str]:
+    """Names of as many classes as there are numbers."""
+    return [str(number) for number in range(int(_values(path, drawing).max(initial=0)) + 1)]
 
 
 def common_grid(grid: Grid, other: Grid) -> Grid:
@@ -135,13 +138,3 @@ def on_grid(labels: Labels, grid: Grid, target: Grid, path: Path, segments: bool
         return placed
     except DataError as error:
         raise CommandError(str(error)) from None
-
-
-def _by_name(path: Path, layer: Layer, class_names: Sequence[str]) -> NDArray[Any]:
-    table = np.zeros(int(layer.values.max(initial=0)) + 1, np.uint8)
-    for value in filter(None, np.unique(layer.values).tolist()):
-        label = class_named(layer.names.get(value, ""), class_names)
-        if label is None:
-            raise CommandError(f"{path}: segment {layer.names.get(value, value)!r} is none of {list(class_names)}")
-        table[value] = label
-    return np.asarray(table[layer.values])

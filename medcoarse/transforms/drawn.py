@@ -22,21 +22,18 @@ from medcoarse.datalist import DataError
 from medcoarse.inspection import PIL_SUFFIXES
 from medcoarse.readers.claims import (
     KINDS,
-    Claim,
     Claims,
-    ContradictionError,
     Kind,
     Maps,
     as_claims,
     claimed,
-    class_named,
-    drawn_names,
     num_annotators,
     outside,
     preset,
 )
-from medcoarse.readers.drawing import Drawing, Grid, as_affine
+from medcoarse.readers.drawing import Drawing, Grid, Layer, as_affine
 from medcoarse.readers.formats import frame_of_reference, read_drawing
+from medcoarse.readers.masks import mask_labels
 from medcoarse.readers.placement import OtherGridError, is_whole, place
 from medcoarse.transforms.array import MergeStrokes
 
@@ -138,7 +135,7 @@ class LoadCoarseAnnotationd(MapTransform):
         if file is None:
             return {kind: np.full((num_annotators(self.claims, kind), *grid.shape), 255, np.uint8) for kind in KINDS}
         drawing = read_drawing(file, picture or grid, self.format)
-        claims = self._claims_of(drawing, file)
+        drawing, claims = self._understood(drawing, file)
         maps = claimed(drawing, claims, file, self.contradictions)
         fills = {kind: outside(drawing, claims, kind) for kind in KINDS}
 
@@ -165,9 +162,9 @@ class LoadCoarseAnnotationd(MapTransform):
             )
         return placed
 
-    def _claims_of(self, drawing: Drawing, file: str | os.PathLike[str]) -> Claims:
-        """What the values and names of a file mean."""
-        return self.claims
+    def _understood(self, drawing: Drawing, file: str | os.PathLike[str]) -> tuple[Drawing, Claims]:
+        """A drawing, and what its values and names mean."""
+        return drawing, self.claims
 
 
 class LoadMaskd(LoadCoarseAnnotationd):
@@ -181,7 +178,7 @@ class LoadMaskd(LoadCoarseAnnotationd):
         keys: key of the file.
         num_classes: L >= 2, background included.
         class_names: L names, background first. A segment is the class of its name, in capitals or not; what lies in no
-            segment is background.
+            segment is background, and segments of background give way to others.
         binary: whether 255 is class 1 and not unlabeled, as in pictures of masks; in files of segments it never is.
         reading: what `LoadCoarseAnnotationd` takes besides: image_key, format, resample, tolerance, allow_missing_keys.
 
@@ -202,12 +199,11 @@ class LoadMaskd(LoadCoarseAnnotationd):
         self, keys: KeysCollection, num_classes: int, class_names: Sequence[str], binary: bool = False, **reading: Any
     ) -> None:
         names = ensure_tuple(keys)
-        mapping = {0: Claim(0), 1: Claim(1), UNLABELED: Claim(1)} if binary else "unlabeled_255"
         reading |= {"positive_key": names, "negative_key": [f"not {name}" for name in names]}
-        super().__init__(keys, mapping, num_classes, **reading)
+        super().__init__(keys, "unlabeled_255", num_classes, **reading)
         if len(class_names) != num_classes or len(set(class_names)) != num_classes:
             raise ValueError(f"class_names must be {num_classes} different names, got {list(class_names)}.")
-        self.class_names = list(class_names)
+        self.class_names, self.binary = list(class_names), binary
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         """The item with its mask."""
@@ -216,29 +212,9 @@ class LoadMaskd(LoadCoarseAnnotationd):
                 raise DataError(f"{key!r} must be the name of one file, got {data[key]!r}")
         return super().__call__(data)
 
-    def _read(self, file: str | os.PathLike[str] | None, grid: Grid, picture: Grid | None) -> Maps:
-        try:
-            return super()._read(file, grid, picture)
-        except ContradictionError:
-            raise DataError(f"{file}: its segments overlap, and a mask has one class at a voxel; cut them") from None
-
-    def _claims_of(self, drawing: Drawing, file: str | os.PathLike[str]) -> Claims:
-        shown = {
-            name
-            for layer in drawing.layers
-            for value, name in drawn_names(layer).items()
-            if value or not drawing.segments
-        }
-        found = {name: class_named(name, self.class_names) for name in shown}
-        named = {name: Claim(label) for name, label in found.items() if label is not None}
-        claims = {"0": Claim(0), **named} if drawing.segments else self.claims
-        if unknown := sorted(shown - claims.keys()):
-            raise DataError(
-                f"{file}: the mask shows {', '.join(repr(name[:80]) for name in unknown[:10])}, and the classes are "
-                f"{', '.join(f'{label} {name}' for label, name in enumerate(self.class_names))}; "
-                + ("name its segments so" if drawing.segments else f"number them so, {UNLABELED} where nobody knows")
-            )
-        return claims
+    def _understood(self, drawing: Drawing, file: str | os.PathLike[str]) -> tuple[Drawing, Claims]:
+        labels = mask_labels(drawing, self.class_names, file, self.binary)
+        return replace(drawing, layers=(Layer(labels),)), self.claims
 
 
 class LoadStrokesOfEachd(LoadCoarseAnnotationd):

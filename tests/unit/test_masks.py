@@ -15,12 +15,14 @@ from monai.transforms import EnsureChannelFirst, Flip, LoadImage
 from PIL import Image
 
 from medcoarse.cli.label_maps import read_labels
+from medcoarse.cli.main import CommandError
 from medcoarse.datalist import DataError, load_datalist
 from medcoarse.readers.claims import class_named
 from medcoarse.transforms.drawn import LoadMaskd
 from medcoarse.writers.formats import write_segmentation
 from medcoarse.writers.segmentation import make_segmentation
 from tests.cases_folders import OBLIQUE, volume
+from tests.drawings import AFFINE, SHAPE, label_map, segments, write_nifti, write_seg_nrrd
 
 NAMES = ["background", "liver", "tumour"]
 
@@ -97,6 +99,39 @@ def test_names_that_differ_in_capitals_alone_are_told_apart(masked: Any, tmp_pat
         LoadMaskd("label", 3, ["background", "a", "b"])(item)
     assert class_named("T 1", names) is None
     assert class_named("t1 ", names) is None, "it might be either"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_segment_of_background_gives_way_to_the_others(place: int, tmp_path: Path):
+    """In whichever layer: people paint background over all, and a structure into it."""
+    masks = list(segments().items())
+    masks.insert(place, ("Background", np.ones(SHAPE, bool)))
+    write_seg_nrrd(tmp_path / "mask.seg.nrrd", dict(masks), layered=True)
+    names = ["background", "vessel", "edge"]
+    image = MetaTensor(torch.zeros(1, *SHAPE), affine=torch.from_numpy(AFFINE))
+    found = LoadMaskd("label", 3, names)({"image": image, "label": tmp_path / "mask.seg.nrrd"})["label"]
+    np.testing.assert_array_equal(found[0], label_map())
+    np.testing.assert_array_equal(read_labels(tmp_path / "mask.seg.nrrd", names)[0], label_map())
+
+
+def test_a_binary_mask_that_may_have_unlabeled_voxels_is_refused(tmp_path: Path):
+    """Others of its folder have 0 and 255, so that 255 is class 1, and 1 beside it is nobody knows what."""
+    values = (segments()["vessel"]).astype(np.uint8)
+    image = MetaTensor(torch.zeros(1, *SHAPE), affine=torch.from_numpy(AFFINE))
+    item = {"image": image, "label": write_nifti(tmp_path / "mask.nii.gz", values)}
+    load = LoadMaskd("label", 2, ["background", "vessel"], binary=True)
+    for scale in (1, 255):
+        write_nifti(item["label"], scale * values)
+        np.testing.assert_array_equal(load(item)["label"][0], values)
+        np.testing.assert_array_equal(read_labels(item["label"], binary=True)[0], values)
+    values[-1] = 255
+    write_nifti(item["label"], values)
+    said = r"mask.nii.gz: shows both 1 and 255, and where masks are binary 255 is class 1; is it unlabeled here\?"
+    with pytest.raises(DataError, match=said):
+        load(item)
+    with pytest.raises(CommandError, match=said):
+        read_labels(item["label"], binary=True)
+    np.testing.assert_array_equal(read_labels(item["label"])[0], values)
 
 
 def test_segments_that_overlap_or_lie_outside_are_refused(masked: Any, tmp_path: Path):

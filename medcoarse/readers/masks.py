@@ -1,0 +1,77 @@
+"""What values and names mean in a mask: all of an image is drawn, and every voxel is one class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medcoarse.confusion import UNLABELED
+from medcoarse.datalist import DataError
+from medcoarse.readers.claims import class_named, drawn_names
+from medcoarse.readers.drawing import Drawing
+
+_LISTED = 10
+
+
+def mask_labels(drawing: Drawing, class_names: Sequence[str], source: Any, binary: bool = False) -> NDArray[np.uint8]:
+    """The label map *S of a mask: value k is class k, 255 is unlabeled.
+
+    A segment is the class of its name, in capitals or not, and what lies in no segment is background. Segments of
+    background give way to the others: people paint it over all, and a structure into it.
+
+    Args:
+        drawing: from a reader.
+        class_names: L names, background first.
+        source: what to call the mask in errors.
+        binary: whether 255 is class 1 in a label map, as in pictures of masks; in files of segments it never is.
+
+    Raises:
+        DataError: values or segments that are no class, segments that overlap, or a binary mask with both 1 and 255.
+
+    Example:
+        >>> from medcoarse.readers.drawing import Grid, Layer
+        >>> layers = Layer(np.array([1, 1, 1, 0]), {1: "background"}), Layer(np.array([0, 1, 0, 0]), {1: "Liver"})
+        >>> mask_labels(Drawing(Grid((4,)), layers, segments=True), ["background", "liver"], "a").tolist()
+        [0, 1, 0, 0]
+        >>> mask_labels(Drawing(Grid((3,)), (Layer(np.array([0, 1, 255])),), False), ["a", "b"], "m.png", binary=True)
+        Traceback (most recent call last):
+        medcoarse.datalist.DataError: m.png: shows both 1 and 255, and where masks are binary 255 is class 1; ...
+    """
+    if drawing.segments:
+        return _of_segments(drawing, class_names, source)
+    shown = drawn_names(drawing.layers[0])
+    known = {0, 1, UNLABELED} if binary else {*range(len(class_names)), UNLABELED}
+    if unknown := [name for value, name in shown.items() if value not in known]:
+        raise _unknown(unknown, class_names, source, f"number them so, {UNLABELED} where nobody knows")
+    if binary and {1, UNLABELED} <= shown.keys():
+        raise DataError(
+            f"{source}: shows both 1 and {UNLABELED}, and where masks are binary {UNLABELED} is class 1; is it "
+            "unlabeled here? write all masks of a folder alike: 0 and 255, or 0, 1, ... and 255 for unlabeled"
+        )
+    values = drawing.layers[0].values
+    return np.asarray(values > 0 if binary else values, np.uint8)
+
+
+def _of_segments(drawing: Drawing, class_names: Sequence[str], source: Any) -> NDArray[np.uint8]:
+    shown = [{value: name for value, name in drawn_names(layer).items() if value} for layer in drawing.layers]
+    classes = {name: class_named(name, class_names) for names in shown for name in names.values()}
+    if unknown := sorted(name for name, label in classes.items() if label is None):
+        raise _unknown(unknown, class_names, source, "name its segments so")
+    labels = np.zeros(drawing.layers[0].values.shape, np.uint8)
+    for layer, names in zip(drawing.layers, shown, strict=True):
+        table = np.zeros(max(names, default=0) + 1, np.uint8)
+        table[list(names)] = [classes[name] or 0 for name in names.values()]
+        said = table[layer.values]
+        if ((labels > 0) & (said > 0) & (labels != said)).any():
+            raise DataError(f"{source}: its segments overlap, and a mask has one class at a voxel; cut them")
+        np.maximum(labels, said, out=labels)
+    return labels
+
+
+def _unknown(shown: Sequence[str], class_names: Sequence[str], source: Any, what_to_do: str) -> DataError:
+    listed = ", ".join(repr(name[:80]) for name in shown[:_LISTED])
+    classes = ", ".join(f"{label} {name}" for label, name in enumerate(class_names))
+    return DataError(f"{source}: shows {listed}, and the classes are {classes}; {what_to_do}")
