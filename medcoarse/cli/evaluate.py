@@ -4,6 +4,12 @@ Files are paired by name (the same, or one goes on after a _, -, . or blank) and
 have 0 and 255 and no other value, in whatever format, they are binary and 255 is class 1; otherwise 255 is not scored.
 The same goes for the segmentations.
 
+Segments (3D Slicer's, DICOM SEG, ...) are matched by name. They keep their numbers if these mean the same in all files;
+otherwise names are numbered in their order, which is said, and a label map beside them is refused without
+--class_names. Two files of segments are compared within the smallest box that holds both, as nobody knows how large
+the image is: there specificity, pixel accuracy and all scores of background depend on how tightly the files were cut,
+and those of structures do not.
+
 Scores go to the screen, and to scores.json and scores.csv: Dice, IoU, sensitivity, specificity and precision of every
 class and image; their mean over images, which leaves out images where a score is undefined; and of the voxels of all
 images together. Means over classes leave the background out, which is easily right.
@@ -15,15 +21,16 @@ import argparse
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medcoarse.cli.files import find_drawings, listed, match
-from medcoarse.cli.label_maps import are_binary, common_grid, on_grid, read_labels
+from medcoarse.cli.label_maps import Shown, binary_of, common_grid, look, name_classes, on_grid, read_labels
 from medcoarse.cli.main import CommandError
+from medcoarse.confusion import UNLABELED
 from medcoarse.files import write_atomically, write_json
 from medcoarse.writers.formats import stem_of
 
@@ -60,53 +67,75 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError("no segmentation has a mask of its name, or of one that goes on after a _")
     if alone and not options.partial:
         raise CommandError(f"{'; '.join(alone)}; pass --partial to leave them out")
-    binary = are_binary(list(pairs)), are_binary(list(pairs.values()))
-    maps = {prediction: _both(prediction, mask, options.class_names, binary) for prediction, mask in pairs.items()}
-    table = scores(maps, options.class_names, options.include_background)
+    shown = look([*pairs, *pairs.values()])
+    binary = binary_of([pairs.keys(), pairs.values()], shown)
+    classes = name_classes(shown, binary, options.class_names)
+    table = scores(pairs, binary, classes.names, options.include_background)
     output = Path(options.output_dir or options.predictions)
     write_json(output / "scores.json", table)
     write_atomically(output / "scores.csv", lambda file: file.write(_csv(table).encode()))
-    print("\n".join([*(f"left out: {line}" for line in alone), _page(table, options.include_background)]))
+    said = [
+        *(f"left out: {line}" for line in alone),
+        *([classes.said] if classes.said else []),
+        *_of_boxes(pairs, shown),
+    ]
+    print("\n".join([*said, _page(table, options.include_background)]))
     print(f"written to {output / 'scores.json'} and scores.csv")
     return 0
 
 
 def scores(
-    maps: Mapping[Path, tuple[Any, Any]], class_names: Sequence[str] | None, include_background: bool = False
+    pairs: Mapping[Path, Path], binary: Collection[Path], class_names: Sequence[str], include_background: bool = False
 ) -> dict[str, Any]:
-    """The table of `medcoarse.scores.score_table`, of segmentation and mask by file."""
+    """The table of `medcoarse.scores.score_table`, of segmentations and their masks, read one after the other.
+
+    Args:
+        pairs: segmentation -> mask.
+        binary: files in which 255 is class 1.
+        class_names: background first.
+        include_background: whether class 0 counts in the means over classes.
+
+    Raises:
+        CommandError: files that cannot be read, do not lie on one grid, or a segmentation with unlabeled voxels.
+    """
     import torch
 
     from medcoarse.metrics import confusion_counts
     from medcoarse.scores import score_table
 
-    highest = max(int(values[values != 255].max(initial=0)) for both in maps.values() for values in both)
-    names = list(class_names) if class_names else ["background", *(f"class {k}" for k in range(1, max(highest, 1) + 1))]
-    if highest >= len(names):
-        raise CommandError(
-            f"a file holds class {highest}, --class_names has {len(names)} names; name all, background too"
-        )
     counts = []
-    for path, (said, true) in maps.items():
-        if ((said == 255) & (true != 255)).any():
-            raise CommandError(f"{path}: has unlabeled voxels (255), which cannot be scored; it is no segmentation")
-        said = np.where(true == 255, 0, said)
+    for prediction, mask in pairs.items():
+        said, true = _both(prediction, mask, class_names, binary)
+        if ((said == UNLABELED) & (true != UNLABELED)).any():
+            raise CommandError(
+                f"{prediction}: has unlabeled voxels (255), which cannot be scored; it is no segmentation"
+            )
+        said = np.where(true == UNLABELED, 0, said)
         tensors = [torch.from_numpy(values)[None, None] for values in (said, true)]
-        counts.append(confusion_counts(tensors[0], tensors[1], len(names))[0])
-    return score_table(torch.stack(counts), names, [stem_of(path) for path in maps], include_background)
+        counts.append(confusion_counts(tensors[0], tensors[1], len(class_names))[0])
+    return score_table(torch.stack(counts), class_names, [stem_of(path) for path in pairs], include_background)
 
 
-def _both(
-    prediction: Path, mask: Path, class_names: Sequence[str] | None, binary: tuple[bool, bool]
-) -> tuple[Any, Any]:
-    said, own, own_segments = read_labels(prediction, class_names, binary[0])
-    true, grid, segments = read_labels(mask, class_names, binary[1])
+def _both(prediction: Path, mask: Path, class_names: Sequence[str], binary: Collection[Path]) -> tuple[Any, Any]:
+    said, own, own_segments = read_labels(prediction, class_names, prediction in binary)
+    true, grid, segments = read_labels(mask, class_names, mask in binary)
     if segments and not own_segments:  # segments are cut to a box: the whole grid is the other's
         return said, on_grid(true, grid, own, mask, True)
     if segments and own_segments:
-        whole = common_grid(grid, own)
+        whole = common_grid({mask: grid, prediction: own})
         return on_grid(said, own, whole, prediction, True), on_grid(true, grid, whole, mask, True)
     return on_grid(said, own, grid, prediction, own_segments), true
+
+
+def _of_boxes(pairs: Mapping[Path, Path], shown: Mapping[Path, Shown]) -> list[str]:
+    """What cannot be compared of files that do not say how large the image is."""
+    boxes = [path for path, mask in pairs.items() if shown[path].segments and shown[mask].segments]
+    if not boxes:
+        return []
+    return [
+        f"{len(boxes)} of {len(pairs)} pairs are segments in both files, which may be cut to boxes: specificity, pixel "
+        "accuracy and all scores of background depend on how tightly"
+    ]
 
 
 def _csv(table: Mapping[str, Any]) -> str:

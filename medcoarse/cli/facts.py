@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from medcoarse.cli.channels import Channels, files_of
 from medcoarse.cli.files import listed
-from medcoarse.cli.label_maps import are_binary
+from medcoarse.cli.label_maps import are_binary, look
 from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
@@ -324,7 +324,7 @@ def _some(found: set[str]) -> str:
 
 def _are_binary(masks: Sequence[Path], names: Sequence[str]) -> bool:
     """Whether masks have the structure as 255, which two classes only may have."""
-    binary = are_binary([mask for mask in masks if mask.name.lower().endswith(_LABEL_MAPS)])
+    binary = are_binary(look(mask for mask in masks if mask.name.lower().endswith(_LABEL_MAPS)))
     if binary and len(names) > 2:
         raise CommandError(
             f"the masks tell 2 classes apart (0 and 255), the drawings {len(names)}: {', '.join(names)}; number the "

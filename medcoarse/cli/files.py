@@ -15,6 +15,11 @@ from medcoarse.writers.formats import IMAGE_SUFFIXES, stem_of
 
 _LISTED = 5
 _LEAVE_OUT = "pass --partial to leave them out"
+_JOINED = (
+    "; or put what each person drew into a folder of that person, and pass --annotators; or, where every image has "
+    "several, make one of them with `medcoarse fuse` (of strokes with --mapping, see its --help) and train on what "
+    "that makes, with --mapping unlabeled_255"
+)
 _SEPARATORS = ("_", "-", ".", " ")
 _OTHER_DRAWINGS = (".json", ".geojson")
 
@@ -212,8 +217,7 @@ def pair(images: Sequence[Path], others: Sequence[Path], what: str, need_all: bo
         if image in found:
             raise CommandError(
                 f"{image.name} has two {what}s, {_below(found[image], other)} and {_below(other, found[image])}; keep "
-                "one in the folder, or make one of them with `medcoarse fuse`; to train on folders of several people "
-                "who drew the same, pass --annotators"
+                f"one in the folder{_JOINED if what == 'drawing' else ', or make one of them with `medcoarse fuse`'}"
             )
         found[image] = other
     without = [image for image in images if image not in found] if need_all else []

@@ -5,8 +5,16 @@ the other after a _, -, . or blank, or they differ in a last part that is no num
 of case1. In one folder for all the last part is who drew; where each has a folder, it is that if all files of the
 folder end alike. An annotator may have left out images.
 
-255 is nothing drawn; but where the files of an annotator have 0 and 255 and no other value, they are binary masks, and
-255 is class 1. Where no class wins, and where nobody drew, the result is 255.
+These are masks: 0 is background, and so is what lies in no segment; 255 is nothing drawn. But where the files of an
+annotator have 0 and 255 and no other value, they are binary, and 255 is class 1. Segments (3D Slicer's, DICOM SEG, ...)
+are matched by name. They keep their numbers if these mean the same in all files; otherwise names are numbered in their
+order, which is said, and a label map beside them is refused without --class_names.
+
+Of strokes 0, or what lies in no segment, is nothing drawn: pass --mapping, which says what values mean, as it does to
+`medcoarse train`. The result has 0 for background, classes in the order of their values or names, and 255 where nobody
+drew: `medcoarse train --mapping unlabeled_255` learns from it.
+
+Where no class wins, and where nobody drew, the result is 255.
 
 How everybody drew is told against the result, in which each one's own vote counts, too, over all images together: a
 table is printed, and fusion.json has it with the confusion matrices [drawn class][true class], whose columns sum to 1.
@@ -20,17 +28,16 @@ import argparse
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import reduce
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medcoarse.cli.files import belonging, drawn_stem, find_drawings, listed, new_folder
-from medcoarse.cli.label_maps import are_binary, common_grid, on_grid, read_labels
+from medcoarse.cli.label_maps import Labels, binary_of, common_grid, look, name_classes, on_grid, read_labels
 from medcoarse.cli.main import CommandError
+from medcoarse.confusion import UNLABELED
 from medcoarse.files import write_json
 from medcoarse.inspection import count
 from medcoarse.readers.drawing import Grid
@@ -42,8 +49,14 @@ EXAMPLES = """examples:
   medcoarse fuse ada/ ben/ cleo/ --output_dir fused --method staple
   medcoarse fuse drawn/ --output_dir fused            case1_ada.nii.gz, case1_ben.nii.gz, ...
   medcoarse fuse drawn/ --output_dir fused --by_image            case1/ada.nii.gz, case1/ben.nii.gz, ...
+strokes of ITK-SNAP, label 3 was used for background:
+  medcoarse fuse ada/ ben/ --output_dir fused --mapping itksnap --background 3
+  medcoarse train images/ fused/ --output_dir run --mapping unlabeled_255
 """
 _ENDING = re.compile(r"(.+)[_\-. ](?=[^_\-. ]*[^\d_\-. ])[^_\-. ]+")
+Reader = Callable[[Path], tuple[Labels, Grid, bool, int]]
+"""Label map, its grid, whether the file holds segments, and what it says where it has no voxels."""
+
 METHODS = ("majority", "mean", "staple", "spatial_staple")
 _SLAB = 16  # planes or columns that are counted at a time, in double precision
 _MOST = 8  # classes in the printed table
@@ -67,6 +80,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="every folder in FOLDER is of an image, and its files of who drew: case1/ada.png or case1/case1_ada.png",
     )
+    add(
+        "--mapping",
+        help="of strokes, what values mean: itksnap, unlabeled_255, monailabel_scribbles, slicer, or JSON; dense: they "
+        "are masks, which is so without it, but then files that look like strokes are refused or warned of",
+    )
+    add("--background", metavar="VALUE", help="of strokes: value or name that background was drawn with")
+    add(
+        "--class_names",
+        nargs="+",
+        metavar="NAME",
+        help="background first; segments are recognized by them; after the folders",
+    )
     add("--overwrite", action="store_true", help="write into a folder that is not empty")
 
 
@@ -75,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
     _require_different(options.folders)
     files = {folder: find_drawings(folder) for folder in options.folders}
     if options.by_image:
-        named = in_folders_of_images(list(chain.from_iterable(files.values())))
+        named = in_folders_of_images(files)
     else:
         if len(files) == 1:
             _require_one_place(options.folders[0], files[options.folders[0]])
@@ -89,16 +114,17 @@ def run(options: argparse.Namespace) -> int:
         print(f"LEFT OUT, for there is no other of their images: {len(left_out)}, {listed(left_out)}")
     annotators = list(drawn.values())
     names = sorted(set().union(*annotators))
-    binary = [are_binary(list(files.values())) for files in annotators]
-    classes = _class_names(annotators, binary)
+    read, classes = _understood(annotators, options)
     output = new_folder(options.output_dir, options.overwrite)
     record: dict[str, Any] = {"method": options.method, "annotators": list(drawn), "class_names": classes, "images": {}}
     record["left_out"] = [str(file) for file in left_out]
     counts: Any = 0
+    sizes = np.zeros((2, len(classes)))
     for number, name in enumerate(names, 1):
-        values, grid = _stack([files.get(name) for files in annotators], binary)
+        values, grid = _stack([files.get(name) for files in annotators], read)
         fused, tables, facts = _fuse(values, options.method, len(classes), grid)
         counts += tables
+        sizes += _sizes(values, fused, len(classes))
         suffix = "." + (options.format or ("png" if grid.affine is None else "nii.gz"))
         write_segmentation(output / f"{name}{suffix}", make_segmentation(fused, grid.affine, classes))
         record["images"][name] = facts | {"files": [str(files[name]) for files in annotators if name in files]}
@@ -107,7 +133,30 @@ def run(options: argparse.Namespace) -> int:
     record["reliability"] = reliability(counts, num_images, classes)
     write_json(output / "fusion.json", record)
     print(_page(record["reliability"], len(names), classes))
+    if not options.mapping and (warning := lost(classes, *sizes)):
+        print(warning)
     return 0
+
+
+def _understood(annotators: Sequence[Mapping[str, Path]], options: argparse.Namespace) -> tuple[Reader, list[str]]:
+    """How files are read, as strokes or as masks, and the classes, of all together, so that every image has the
+    same.
+    """
+    from medcoarse.cli.stroke_maps import require_masks, understand_strokes  # takes seconds
+
+    shown = look(file for files in annotators for file in files.values())
+    if options.mapping not in (None, "dense"):
+        strokes = understand_strokes(shown, options.mapping, options.background, options.class_names)
+        return strokes.read, strokes.names
+    if options.background:
+        raise CommandError("--background is of strokes: pass --mapping too, such as itksnap or slicer")
+    if options.mapping is None:
+        require_masks(shown)
+    binary = binary_of([files.values() for files in annotators], shown)
+    classes = name_classes(shown, binary, options.class_names)
+    if classes.said:
+        print(classes.said)
+    return lambda path: (*read_labels(path, classes.names, path in binary), 0), classes.names
 
 
 def _require_different(folders: Sequence[str]) -> None:
@@ -129,20 +178,46 @@ def _require_one_place(folder: str, files: Sequence[Path]) -> None:
         )
 
 
-def in_folders_of_images(files: Sequence[Path]) -> list[tuple[str | None, str, Path]]:
-    """Image, annotator and file, where each folder is of an image: its files are called as who drew, with the name of
-    the image before it or not.
+def in_folders_of_images(folders: Mapping[str, Sequence[Path]]) -> list[tuple[str | None, str, Path]]:
+    """Image, annotator and file, where each folder in those that are given is of an image: its files are called as who
+    drew, with the name of the image before or after it or not.
+
+    Args:
+        folders: folder -> files.
+
+    Raises:
+        CommandError: a file elsewhere, or two folders of one image.
 
     Example:
-        >>> [found[:2] for found in in_folders_of_images([Path("p1/p1_ada.png"), Path("p1/ben.png")])]
-        [('p1', 'ada'), ('p1', 'ben')]
+        >>> files = [Path("all/p1/p1_ada.png"), Path("all/p1/ben.png"), Path("all/p2/ada_p2.png")]
+        >>> [found[:2] for found in in_folders_of_images({"all": files})]
+        [('p1', 'ada'), ('p1', 'ben'), ('p2', 'ada')]
     """
     found = list[tuple[str | None, str, Path]]()
-    for file in files:
-        image, stem = file.parent.name, drawn_stem(file)
-        begun = belonging(stem, [image]) and len(stem) > len(image)
-        found.append((image, stem[len(image) + 1 :] if begun else stem, file))
+    places: dict[str, Path] = {}
+    for folder, files in folders.items():
+        for file in files:
+            if file.parent.parent != Path(folder) or file.parent == Path(folder):
+                raise CommandError(
+                    f"{file}: with --by_image every file lies in a folder of its image, and that in {folder}, such as "
+                    f"{Path(folder, 'case1', file.name)}; move it, or pass the folder that holds those of the images"
+                )
+            image = file.parent.name
+            if places.setdefault(image, file.parent) != file.parent:
+                raise CommandError(
+                    f"{places[image]} and {file.parent} are both of {image!r}; give different images different names, "
+                    "or put all files of one image into one folder"
+                )
+            found.append((image, _without(drawn_stem(file), image), file))
     return found
+
+
+def _without(stem: str, image: str) -> str:
+    """Who drew: a name without that of the image at its start or its end."""
+    start, end = (rf"{re.escape(image)}(?:[_\-. ]|$)", rf"(?:^|[_\-. ]){re.escape(image)}$")
+    if re.match(start, stem):
+        return re.sub(f"^{start}", "", stem)
+    return re.sub(end, "", stem)
 
 
 def by_name(folders: Mapping[str, Sequence[Path]]) -> list[tuple[str | None, str, Path]]:
@@ -234,25 +309,25 @@ def _parted(name: str) -> tuple[str, str]:
     return (found[1], name[len(found[1]) + 1 :]) if found else (name, "")
 
 
-def _stack(paths: list[Path | None], binary: list[bool]) -> tuple[Any, Grid]:
+def _stack(paths: list[Path | None], read: Reader) -> tuple[Any, Grid]:
     """(R, *S), 255 for annotators who left the image out."""
-    given = [(path, marked) for path, marked in zip(paths, binary, strict=True) if path is not None]
-    read = [(path, *read_labels(path, binary=marked)) for path, marked in given]
-    whole = [grid for _, _, grid, segments in read if not segments]  # files of segments are cut to boxes
-    target = whole[0] if whole else reduce(common_grid, [grid for _, _, grid, _ in read])
-    placed = {path: on_grid(labels, grid, target, path, segments) for path, labels, grid, segments in read}
-    nothing = np.full(target.shape, 255, np.uint8)
+    found = {path: read(path) for path in paths if path is not None}
+    grids = {path: grid for path, (_, grid, _, _) in found.items()}
+    whole = [grid for _, grid, segments, _ in found.values() if not segments]  # files of segments are cut to boxes
+    target = whole[0] if whole else common_grid(grids)
+    placed = {
+        path: on_grid(labels, grid, target, path, segments, outside)
+        for path, (labels, grid, segments, outside) in found.items()
+    }
+    nothing = np.full(target.shape, UNLABELED, np.uint8)
     return np.stack([nothing if path is None else placed[path] for path in paths]), target
 
 
-def _class_names(annotators: Sequence[Mapping[str, Path]], binary: Sequence[bool]) -> list[str]:
-    """Of all files together, so that every image has the same; each is read and let go."""
-    highest = 1
-    for files, marked in zip(annotators, binary, strict=True):
-        for file in files.values():
-            values = read_labels(file, binary=marked)[0]
-            highest = max(highest, int(values[values != 255].max(initial=0)))
-    return ["background", *(f"class {k}" for k in range(1, highest + 1))]
+def _sizes(values: Any, fused: Any, num_classes: int) -> Any:
+    """Voxels of each class (2, L): drawn by the mean of those who drew, and fused."""
+    drew = [one for one in values if (one != UNLABELED).any()]
+    drawn = [np.bincount(one.ravel(), minlength=UNLABELED + 1)[:num_classes] for one in (*drew, fused)]
+    return np.stack([np.mean(drawn[:-1], axis=0) if drew else np.zeros(num_classes), drawn[-1]])
 
 
 def _fuse(values: Any, method: str, num_classes: int, grid: Grid) -> tuple[Any, Any, dict[str, Any]]:
@@ -287,6 +362,34 @@ def _soft_counts(maps: Any, probs: Any) -> Any:
 
     slabs = zip(maps.split(_SLAB, 2), probs.split(_SLAB, 2), strict=True)
     return sum(soft_annotation_counts(drawn, true)[0] for drawn, true in slabs)
+
+
+def lost(names: Sequence[str], drawn: Sequence[float], kept: Sequence[float], share: float = 1 / 3) -> str | None:
+    """A warning of structures of which little is left, as of strokes that are taken for masks.
+
+    Args:
+        names: of L classes, background first.
+        drawn: voxels (L,), by the mean annotator of every image.
+        kept: voxels (L,) in what was fused.
+        share: that has to be left.
+
+    Example:
+        >>> lost(["background", "liver", "cyst"], [90, 9, 6], [100, 1, 5])
+        'WARNING: little is left of liver (11%): ...'
+        >>> lost(["background", "liver"], [90, 9], [91, 8])
+    """
+    found = [
+        f"{name} ({left / said:.0%})"
+        for name, said, left in list(zip(names, drawn, kept, strict=True))[1:]
+        if said and left < share * said
+    ]
+    if not found:
+        return None
+    return (
+        f"WARNING: little is left of {', '.join(found)}: those who drew hardly agree. If these are strokes, 0 or what "
+        "lies in no segment was taken for background: pass --mapping, such as itksnap with --background VALUE, or "
+        "slicer; --mapping dense if they are masks"
+    )
 
 
 def reliability(counts: Any, num_images: Mapping[str, int], class_names: Sequence[str]) -> dict[str, Any]:

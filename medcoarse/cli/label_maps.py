@@ -1,17 +1,19 @@
-"""Label maps of several folders, on one grid, and what 255 means in them.
+"""Label maps of several folders, on one grid, and what their values and names mean.
 
 Masks that belong together are read alike. Where they have 0 and 255 and no other value, they are binary, as pictures of
 masks are, and 255 is class 1; otherwise classes are numbered and 255 is unlabeled, also where there is nothing but 255.
 That goes for any format, for the values mean the same in all. In drawings 255 is always nothing drawn, and in files of
 segments a segment like others.
+
+Files of segments name what they hold, and a name means the same in all files of a command. Numbers need not: 3D Slicer
+counts segments as they are made. Where they do they are kept; otherwise names are numbered in their order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
+from medcoarse.readers.claims import class_named, drawn_names, folded
 from medcoarse.readers.drawing import MAX_VOXELS, Drawing, Grid
 from medcoarse.readers.formats import read_drawing
 from medcoarse.readers.masks import mask_labels
@@ -26,24 +29,90 @@ from medcoarse.readers.placement import place
 
 Labels = NDArray[np.uint8]
 
+_BACKGROUND = "background"
+_COMMON_IMAGE = 1 << 27  # voxels: 512 x 512 x 512
+_MOST_TIMES = 100
 
-def are_binary(masks: Sequence[Path]) -> bool:
-    """Whether masks that belong together have the structure as 255, see above.
+
+@dataclass(frozen=True)
+class Shown:
+    """What a file shows.
+
+    Args:
+        segments: whether it holds segments.
+        values: that occur in a label map; none of segments.
+        named: number and name of the segments that are not empty.
+        bare: whether voxels lie in no segment.
+    """
+
+    segments: bool
+    values: frozenset[int] = frozenset()
+    named: frozenset[tuple[int, str]] = frozenset()
+    bare: bool = False
+
+    @property
+    def names(self) -> set[str]:
+        """Of the segments that are not empty."""
+        return {name for _, name in self.named}
+
+    def highest(self, binary: bool) -> int:
+        """The highest class of a label map; 255 is class 1 where it is binary, and otherwise none."""
+        return max((1 if binary else value for value in self.values - ({0} if binary else {UNLABELED})), default=0)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the files of a command show.
+
+    Args:
+        names: of the classes, background first.
+        said: what a person has to know of how they were found, or nothing.
+    """
+
+    names: list[str]
+    said: str = ""
+
+
+def look(paths: Iterable[Path]) -> dict[Path, Shown]:
+    """What files show; each is read and let go.
 
     Raises:
-        CommandError: what `read_labels` says, or some have classes without any 255 and others 255 without classes.
+        CommandError: a file that is damaged, or a label map of more than 255 values.
+    """
+    return {path: _shown(path, _read(path)) for path in dict.fromkeys(paths)}
+
+
+def _shown(path: Path, drawing: Drawing) -> Shown:
+    found = [drawn_names(layer) for layer in drawing.layers]
+    if drawing.segments:
+        named = frozenset((value, name) for names in found for value, name in names.items() if value)
+        return Shown(
+            True, named=named, bare=bool(np.all([layer.values == 0 for layer in drawing.layers], axis=0).any())
+        )
+    if max(found[0], default=0) > UNLABELED:
+        raise CommandError(f"{path}: holds values up to {max(found[0])}, at most 254 classes are compared")
+    return Shown(False, frozenset(found[0]))
+
+
+def are_binary(masks: Mapping[Path, Shown]) -> bool:
+    """Whether masks that belong together have the structure as 255, see above.
+
+    Args:
+        masks: what each of them shows.
+
+    Raises:
+        CommandError: some have classes without any 255 and others 255 without classes.
+
+    Example:
+        >>> are_binary({Path("a.png"): Shown(False, frozenset([0, 255])), Path("b.png"): Shown(False, frozenset([0]))})
+        True
     """
     marked, numbered = list[Path](), list[Path]()
-    for mask in masks:
-        drawing = _read(mask)
-        if drawing.segments:
-            continue
-        labels = _values(mask, drawing)
-        ground, top = bool((labels == 0).any()), bool((labels == UNLABELED).any())
-        classes = bool(((labels > 0) & (labels < UNLABELED)).any())
+    for mask, shown in masks.items():
+        classes, top = bool(shown.values - {0, UNLABELED}), UNLABELED in shown.values
         if classes and top:
             return False
-        if classes or (ground and top):
+        if classes or (0 in shown.values and top):
             (numbered if classes else marked).append(mask)
     if marked and numbered:
         raise CommandError(
@@ -53,27 +122,145 @@ def are_binary(masks: Sequence[Path]) -> bool:
     return bool(marked)
 
 
-def read_labels(
-    path: Path, class_names: Sequence[str] | None = None, binary: bool = False
-) -> tuple[Labels, Grid, bool]:
+def binary_of(groups: Iterable[Collection[Path]], shown: Mapping[Path, Shown]) -> set[Path]:
+    """The files that have the structure as 255, of groups that are read alike each.
+
+    Raises:
+        CommandError: what `are_binary` says.
+    """
+    found = set[Path]()
+    for group in groups:
+        maps = {path: shown[path] for path in group if not shown[path].segments}
+        found |= maps.keys() if are_binary(maps) else set()
+    return found
+
+
+def name_classes(
+    shown: Mapping[Path, Shown], binary: Collection[Path] = (), class_names: Sequence[str] | None = None
+) -> Classes:
+    """The classes of all files of a command: those that are given, or else from names and numbers, see above.
+
+    Args:
+        shown: what each of them shows.
+        binary: those that have the structure as 255.
+        class_names: background first.
+
+    Raises:
+        CommandError: classes that the given names lack; names that may mean two classes; or a label map beside segments
+            that are numbered in several ways.
+
+    Example:
+        >>> def slicer(*names):
+        ...     return Shown(True, named=frozenset(enumerate(names, 1)))
+        >>> name_classes({Path("a"): slicer("vessel", "edge"), Path("b"): slicer("Vessel")}).names
+        ['background', 'Vessel', 'edge']
+        >>> name_classes({Path("a"): slicer("vessel", "edge"), Path("b"): slicer("edge")})
+        Classes(names=['background', 'edge', 'vessel'], said='segments are matched by name, ...: 1 edge, 2 vessel')
+    """
+    maps = {path: one.highest(path in binary) for path, one in shown.items() if not one.segments}
+    if class_names:
+        _require_named(shown, maps, class_names)
+        return Classes(list(class_names))
+    highest = max(maps.values(), default=0)
+    segments = {path: one for path, one in shown.items() if one.named}
+    if not segments:
+        return Classes(_numbered({}, highest))
+    names = _told_apart([one.names for one in segments.values()])
+    kept = _kept(segments, names, highest)
+    if kept:
+        said = (
+            f"label maps are read by the numbers of the segments beside them: {_listed(kept)}; pass --class_names if "
+            "theirs mean something else"
+        )
+        return Classes(kept, said if highest else "")
+    if highest:
+        first = next(path for path, top in maps.items() if top)
+        raise CommandError(
+            f"{first}: is a label map, and the segments beside it have no numbers that mean the same in all files, so "
+            f"nobody knows what its values mean; pass --class_names {_BACKGROUND} ..., in the order of its values"
+        )
+    found = _numbered(dict(enumerate(names, 1)), 0)
+    said = f"segments are matched by name, for their numbers do not mean the same in all files: {_listed(found)}"
+    return Classes(found, said)
+
+
+def _require_named(shown: Mapping[Path, Shown], maps: Mapping[Path, int], class_names: Sequence[str]) -> None:
+    if len(set(class_names)) != len(class_names) or len(class_names) < 2:
+        raise CommandError(f"--class_names must be different names, background first, got {' '.join(class_names)}")
+    for path, highest in maps.items():
+        if highest >= len(class_names):
+            raise CommandError(
+                f"{path}: holds class {highest}, --class_names has {len(class_names)} names; name all, background too"
+            )
+    for path, one in shown.items():
+        if unknown := sorted(name for name in one.names if class_named(name, class_names) is None):
+            raise CommandError(f"{path}: segment {unknown[0]!r} is none of --class_names {' '.join(class_names)}")
+
+
+def _told_apart(files: Sequence[set[str]]) -> list[str]:
+    """The names of structures, in their order. Those that differ in capitals or blanks alone are one, unless a file
+    shows both.
+    """
+    spelt: dict[str, list[str]] = {}
+    for name in sorted(set().union(*files)):
+        spelt.setdefault(folded(name), []).append(name)
+    spelt.pop(_BACKGROUND, None)
+    found = list[str]()
+    for _, same in sorted(spelt.items()):
+        both = set().union(*(file & set(same) for file in files if len(file & set(same)) > 1))
+        found += sorted(both) or [" ".join(same[0].split())]
+    if len(found) >= UNLABELED:
+        raise CommandError(f"the files name {len(found)} segments, at most 254 classes are compared")
+    return found
+
+
+def _kept(segments: Mapping[Path, Shown], names: Sequence[str], highest: int) -> list[str] | None:
+    """Names at the numbers that they have in all files; None where a number or a name has two meanings, or a number
+    that no class can have, as 0 is that of background.
+    """
+    numbers = set[tuple[int, str]]()
+    for path, one in segments.items():
+        for number, name in one.named:
+            if folded(name) == _BACKGROUND:
+                return None
+            label = class_named(name, names)
+            if label is None:
+                raise CommandError(
+                    f"{path}: segment {name!r} may be any of those that differ in capitals or blanks alone; name it as "
+                    "one of them, or pass --class_names"
+                )
+            numbers.add((number, names[label]))
+    table = dict(numbers)
+    found = _numbered(table, highest) if max(table) < UNLABELED else []
+    alike = len(table) == len(numbers) == len(names)
+    return found if alike and found and len(set(found)) == len(found) else None
+
+
+def _numbered(table: Mapping[int, str], highest: int) -> list[str]:
+    top = max(*table, highest, 1) if table else max(highest, 1)
+    return [_BACKGROUND, *(table.get(number, f"class {number}") for number in range(1, top + 1))]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"{number} {name}" for number, name in enumerate(names) if number)
+
+
+def read_labels(path: Path, class_names: Sequence[str], binary: bool = False) -> tuple[Labels, Grid, bool]:
     """A label map *S, its grid, and whether the file holds segments; what lies in no segment is background.
 
     Args:
         path: of any format that is read.
         class_names: background first: a segment is the class of its name, in capitals or not, and those of background
-            give way to the others. Without them it is that of its number.
+            give way to the others.
         binary: whether 255 is class 1, see `are_binary`; in files of segments it never is.
 
     Raises:
-        CommandError: damaged, no label map, segments that overlap or have other names, or both 1 and 255 in a binary
-            one.
+        CommandError: damaged, no label map, classes or segments without a name, segments that overlap, or both 1 and
+            255 in a binary one.
     """
     drawing = _read(path)
-    if drawing.segments and not class_names:
-        return np.asarray(_values(path, drawing), np.uint8), drawing.grid, True
     try:
-        names = class_names if class_names and drawing.segments else _numbered(path, drawing)
-        return mask_labels(drawing, names, path, binary), drawing.grid, drawing.segments
+        return mask_labels(drawing, class_names, path, binary), drawing.grid, drawing.segments
     except DataError as error:
         raise CommandError(str(error)) from None
 
@@ -85,56 +272,66 @@ def _read(path: Path) -> Drawing:
         raise CommandError(str(error)) from None
 
 
-def _values(path: Path, drawing: Drawing) -> NDArray[Any]:
-    """The numbers in a file, of one layer."""
-    if len(drawing.layers) > 1:
-        raise CommandError(
-            f"{path}: its segments lie in several layers, each with numbers of its own; save it as a label map, or "
-            "pass --class_names to the commands that have it"
-        )
-    values = drawing.layers[0].values
-    if values.max(initial=0) > UNLABELED:
-        raise CommandError(f"{path}: holds values up to {values.max()}, at most 254 classes are compared")
-    return values
+def common_grid(grids: Mapping[Path, Grid]) -> Grid:
+    """A grid on the lattice of the first that all lie in, as files of segments are cut to boxes.
 
-
-def _numbered(path: Path, drawing: Drawing) -> list[str]:
-    """Names of as many classes as there are numbers."""
-    return [str(number) for number in range(int(_values(path, drawing).max(initial=0)) + 1)]
-
-
-def common_grid(grid: Grid, other: Grid) -> Grid:
-    """A grid on the lattice of the first that both lie in, as files of segments are cut to boxes.
+    Raises:
+        CommandError: boxes so far apart that they can hardly belong to one image.
 
     Example:
         >>> far = np.eye(4)
         >>> far[0, 3] = -2
-        >>> both = common_grid(Grid((3, 4, 5), np.eye(4)), Grid((2, 6, 5), far))
+        >>> both = common_grid({Path("a"): Grid((3, 4, 5), np.eye(4)), Path("b"): Grid((2, 6, 5), far)})
         >>> both.shape, both.affine[:3, 3].tolist()
         ((5, 6, 5), [-2.0, 0.0, 0.0])
     """
-    if grid.affine is None or other.affine is None or len(grid.shape) != len(other.shape):
-        return grid
-    axes = len(grid.shape)
-    steps = np.rint(np.linalg.inv(grid.affine) @ other.affine)
-    ends = steps[:axes, :axes] * (np.array(other.shape) - 1)
-    low = np.minimum(0, steps[:axes, 3] + ends.clip(max=0).sum(1))
-    high = np.maximum(np.array(grid.shape) - 1, steps[:axes, 3] + ends.clip(min=0).sum(1))
+    first, *others = grids.values()
+    axes = len(first.shape)
+    low, high = np.zeros(axes), np.array(first.shape) - 1.0
+    for other in others:
+        if first.affine is None or other.affine is None or len(other.shape) != axes:
+            return first
+        steps = np.rint(np.linalg.inv(first.affine) @ other.affine)
+        ends = steps[:axes, :axes] * (np.array(other.shape) - 1)
+        low = np.minimum(low, steps[:axes, 3] + ends.clip(max=0).sum(1))
+        high = np.maximum(high, steps[:axes, 3] + ends.clip(min=0).sum(1))
+    _require_near(grids, high - low + 1)
+    if first.affine is None:
+        return first
     shift = np.eye(4)
     shift[:axes, 3] = low
-    if np.prod(high - low + 1) > MAX_VOXELS:  # they lie in no one image
-        return grid
-    return replace(grid, shape=tuple(int(size) for size in high - low + 1), affine=grid.affine @ shift)
+    return replace(first, shape=tuple(int(size) for size in high - low + 1), affine=first.affine @ shift)
 
 
-def on_grid(labels: Labels, grid: Grid, target: Grid, path: Path, segments: bool) -> Labels:
+def _require_near(grids: Mapping[Path, Grid], sizes: NDArray[np.float64]) -> None:
+    """Refuse boxes that span what no image has, or far more than they hold and most images do: it would fill the
+    memory with background.
+    """
+    spanned, held = float(np.prod(sizes)), sum(float(np.prod(grid.shape)) for grid in grids.values())
+    if spanned > MAX_VOXELS or (spanned > _COMMON_IMAGE and spanned > _MOST_TIMES * held):
+        raise CommandError(
+            f"{', '.join(map(str, grids))}: their segments are cut to boxes of {held:.0f} voxels, so far apart that "
+            f"they span {' x '.join(f'{size:.0f}' for size in sizes)}; do they belong to one image? if so, save one of "
+            "them as a label map of the whole image"
+        )
+
+
+def on_grid(labels: Labels, grid: Grid, target: Grid, path: Path, segments: bool, outside: int = 0) -> Labels:
     """A label map on the grid of another, if that is the same or the file holds segments, which are cut to a box.
+
+    Args:
+        labels: *S.
+        grid: where it lies.
+        target: where it goes.
+        path: for errors.
+        segments: whether the file holds segments.
+        outside: the class of what lies in no box of segments.
 
     Raises:
         CommandError: another grid.
     """
     try:
-        placed: Labels = place(labels[None], grid, target, path, [0], segments=segments)[0]
+        placed: Labels = place(labels[None], grid, target, path, [outside], segments=segments)[0]
         return placed
     except DataError as error:
         raise CommandError(str(error)) from None

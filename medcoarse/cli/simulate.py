@@ -3,18 +3,23 @@
 For each mask a label map of the same geometry, as `medcoarse train` reads it: what all profiles together say, where
 they do not contradict each other. Value k is class k, 255 is nothing drawn. With --annotators a folder for each
 profile, as `medcoarse train --annotators` reads them. With --separate a label map for each mask and profile: in a
-negative profile k is "not class k". parameters.json has what was drawn with, to replay every drawing.
+negative profile k is "not class k". parameters.json has what was drawn with, to replay every drawing, and what the
+classes are called.
+
+Segments (3D Slicer's, DICOM SEG, ...) are matched by name. They keep their numbers if these mean the same in all files;
+otherwise names are numbered in their order, which is said.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from medcoarse.cli.files import by_stem, find_drawings, new_folder
-from medcoarse.cli.label_maps import are_binary, read_labels
+from medcoarse.cli.label_maps import binary_of, look, name_classes, read_labels
 from medcoarse.cli.main import CommandError
 from medcoarse.files import write_json
 from medcoarse.writers.formats import stem_of, suffix_of, write_segmentation
@@ -44,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("output_dir", metavar="OUT", nargs="?", help="where the drawings go")
     add("--profile", nargs="+", default=["coarse_positive", "coarse_negative"], help="who draws (default: %(default)s)")
+    add(
+        "--class_names",
+        nargs="+",
+        metavar="NAME",
+        help="background first; segments are recognized by them; after the folders",
+    )
     add("--seed", type=int, default=0, help="the same seed gives the same drawings (default 0)")
     apart = parser.add_mutually_exclusive_group().add_argument
     apart(
@@ -78,27 +89,40 @@ def run(options: argparse.Namespace) -> int:
         )
     masks = find_drawings(options.masks)
     by_stem(masks)  # drawings get the names of their masks, which have to differ
-    binary = are_binary(masks)
+    shown = look(masks)
+    binary = binary_of([masks], shown)
+    classes = name_classes(shown, binary, options.class_names)
     output = new_folder(options.output_dir, options.overwrite)
-    record: dict[str, Any] = {"seed": options.seed, "profiles": list(profiles), "masks": {}}
+    if classes.said:
+        print(classes.said)
+    record: dict[str, Any] = {"seed": options.seed, "profiles": list(profiles), "class_names": classes.names}
+    record["masks"] = {}
     places = {"{name}/{stem}": options.annotators, "{stem}_{name}": options.separate}
     place = next((place for place, chosen in places.items() if chosen), None)
     for number, mask in enumerate(masks, 1):
-        record["masks"][mask.name] = _draw(mask, binary, profiles, options.seed, output, place)
+        record["masks"][mask.name] = _draw(mask, mask in binary, classes.names, profiles, options.seed, output, place)
         print(f"[{number}/{len(masks)}] {mask}", flush=True)
     write_json(output / "parameters.json", record)
     print(f"{len(masks) * (len(profiles) if place else 1)} drawings and parameters.json in {output}")
     return 0
 
 
-def _draw(mask: Path, binary: bool, profiles: dict[str, Any], seed: int, output: Path, place: str | None) -> Any:
+def _draw(
+    mask: Path,
+    binary: bool,
+    names: Sequence[str],
+    profiles: dict[str, Any],
+    seed: int,
+    output: Path,
+    place: str | None,
+) -> Any:
     """Write one drawing of all profiles, or each to its place; what was drawn with."""
     import torch
     from monai.data.meta_tensor import MetaTensor
 
     from medcoarse.transforms.dictionary import MergeStrokesd, SimulateCoarsed
 
-    labels, grid, _ = read_labels(mask, binary=binary)
+    labels, grid, _ = read_labels(mask, names, binary)
     highest = int(labels[labels != 255].max(initial=0))
     num_classes = max(highest + 1, 2)
     affine = None if grid.affine is None else torch.from_numpy(grid.affine)
@@ -107,7 +131,6 @@ def _draw(mask: Path, binary: bool, profiles: dict[str, Any], seed: int, output:
     target = 1 if num_classes == 2 else None
     draw = SimulateCoarsed("label", kinds["positive"], kinds["negative"], target, num_classes, seed=seed)
     item = draw({"label": label})
-    names = ["background", *(f"class {k}" for k in range(1, num_classes))]
     suffix = _suffix(mask)
     if place is None:
         together = MergeStrokesd(merged_key="merged", num_classes=num_classes, allow_missing_keys=True)(item)["merged"]
@@ -115,9 +138,9 @@ def _draw(mask: Path, binary: bool, profiles: dict[str, Any], seed: int, output:
         write_segmentation(output / f"{stem_of(mask)}{suffix}", found)
         return json.loads(item["coarse_parameters"])
     for kind, some in kinds.items():
-        for index, name in enumerate(some):
+        for index, who in enumerate(some):
             values = item[kind][index].numpy()
-            path = output / (place.format(name=name, stem=stem_of(mask)) + suffix)
+            path = output / (place.format(name=who, stem=stem_of(mask)) + suffix)
             path.parent.mkdir(exist_ok=True)
             write_segmentation(path, make_segmentation(values, grid.affine, names))
     return json.loads(item["coarse_parameters"])

@@ -16,12 +16,8 @@ from PIL import Image
 from medcoarse.baselines.fused_labels import fused_confusion
 from medcoarse.cli.main import main
 from medcoarse.cli.simulate import EXAMPLES
-from medcoarse.readers.formats import read_drawing
-from medcoarse.writers.formats import write_segmentation
-from medcoarse.writers.segmentation import make_segmentation
 from tests.bundles.commands import refused, text
 from tests.cases_folders import write_pictures, write_volumes
-from tests.drawings import AFFINE, segments, write_seg_nrrd
 
 LEFT = np.repeat([[1, 1, 0, 0, 0, 0]], 5, 0).astype(np.uint8)
 MIDDLE = np.repeat([[0, 1, 1, 0, 0, 0]], 5, 0).astype(np.uint8)
@@ -217,6 +213,46 @@ def test_images_that_one_annotator_drew(tmp_path: Path, capfd: pytest.CaptureFix
     assert "--partial" not in said, "nothing would be left"
 
 
+def test_people_in_folders_of_images_are_who_their_files_say(tmp_path: Path) -> None:
+    """Whether the name of the image comes first or last."""
+    for image, values in (("case1", LEFT), ("case10", MIDDLE)):
+        for name in (f"ada_{image}", f"{image}.ben", "cleo", image):
+            save(tmp_path / "all" / image / f"{name}.png", values)
+    assert main(text("fuse", tmp_path / "all", "--output_dir", tmp_path / "out", "--by_image")) == 0
+    record = json.loads((tmp_path / "out" / "fusion.json").read_text())
+    assert record["annotators"] == ["", "ada", "ben", "cleo"]
+    assert {name: len(facts["files"]) for name, facts in record["images"].items()} == {"case1": 4, "case10": 4}
+    for image, values in (("case1", LEFT), ("case10", MIDDLE)):
+        with Image.open(tmp_path / "out" / f"{image}.png") as found:
+            np.testing.assert_array_equal(np.asarray(found), values)
+
+
+@pytest.mark.parametrize("place", ["p1/scan/ada", "p1/p1/ada", "ada"])
+def test_files_of_other_depths_are_not_fused_by_image(
+    place: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Folders called alike in those of several patients are no image."""
+    for who in ("ada", "ben"):
+        save(tmp_path / "all" / "p2" / f"{who}.png", LEFT)
+        save(tmp_path / "other" / "p2" / f"{who}.png", LEFT)
+    file = save(tmp_path / "all" / f"{place}.png", LEFT)
+    words = ("fuse", tmp_path / "all", "--output_dir", tmp_path / "out", "--by_image")
+    said = refused(capfd, *words)
+    assert f"{file}: with --by_image every file lies in a folder of its image, and that in {tmp_path / 'all'}" in said
+    file.unlink()
+    said = refused(capfd, "fuse", tmp_path / "other", *words[1:])
+    assert f"{tmp_path}/other/p2 and {tmp_path}/all/p2 are both of 'p2'; give different images different names" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_of_images_below_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for who in ("ada", "ben"):
+        save(tmp_path / "all" / "p2" / f"{who}.png", LEFT)
+    monkeypatch.chdir(tmp_path / "all")
+    assert main(["fuse", ".", "--output_dir", "../out", "--by_image"]) == 0
+    assert (tmp_path / "out" / "p2.png").is_file()
+
+
 def test_simulation_from_binary_masks(tmp_path: Path) -> None:
     write_pictures(tmp_path, 2)
     for number in range(2):
@@ -237,59 +273,6 @@ def test_masks_of_one_name_are_not_simulated_over_each_other(tmp_path: Path, cap
     assert "x/a.png and" in said
     assert "y/a.png have the same name" in said
     assert not (tmp_path / "out").exists()
-
-
-def write_box(path: Path, masks: dict[str, np.ndarray]) -> None:
-    """As 3D Slicer does: cut to what is drawn."""
-    values = sum(number * mask.astype(np.uint8) for number, mask in enumerate(masks.values(), 1))
-    inside = np.argwhere(values)
-    low, high = inside.min(0), inside.max(0)
-    shift = np.eye(4)
-    shift[:3, 3] = low
-    box = values[tuple(slice(first, last + 1) for first, last in zip(low, high, strict=True))]
-    path.parent.mkdir(exist_ok=True)
-    write_segmentation(path, make_segmentation(box, AFFINE @ shift, ["background", *masks]))
-
-
-def test_segments_in_boxes_are_fused_on_all_that_anybody_shows(tmp_path: Path) -> None:
-    vessel = segments()["vessel"]
-    more = vessel.copy()
-    more[0, 0, 0] = True
-    for who, mask in (("ada", vessel), ("ben", more), ("cleo", more)):
-        write_box(tmp_path / who / "a.seg.nrrd", {"vessel": mask})
-    assert (
-        main(text("fuse", *(tmp_path / who for who in ("ada", "ben", "cleo")), "--output_dir", tmp_path / "out")) == 0
-    )
-    fused = read_drawing(tmp_path / "out" / "a.nii.gz")
-    assert int((fused.layers[0].values == 1).sum()) == int(vessel.sum()) + 1
-
-
-def test_segments_in_boxes_are_scored_on_all_that_both_show(tmp_path: Path) -> None:
-    """What is predicted beyond the box of the mask is wrong all the same."""
-    true = segments()
-    said = {name: mask.copy() for name, mask in true.items()}
-    said["vessel"][0, 0, 0] = said["edge"][6, 5, 4] = True
-    write_box(tmp_path / "said" / "a.seg.nrrd", said)
-    write_box(tmp_path / "true" / "a.seg.nrrd", true)
-    write_seg_nrrd(tmp_path / "true" / "b.seg.nrrd", true, layered=True)  # in layers
-    write_box(tmp_path / "said" / "b.seg.nrrd", said)
-    words = text("evaluate", tmp_path / "said", tmp_path / "true", "--class_names", "background", "edge", "Vessel")
-    assert main(words) == 0
-    for row in json.loads((tmp_path / "said" / "scores.json").read_text())["images"]:
-        for name, score in (("edge", "dice_edge"), ("vessel", "dice_Vessel")):
-            number = int(true[name].sum())
-            assert row[score] == pytest.approx(2 * number / (2 * number + 1))
-
-
-def test_segments_that_overlap_are_not_scored(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    true = segments()
-    write_box(tmp_path / "said" / "a.seg.nrrd", true)
-    (tmp_path / "true").mkdir()
-    both = true | {"edge": true["edge"] | true["vessel"]}
-    write_seg_nrrd(tmp_path / "true" / "a.seg.nrrd", both, layered=True)
-    words = ("evaluate", tmp_path / "said", tmp_path / "true")
-    assert "its segments lie in several layers" in refused(capfd, *words)
-    assert "its segments overlap" in refused(capfd, *words, "--class_names", "background", "edge", "vessel")
 
 
 @pytest.mark.parametrize(

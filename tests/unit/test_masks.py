@@ -123,15 +123,15 @@ def test_a_binary_mask_that_may_have_unlabeled_voxels_is_refused(tmp_path: Path)
     for scale in (1, 255):
         write_nifti(item["label"], scale * values)
         np.testing.assert_array_equal(load(item)["label"][0], values)
-        np.testing.assert_array_equal(read_labels(item["label"], binary=True)[0], values)
+        np.testing.assert_array_equal(read_labels(item["label"], load.class_names, binary=True)[0], values)
     values[-1] = 255
     write_nifti(item["label"], values)
     said = r"mask.nii.gz: shows both 1 and 255, and where masks are binary 255 is class 1; is it unlabeled here\?"
     with pytest.raises(DataError, match=said):
         load(item)
     with pytest.raises(CommandError, match=said):
-        read_labels(item["label"], binary=True)
-    np.testing.assert_array_equal(read_labels(item["label"])[0], values)
+        read_labels(item["label"], load.class_names, binary=True)
+    np.testing.assert_array_equal(read_labels(item["label"], load.class_names)[0], values)
 
 
 def test_segments_that_overlap_or_lie_outside_are_refused(masked: Any, tmp_path: Path):

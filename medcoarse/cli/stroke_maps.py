@@ -1,0 +1,95 @@
+"""Drawings of strokes as label maps: what is not drawn says nothing, and is 255."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medcoarse.cli.facts import find_classes
+from medcoarse.cli.label_maps import Labels, Shown
+from medcoarse.cli.main import CommandError
+from medcoarse.datalist import DataError
+from medcoarse.readers.claims import KINDS, Claims, as_claims, claimed, folded, outside
+from medcoarse.readers.drawing import Grid
+from medcoarse.readers.formats import read_drawing
+from medcoarse.transforms.array import MergeStrokes
+
+
+@dataclass(frozen=True)
+class Strokes:
+    """How the drawings of a command are read, all alike.
+
+    Args:
+        names: of the classes, background first.
+        claims: what their values or names mean.
+    """
+
+    names: list[str]
+    claims: Claims
+
+    def read(self, path: Path) -> tuple[Labels, Grid, bool, int]:
+        """A label map *S, 255 where nothing is drawn or the drawing contradicts itself; its grid, whether the file
+        holds segments, and what it says where it has no voxels.
+
+        Raises:
+            CommandError: damaged, or something drawn that the mapping does not have.
+        """
+        try:
+            drawing = read_drawing(path)
+            maps = claimed(drawing, self.claims, path, "unlabeled")
+        except DataError as error:
+            raise CommandError(str(error)) from None
+        beyond = [np.array(outside(drawing, self.claims, kind), np.uint8)[:, None] for kind in KINDS]
+        merge = MergeStrokes(len(self.names))
+        labels: Any = merge(*(maps[kind] for kind in KINDS))
+        fill: Any = merge(*beyond)
+        return labels[0], drawing.grid, drawing.segments, int(fill[0, 0])
+
+
+def understand_strokes(
+    shown: Mapping[Path, Shown], mapping: str, background: str | None, class_names: Sequence[str] | None
+) -> Strokes:
+    """What drawings say, by the rules of `medcoarse train`.
+
+    Args:
+        shown: what each of them shows.
+        mapping: one of `medcoarse.readers.claims.PRESETS`, a JSON object, or a file of one.
+        background: value or name of what is drawn as background.
+        class_names: background first.
+
+    Raises:
+        CommandError: a mapping that does not fit the drawings.
+    """
+    found = set[str]().union(*(one.names if one.segments else map(str, one.values) for one in shown.values()))
+    named = any(one.segments for one in shown.values())
+    classes = find_classes(found, named, mapping, background, class_names[1:] if class_names else None)
+    try:
+        claims = as_claims(classes.mapping, len(classes.names))
+    except ValueError as error:
+        raise CommandError(f"--mapping: {error}") from None
+    names = list(class_names) if class_names else classes.names
+    return Strokes(names, claims)
+
+
+def require_masks(shown: Mapping[Path, Shown]) -> None:
+    """Refuse files that say themselves that they are strokes: of what a structure is not, or of background beside
+    voxels that nobody drew.
+
+    Raises:
+        CommandError: as said.
+    """
+    for path, one in shown.items():
+        if stroke := _stroke(one.names, one.bare):
+            raise CommandError(
+                f"{path}: has a segment {stroke!r} and voxels in no segment; are these strokes, and nothing is drawn "
+                "there? then pass --mapping slicer; --mapping dense if all that lies in no segment is background"
+            )
+
+
+def _stroke(names: Iterable[str], bare: bool) -> str | None:
+    said = (name for name in sorted(names) if folded(name) == "background" or folded(name).startswith("not "))
+    return next(said, None) if bare else None
