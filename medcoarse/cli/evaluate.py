@@ -13,6 +13,10 @@ and those of structures do not.
 Scores go to the screen, and to scores.json and scores.csv: Dice, IoU, sensitivity, specificity and precision of every
 class and image; their mean over images, which leaves out images where a score is undefined; and of the voxels of all
 images together. Means over classes leave the background out, which is easily right.
+
+With --surface also how far the surfaces of every structure lie apart on each image, in mm, or in pixels of pictures:
+the 95th percentile (HD95) and the mean (ASSD), both ways. They are undefined where the segmentation or the mask lacks
+the structure, so their means say nothing of what was missed: sensitivity does.
 """
 
 from __future__ import annotations
@@ -32,11 +36,13 @@ from medcoarse.cli.label_maps import Shown, binary_of, common_grid, look, name_c
 from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
 from medcoarse.files import write_atomically, write_json
+from medcoarse.readers.drawing import Grid
 from medcoarse.writers.formats import stem_of
 
 EXAMPLES = """examples:
   medcoarse evaluate segmented/ masks/
   medcoarse evaluate segmented/ masks/ --class_names background liver tumour --output_dir scores
+  medcoarse evaluate segmented/ masks/ --surface
 """
 _SHOWN = ("dice", "iou", "sensitivity", "specificity", "precision")
 
@@ -48,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("masks", metavar="MASKS", help="folder of masks, one for each segmentation")
     add("--output_dir", help="where scores.json and scores.csv go; by default PREDICTIONS")
     add("--class_names", nargs="+", metavar="NAME", help="background first; segments are recognized by them")
+    add("--surface", action="store_true", help="how far surfaces lie apart, too: HD95 and ASSD")
     add("--include_background", action="store_true", help="count class 0 in the means over classes")
     add(
         "--partial",
@@ -70,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     shown = look([*pairs, *pairs.values()])
     binary = binary_of([pairs.keys(), pairs.values()], shown)
     classes = name_classes(shown, binary, options.class_names)
-    table = scores(pairs, binary, classes.names, options.include_background)
+    table = scores(pairs, binary, classes.names, options.include_background, options.surface)
     output = Path(options.output_dir or options.predictions)
     write_json(output / "scores.json", table)
     write_atomically(output / "scores.csv", lambda file: file.write(_csv(table).encode()))
@@ -85,7 +92,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def scores(
-    pairs: Mapping[Path, Path], binary: Collection[Path], class_names: Sequence[str], include_background: bool = False
+    pairs: Mapping[Path, Path],
+    binary: Collection[Path],
+    class_names: Sequence[str],
+    include_background: bool = False,
+    surface: bool = False,
 ) -> dict[str, Any]:
     """The table of `medcoarse.scores.score_table`, of segmentations and their masks, read one after the other.
 
@@ -94,6 +105,7 @@ def scores(
         binary: files in which 255 is class 1.
         class_names: background first.
         include_background: whether class 0 counts in the means over classes.
+        surface: whether to add ``hd95_mm_...`` and ``assd_mm_...``, or ``..._pixels_...`` of pictures.
 
     Raises:
         CommandError: files that cannot be read, do not lie on one grid, or a segmentation with unlabeled voxels.
@@ -103,9 +115,9 @@ def scores(
     from medcoarse.metrics import confusion_counts
     from medcoarse.scores import score_table
 
-    counts = []
+    counts, apart = [], list[dict[str, float | None]]()
     for prediction, mask in pairs.items():
-        said, true = _both(prediction, mask, class_names, binary)
+        said, true, grid = _both(prediction, mask, class_names, binary)
         if ((said == UNLABELED) & (true != UNLABELED)).any():
             raise CommandError(
                 f"{prediction}: has unlabeled voxels (255), which cannot be scored; it is no segmentation"
@@ -113,18 +125,52 @@ def scores(
         said = np.where(true == UNLABELED, 0, said)
         tensors = [torch.from_numpy(values)[None, None] for values in (said, true)]
         counts.append(confusion_counts(tensors[0], tensors[1], len(class_names))[0])
-    return score_table(torch.stack(counts), class_names, [stem_of(path) for path in pairs], include_background)
+        apart += [_distances(said, true, grid, class_names)] if surface else []
+    table = score_table(torch.stack(counts), class_names, [stem_of(path) for path in pairs], include_background)
+    return _with_distances(table, apart) if surface else table
 
 
-def _both(prediction: Path, mask: Path, class_names: Sequence[str], binary: Collection[Path]) -> tuple[Any, Any]:
+def _distances(said: Any, true: Any, grid: Grid, class_names: Sequence[str]) -> dict[str, float | None]:
+    """Between the surfaces of each class, where both have it."""
+    import torch
+
+    from medcoarse.surfaces import surface_distances
+
+    flat = said.shape[2:] == (1,)  # a picture in a volume of one slice, all of which would be surface
+    found_map, true_map = (torch.from_numpy(values[..., 0] if flat else values) for values in (said, true))
+    spacing = np.ones(3) if grid.affine is None else np.linalg.norm(grid.affine[:3, :3], axis=0)
+    steps = spacing[: found_map.ndim].tolist()
+    unit = "pixels" if grid.affine is None else "mm"
+    found = dict[str, float | None]()
+    for label, name in list(enumerate(class_names))[1:]:
+        both = bool((found_map == label).any() and (true_map == label).any())
+        apart = surface_distances(found_map, true_map, label, steps) if both else {}
+        found |= {f"hd95_{unit}_{name}": apart.get("surface95_mm"), f"assd_{unit}_{name}": apart.get("surface_mm")}
+    return found
+
+
+def _with_distances(table: dict[str, Any], apart: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+    """The table, with distances and their means over images; those of all voxels together are none."""
+    keys = list(dict.fromkeys(key for row in apart for key in row))
+    for row, distances in zip(table["images"], apart, strict=True):
+        row |= {key: distances.get(key) for key in keys}
+    for key in keys:
+        known = [row[key] for row in table["images"] if row[key] is not None]
+        table["image"][key] = float(np.mean(known)) if known else None
+        table["dataset"][key] = None
+    return table
+
+
+def _both(prediction: Path, mask: Path, class_names: Sequence[str], binary: Collection[Path]) -> tuple[Any, Any, Grid]:
+    """Segmentation and mask, and the grid on which they lie."""
     said, own, own_segments = read_labels(prediction, class_names, prediction in binary)
     true, grid, segments = read_labels(mask, class_names, mask in binary)
     if segments and not own_segments:  # segments are cut to a box: the whole grid is the other's
-        return said, on_grid(true, grid, own, mask, True)
+        return said, on_grid(true, grid, own, mask, True), own
     if segments and own_segments:
         whole = common_grid({mask: grid, prediction: own})
-        return on_grid(said, own, whole, prediction, True), on_grid(true, grid, whole, mask, True)
-    return on_grid(said, own, grid, prediction, own_segments), true
+        return on_grid(said, own, whole, prediction, True), on_grid(true, grid, whole, mask, True), whole
+    return on_grid(said, own, grid, prediction, own_segments), true, grid
 
 
 def _of_boxes(pairs: Mapping[Path, Path], shown: Mapping[Path, Shown]) -> list[str]:
@@ -153,10 +199,12 @@ def _page(table: Mapping[str, Any], include_background: bool) -> str:
     """Class by score, means over the images."""
     row = table["image"]
     names = [key.removeprefix("dice_") for key in row if key.startswith("dice_")]
+    lengths = [f"{kind}_{unit}" for unit in ("mm", "pixels") for kind in ("hd95", "assd")]
+    shown = [*_SHOWN, *(kind for kind in lengths if any(f"{kind}_{name}" in row for name in names))]
     wide = max(len(name) for name in [*names, "mean"])
-    lines = [f"{table['num_images']} images, means over them", " ".join([" " * wide, *(f"{s:>11}" for s in _SHOWN)])]
+    lines = [f"{table['num_images']} images, means over them", " ".join([" " * wide, *(f"{s:>11}" for s in shown)])]
     for name in names:
-        lines.append(" ".join([f"{name:<{wide}}", *(_number(row.get(f"{score}_{name}")) for score in _SHOWN)]))
+        lines.append(" ".join([f"{name:<{wide}}", *(_number(row.get(f"{score}_{name}")) for score in shown)]))
     over = "all classes" if include_background else f"the classes but {names[0]}"
     dice, iou = (_number(row[key]).strip() for key in ("mean_dice", "mean_iou"))
     lines.append(f"mean over {over}: Dice {dice}, IoU {iou}")

@@ -19,6 +19,7 @@ import SimpleITK
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
+from scipy import ndimage
 from synthetic_dicom import photograph, save
 
 from medcoarse.bundle_files import serve
@@ -32,6 +33,7 @@ from tests import label_double
 from tests.bundles.commands import refused, text, train_words
 from tests.cases_folders import BACKGROUND, OBLIQUE, volume, write_pictures, write_volumes
 from tests.drawings import PATIENT, segments, write_dicom_seg, write_series
+from tests.reference.slow_surfaces import slow_surface_distances
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +270,42 @@ def test_evaluation(volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"mean over all classes: Dice {row['mean_dice']:.4f}," in capsys.readouterr().out
     assert main(text("evaluate", segmented, volumes / "masks")) == 0  # scores.json beside them is no segmentation
     assert main(text("evaluate", segmented, volumes / "masks")) == 0
+
+
+@pytest.mark.parametrize("kind", ["volume", "slice", "picture"])
+def test_evaluation_of_surfaces(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against all pairs of voxels on the surfaces; what one of both lacks is undefined, and far from 0."""
+    rng, shape = np.random.default_rng(0), (10, 9, 6) if kind == "volume" else (10, 9)
+    spacing, unit = ((1.0, 1.0), "pixels") if kind == "picture" else ((0.8, 1.0, 3.0)[: len(shape)], "mm")
+    expected, names = [], ["background", "box", "cyst"]
+    for name in ("a", "b"):
+        one, two = (ndimage.gaussian_filter(rng.normal(size=shape), 1.5) > 0.02 for _ in range(2))
+        expected.append(slow_surface_distances(one, two, spacing))
+        for place, mask in (("said", one), ("true", two)):
+            values = mask.astype(np.uint8)
+            values[tuple(np.argwhere(values == 0)[0])] = 2 if (name, place) == ("a", "true") else 0
+            (tmp_path / place).mkdir(exist_ok=True)
+            if kind == "picture":
+                Image.fromarray(values.T).save(tmp_path / place / f"{name}.png")
+            else:
+                affine = np.diag([0.8, -1.0, 3.0, 1.0])[[1, 0, 2, 3]]
+                whole = values[..., None] if kind == "slice" else values
+                nib.save(nib.Nifti1Image(whole, affine), tmp_path / place / f"{name}.nii.gz")
+    words = text("evaluate", tmp_path / "said", tmp_path / "true", "--class_names", *names)
+    assert main([*words, "--surface"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[-2:] == [f"hd95_{unit}", f"assd_{unit}"]
+    assert [line.split()[-2:] for line in lines[2:5:2]] == [["-", "-"], ["-", "-"]], "background, and what was missed"
+    found = json.loads((tmp_path / "said" / "scores.json").read_text())
+    for row, (mean, most) in zip([*found["images"], found["image"]], [*expected, np.mean(expected, 0)], strict=True):
+        assert row[f"assd_{unit}_box"] == pytest.approx(mean, rel=1e-4)
+        assert row[f"hd95_{unit}_box"] == pytest.approx(most, rel=1e-4)
+        assert row[f"hd95_{unit}_cyst"] is None
+    csv = (tmp_path / "said" / "scores.csv").read_text().splitlines()
+    assert f"hd95_{unit}_box" in csv[0].split(",")
+    assert len({len(line.split(",")) for line in csv}) == 1
+    assert main(words) == 0
+    assert "hd95" not in (tmp_path / "said" / "scores.json").read_text()
 
 
 def test_evaluation_refuses_another_grid(volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,18 +13,7 @@ from monai.data.meta_tensor import MetaTensor
 from scipy import ndimage
 
 from medcoarse.surfaces import SurfaceReport, surface_distances
-
-
-def on_surface(mask: np.ndarray) -> np.ndarray:
-    """Indices of the voxels that have a neighbour outside; beyond the image counts as outside."""
-    return np.argwhere(mask & ~ndimage.binary_erosion(mask))
-
-
-def slow(pred: np.ndarray, label: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, float]:
-    one, two = (on_surface(mask) * np.array(spacing) for mask in (pred, label))
-    apart = np.sqrt(((one[:, None] - two[None]) ** 2).sum(-1))
-    ways = [apart.min(1), apart.min(0)]
-    return float(np.concatenate(ways).mean()), float(max(np.percentile(way, 95) for way in ways))
+from tests.reference.slow_surfaces import slow_surface_distances
 
 
 @pytest.mark.parametrize(("shape", "spacing"), [((14, 12), (0.7, 0.7)), ((10, 9, 6), (0.8, 0.8, 3.0))])
@@ -32,7 +21,7 @@ def test_distances_are_those_of_the_definition(shape, spacing):
     rng = np.random.default_rng(0)
     for _ in range(3):
         pred, label = (ndimage.gaussian_filter(rng.normal(size=shape), 1.5) > 0.02 for _ in range(2))
-        mean, most = slow(pred, label, spacing)
+        mean, most = slow_surface_distances(pred, label, spacing)
         found = surface_distances(torch.tensor(pred * 2), torch.tensor(label * 2), 2, spacing)
         assert found["surface_mm"] == pytest.approx(mean, rel=1e-4)
         assert found["surface95_mm"] == pytest.approx(most, rel=1e-4)
@@ -71,7 +60,7 @@ def test_a_report_measures_in_mm_along_every_axis(tmp_path):
     report._write(engine)
     rows = json.loads((tmp_path / "scores.json").read_text())["surfaces"]["images"]
     for row, image, pred in zip(rows, images, engine.state.output, strict=True):
-        mean, most = slow(pred["pred"][0].numpy() > 0, label[0].numpy() > 0, spacing)
+        mean, most = slow_surface_distances(pred["pred"][0].numpy() > 0, label[0].numpy() > 0, spacing)
         assert row["name"] == image.meta["filename_or_obj"]
         assert row["surface_mm_box"] == pytest.approx(mean, rel=1e-4)
         assert row["surface95_mm_box"] == pytest.approx(most, rel=1e-4)
