@@ -7,8 +7,8 @@ The same goes for the segmentations.
 Segments (3D Slicer's, DICOM SEG, ...) are matched by name. They keep their numbers if these mean the same in all files;
 otherwise names are numbered in their order, which is said, and a label map beside them is refused without
 --class_names. Two files of segments are compared within the smallest box that holds both, as nobody knows how large
-the image is: there specificity, pixel accuracy and all scores of background depend on how tightly the files were cut,
-and those of structures do not.
+the image is: there specificity, pixel accuracy and all scores of background depend on how tightly the files were cut;
+Dice, IoU, sensitivity and precision of structures do not.
 
 Scores go to the screen, and to scores.json and scores.csv: Dice, IoU, sensitivity, specificity and precision of every
 class and image; their mean over images, which leaves out images where a score is undefined; and of the voxels of all

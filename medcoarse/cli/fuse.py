@@ -5,9 +5,9 @@ the other after a _, -, . or blank, or they differ in a last part that is no num
 of case1. In one folder for all the last part is who drew; where each has a folder, it is that if all files of the
 folder end alike. An annotator may have left out images.
 
-These are masks: 0 is background, and so is what lies in no segment; 255 is nothing drawn. But where the files of an
-annotator have 0 and 255 and no other value, they are binary, and 255 is class 1. Segments (3D Slicer's, DICOM SEG, ...)
-are matched by name. They keep their numbers if these mean the same in all files; otherwise names are numbered in their
+Files are taken for masks: 0 is background, and so is what lies in no segment; 255 is nothing drawn. But where the files
+of an annotator have 0 and 255 and no other value, they are binary, and 255 is class 1. Segments (3D Slicer's, DICOM
+SEG, ...) are matched by name. They keep their numbers if these mean the same in all files; otherwise names are numbered in their
 order, which is said, and a label map beside them is refused without --class_names.
 
 Of strokes 0, or what lies in no segment, is nothing drawn: pass --mapping, which says what values mean, as it does to
@@ -78,7 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--by_image",
         action="store_true",
-        help="every folder in FOLDER is of an image, and its files of who drew: case1/ada.png or case1/case1_ada.png",
+        help="every folder in FOLDER is of an image, and its files of who drew: case1/ada.png, case1/case1_ada.png or "
+        "case1/ada_case1.png",
     )
     add(
         "--mapping",

@@ -232,8 +232,8 @@ def _kept(segments: Mapping[Path, Shown], names: Sequence[str], highest: int) ->
             numbers.add((number, names[label]))
     table = dict(numbers)
     found = _numbered(table, highest) if max(table) < UNLABELED else []
-    alike = len(table) == len(numbers) == len(names)
-    return found if alike and found and len(set(found)) == len(found) else None
+    alike = len(table) == len(numbers) and len(set(found)) == len(found)
+    return found if alike and found else None
 
 
 def _numbered(table: Mapping[int, str], highest: int) -> list[str]:

@@ -245,12 +245,17 @@ def test_files_of_other_depths_are_not_fused_by_image(
     assert not (tmp_path / "out").exists()
 
 
-def test_folders_of_images_below_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_of_images_below_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     for who in ("ada", "ben"):
         save(tmp_path / "all" / "p2" / f"{who}.png", LEFT)
     monkeypatch.chdir(tmp_path / "all")
     assert main(["fuse", ".", "--output_dir", "../out", "--by_image"]) == 0
     assert (tmp_path / "out" / "p2.png").is_file()
+    save(tmp_path / "all" / "loose.png", LEFT)
+    said = refused(capfd, "fuse", ".", "--output_dir", "../other", "--by_image")
+    assert "loose.png: with --by_image every file lies in a folder of its image, and that in ., such as case1/l" in said
 
 
 def test_simulation_from_binary_masks(tmp_path: Path) -> None:

@@ -210,7 +210,11 @@ def test_names_that_are_spelt_differently() -> None:
     assert classes(shown("t1", "T1"), shown("T1")) == ["background", "T1", "t1"]
     assert classes(shown("vessel", "Background")) == ["background", "vessel"], "it is class 0, and so are no numbers"
     assert classes(shown("class 2"), Shown(False, frozenset({0}))) == ["background", "class 2"]
+    assert classes(shown("a"), shown("b")) == ["background", "a", "b"], "each is number 1"
+    assert classes(shown("a"), shown("b", "a")) == ["background", "a", "b"], "a is 1 and 2"
     assert classes(Shown(True)) == ["background", "class 1"]
+    with pytest.raises(CommandError, match="1: is a label map, and the segments beside it have no numbers"):
+        classes(shown("class 2"), Shown(False, frozenset({0, 2})))  # class 2 would be two
     with pytest.raises(CommandError, match="1: segment 'T1 ' may be any of those that differ in capitals or blanks"):
         classes(shown("t1", "T1"), shown("T1 "))
 
