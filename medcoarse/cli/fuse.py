@@ -7,8 +7,8 @@ folder end alike. An annotator may have left out images.
 
 Files are taken for masks: 0 is background, and so is what lies in no segment; 255 is nothing drawn. But where the files
 of an annotator have 0 and 255 and no other value, they are binary, and 255 is class 1. Segments (3D Slicer's, DICOM
-SEG, ...) are matched by name. They keep their numbers if these mean the same in all files; otherwise names are numbered in their
-order, which is said, and a label map beside them is refused without --class_names.
+SEG, ...) are matched by name. They keep their numbers if these mean the same in all files; otherwise names are numbered
+in their order, which is said, and a label map beside them is refused without --class_names.
 
 Of strokes 0, or what lies in no segment, is nothing drawn: pass --mapping, which says what values mean, as it does to
 `medcoarse train`. The result has 0 for background, classes in the order of their values or names, and 255 where nobody

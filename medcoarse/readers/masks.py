@@ -74,4 +74,4 @@ def _of_segments(drawing: Drawing, class_names: Sequence[str], source: Any) -> N
 def _unknown(shown: Sequence[str], class_names: Sequence[str], source: Any, what_to_do: str) -> DataError:
     listed = ", ".join(repr(name[:80]) for name in shown[:_LISTED])
     classes = ", ".join(f"{label} {name}" for label, name in enumerate(class_names))
-    return DataError(f"{source}: shows {listed}, and the classes are {classes}; {what_to_do}")
+    return DataError(f"{source}: the mask shows {listed}, and the classes are {classes}; {what_to_do}")

@@ -361,7 +361,7 @@ def test_labels_of_other_classes_than_the_drawings_are_refused(
     nib.save(nib.Nifti1Image(values, mask.affine), path)
     words = text("train", tmp_path / "images", tmp_path / "drawings", "--labels", tmp_path / "masks", "--plan_only")
     said = refused(capfd, *words, "--background", 3, "--output_dir", tmp_path / "run")
-    assert "case1.nii.gz: shows '7', and the classes are 0 background, 1 class 1; number them so" in said
+    assert "case1.nii.gz: the mask shows '7', and the classes are 0 background, 1 class 1; number them so" in said
     assert not (tmp_path / "run").exists()
 
 
