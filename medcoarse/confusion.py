@@ -557,6 +557,8 @@ class CoupledOutput(NamedTuple):
         negative: confusion of the C negative annotators.
         log_transition: learned ``log M``, ``(L, L)``; ``None`` when M is fixed.
         finished: whether the segmenter stays as it is, and the annotators are fitted to it.
+        heads: class scores of what each positive annotator would draw, ``(B, R, L, *S)``, while a segmenter learns
+            that predicts it (:class:`medcoarse.networks.AnnotatorHeads`); else ``None``.
     """
 
     logits: Tensor
@@ -564,6 +566,7 @@ class CoupledOutput(NamedTuple):
     negative: Confusion | None = None
     log_transition: Tensor | None = None
     finished: bool = False
+    heads: Tensor | None = None
 
     @property
     def is_warmup(self) -> bool:

@@ -8,6 +8,7 @@ drew nothing contributes exactly 0. All sums are float32 in log space, whatever 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -91,6 +92,34 @@ def partial_dice(probs: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
         predicted = probs[:, k : k + 1] * labelled
         scores.append((2 * (predicted * truth).sum() + smooth) / (predicted.sum() + truth.sum() + smooth))
     return 1 - torch.stack(scores).mean()
+
+
+def personal_terms(logits: Sequence[Tensor], positive: Tensor, balance: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and Dice of what each annotator would draw with what they drew, two sums over the annotators.
+
+    Args:
+        logits: for each of R annotators, of the images that they drew, ``(B_r, L, *S)``, in the order of the batch.
+        positive: ``(B, R, *S)``; who drew nothing at all of an image has not drawn it.
+        balance: of the classes, of each annotator's own, see :func:`dense_nll`.
+
+    Example:
+        >>> nothing, drawn = torch.empty(0, 2, 2), torch.tensor([[[0, 1], [255, 255]]])
+        >>> [round(term.item(), 4) for term in personal_terms([torch.zeros(1, 2, 2), nothing], drawn)]
+        [0.6931, 0.5]
+    """
+    nll = [torch.zeros((), device=positive.device, requires_grad=True)]  # where nobody drew anything
+    dice = [nll[0]]
+    for own, label, drew in zip(logits, positive.unbind(1), who_drew(positive).unbind(1), strict=True):
+        if drew.any():
+            drawn = label[drew][:, None]
+            nll.append(dense_nll(own.float().log_softmax(1), drawn, balance))
+            dice.append(partial_dice(own.float().softmax(1), drawn))
+    return torch.stack(nll).sum(), torch.stack(dice).sum()
+
+
+def who_drew(positive: Tensor) -> Tensor:
+    """Who drew which image, bool ``(B, R)``."""
+    return (positive != UNLABELED).flatten(2).any(2)
 
 
 def consensus(annotations: Annotations, num_classes: int) -> Tensor:
@@ -317,7 +346,9 @@ class CoupledLoss(nn.Module):
                 target = target._replace(positive=None, negative=None)
             drawn = target.positive is not None or target.negative is not None
             agreed: Tensor | None = None
-            if drawn and self.joint and not warm:
+            if output.heads is not None:
+                objectives, self.parts = self._head_terms(output.heads, logits.detach(), output, target)
+            elif drawn and self.joint and not warm:
                 objectives, self.parts, agreed = self._joint_terms(logits, output, target)
             else:
                 agreed = self._agreed(warm, target) if drawn else None
@@ -377,6 +408,20 @@ class CoupledLoss(nn.Module):
         likeliest = (log_probs + said).detach().argmax(1, keepdim=True).masked_fill(~drawn, UNLABELED)
         objective = nll + self.trace_weight * trace if self.trace_weight else nll
         return [objective], {"nll_joint": nll, "trace": trace}, likeliest
+
+    def _head_terms(
+        self, heads: Tensor, vote: Tensor, output: CoupledOutput, target: Annotations
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Each head learns its annotator's drawings; matrices, once there are any, are fitted to the vote."""
+        assert target.positive is not None  # checked
+        drew = who_drew(target.positive)
+        own = [logits[who] for logits, who in zip(heads.unbind(1), drew.unbind(1), strict=True)]
+        nll, dice = personal_terms(own, target.positive, self.balance)
+        objectives, parts = [nll + self.dice_weight * dice], {"heads": nll, "heads_dice": dice}
+        if not output.is_warmup:
+            of_matrices, more = self._coarse_terms(vote, output, target, None)
+            objectives, parts = objectives + of_matrices, parts | more
+        return objectives, parts
 
     def _coarse_terms(
         self, logits: Tensor, output: CoupledOutput, target: Annotations, agreed: Tensor | None
@@ -468,6 +513,16 @@ class CoupledLoss(nn.Module):
                     f"{name} drawings must be (B, annotators, *S) with the batch and image size of the logits "
                     f"{tuple(logits.shape)}, got {tuple(drawing.shape)}"
                 )
+        if output.heads is not None and (target.negative is not None or target.positive is None):
+            raise ValueError(
+                "heads learn what each annotator draws a structure to be: they need positive drawings, and negative "
+                "ones have none; leave these out, or use a segmenter without AnnotatorHeads"
+            )
+        if output.heads is not None and output.heads.shape[1] != target.positive.shape[1]:
+            raise ValueError(
+                f"{target.positive.shape[1]} positive annotators drew and the segmenter has {output.heads.shape[1]} "
+                f"heads: build AnnotatorHeads with num_annotators={target.positive.shape[1]}"
+            )
         if target.label is not None and target.label.shape[1] != 1:
             raise ValueError(
                 f"label must have one channel, got {target.label.shape[1]}: classes are values, not channels"

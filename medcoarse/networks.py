@@ -193,6 +193,82 @@ def _check_annotator_arguments(
         raise ValueError(f"at least one annotator is needed, got {num_positive=}, {num_negative=}")
 
 
+def _scores(network: nn.Module, image: Tensor) -> Tensor:
+    """Of a network whose output may be a list of one."""
+    found = network(image)
+    if isinstance(found, list | tuple) and len(found) == 1:
+        found = found[0]
+    if not isinstance(found, Tensor) or found.ndim != image.ndim:
+        given = found if isinstance(found, list | tuple) else [found]
+        shapes = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in given]
+        raise ValueError(
+            f"the segmenter must give class scores (B, L, *S) for an image {tuple(image.shape)}, got "
+            f"{', '.join(map(str, shapes)) or 'nothing'}; let it give them alone, without deep supervision "
+            "(deep_supervision=False) or other outputs"
+        )
+    return found
+
+
+class AnnotatorHeads(nn.Module):
+    """A segmenter that learns what each annotator would draw, and answers with the mean over them.
+
+    For images that not everyone drew, down to one person each. There a drawing is all that is known of an image, and
+    its errors cannot be told from the truth by what others drew. A network that is trained on all drawings alike
+    learns their mixture, contradictions included; one network for each annotator sees a fraction of the images. Here
+    all share the network but its last channels: every image teaches it what there is to see, and each drawing only what
+    its annotator makes of it. That is R opinions on every image, and a vote.
+
+    Args:
+        network: any module ``(B, channels, *S) -> (B, R L, *S)``, such as a MONAI network with ``out_channels`` R L;
+            the classes of the first annotator come first.
+        num_annotators: R.
+
+    Called, it gives ``log mean_r softmax_r``, class scores ``(B, L, *S)`` like any segmenter.
+
+    Raises:
+        ValueError: fewer than one annotator; when called, channels that are no multiple of R.
+
+    Source: ours; one head a person as in Guan et al., Who Said What (AAAI 2018), on every pixel.
+
+    Example:
+        >>> heads = AnnotatorHeads(nn.Conv2d(1, 6, 1), num_annotators=3)
+        >>> heads(torch.rand(4, 1, 8, 8)).exp().sum(1).allclose(torch.ones(4, 8, 8))
+        True
+        >>> heads.members(torch.rand(4, 1, 8, 8)).shape
+        torch.Size([4, 3, 2, 8, 8])
+    """
+
+    def __init__(self, network: nn.Module, num_annotators: int) -> None:
+        super().__init__()
+        if num_annotators < 1:
+            raise ValueError(f"at least one annotator is needed, got num_annotators={num_annotators}")
+        self.network = network
+        self.num_annotators = num_annotators
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``log mean_r softmax_r``, ``(B, L, *S)``."""
+        return self.vote(self.heads(image))
+
+    def heads(self, image: Tensor) -> Tensor:
+        """Class scores of what each annotator would draw, ``(B, R, L, *S)``."""
+        found = _scores(self.network, image)
+        if found.shape[1] % self.num_annotators:
+            raise ValueError(
+                f"the network gives {found.shape[1]} channels, which {self.num_annotators} annotators cannot share; "
+                "build it with out_channels = annotators * classes"
+            )
+        return torch.unflatten(found, 1, (self.num_annotators, -1))
+
+    def members(self, image: Tensor) -> Tensor:
+        """The same as probabilities."""
+        return self.heads(image).float().softmax(2)
+
+    @staticmethod
+    def vote(heads: Tensor) -> Tensor:
+        """The mean of the annotators' probabilities, its logarithm, ``(B, L, *S)``, float32."""
+        return heads.float().log_softmax(2).logsumexp(1) - math.log(heads.shape[1])
+
+
 class CoupledModel(nn.Module):
     """Segmenter and annotators in one module: both in training, the segmenter alone in evaluation.
 
@@ -263,39 +339,35 @@ class CoupledModel(nn.Module):
     def forward(self, image: Tensor) -> CoupledOutput | Tensor:
         """``CoupledOutput`` in training, class scores ``(B, L, *S)`` in evaluation."""
         if not self.training:
-            return self._scores(image)
-        return self.couple(image) if self.annotating else CoupledOutput(self._scores(image))
+            return _scores(self.segmenter, image)
+        if self.annotating:
+            return self.couple(image)
+        logits, heads = self._scores_and_heads(image)
+        return CoupledOutput(logits, heads=heads)
 
     def couple(self, image: Tensor) -> CoupledOutput:
         """Both networks, in training and in evaluation: class scores and how the annotators err."""
         if self.segmenter_learns:
-            logits, seen = self._segment(image)
+            logits, heads, seen = self._segment(image)
         else:
             with eval_mode(self.segmenter):  # without gradients, too
-                logits, seen = self._segment(image)
+                logits, heads, seen = self._segment(image)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.annotator_learns):
             positive, negative = self.annotator(seen, logits.shape[2:])
-        return CoupledOutput(logits, positive, negative, self.log_transition(), finished=not self.segmenter_learns)
+        finished = not self.segmenter_learns
+        return CoupledOutput(logits, positive, negative, self.log_transition(), finished, heads)
 
-    def _scores(self, image: Tensor) -> Tensor:
-        """Of the segmenter, whose output may be a list of one."""
-        found = self.segmenter(image)
-        if isinstance(found, list | tuple) and len(found) == 1:
-            found = found[0]
-        if not isinstance(found, Tensor) or found.ndim != image.ndim:
-            given = found if isinstance(found, list | tuple) else [found]
-            shapes = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in given]
-            raise ValueError(
-                f"the segmenter must give class scores (B, L, *S) for an image {tuple(image.shape)}, got "
-                f"{', '.join(map(str, shapes)) or 'nothing'}; let it give them alone, without deep supervision "
-                "(deep_supervision=False) or other outputs"
-            )
-        return found
+    def _scores_and_heads(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Class scores, and what they are the vote of where the segmenter has heads that learn."""
+        if isinstance(self.segmenter, AnnotatorHeads) and self.segmenter.training:
+            heads = self.segmenter.heads(image)
+            return self.segmenter.vote(heads), heads
+        return _scores(self.segmenter, image), None
 
-    def _segment(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Class scores, and what the annotators see."""
+    def _segment(self, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Class scores, what they are the vote of, and what the annotators see."""
         if self.shared_layer is None:
-            return self._scores(image), image
+            return *self._scores_and_heads(image), image
         seen: list[Tensor] = []
         learns = torch.is_grad_enabled()
         layer = self.segmenter.get_submodule(self.shared_layer)
@@ -313,9 +385,9 @@ class CoupledModel(nn.Module):
         # Hooked for one call only: a lasting hook would follow the segmenter into its exports and copies.
         hook = layer.register_forward_hook(keep)
         try:
-            logits = self._scores(image)
+            logits, heads = self._scores_and_heads(image)
         finally:
             hook.remove()
         if not seen:
             raise ValueError(f"the segmenter has a layer {self.shared_layer!r} but did not use it")
-        return logits, seen[-1]
+        return logits, heads, seen[-1]

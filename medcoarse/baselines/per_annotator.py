@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from medcoarse.confusion import UNLABELED, Annotations, CoupledOutput
-from medcoarse.losses import CoupledLoss, dense_nll, partial_dice
+from medcoarse.confusion import Annotations, CoupledOutput
+from medcoarse.losses import CoupledLoss, personal_terms, who_drew
 
 
 class PerAnnotator(nn.Module):
@@ -58,7 +58,7 @@ class PerAnnotator(nn.Module):
             raise ValueError(f"training needs the annotations of {len(self.networks)} annotators, got {got}")
         return tuple(
             network(image[drawn]) if drawn.any() else image.new_empty(0)
-            for network, drawn in zip(self.networks, _drew(positive).unbind(1), strict=True)
+            for network, drawn in zip(self.networks, who_drew(positive).unbind(1), strict=True)
         )
 
     def members(self, image: Tensor) -> Tensor:
@@ -93,18 +93,6 @@ class PerAnnotatorLoss(CoupledLoss):
         """Scalar loss; ``nll`` and ``dice``, sums over the annotators, stay in ``parts`` (detached)."""
         if isinstance(output, CoupledOutput) or target.positive is None:
             raise ValueError("PerAnnotatorLoss takes the logits of a PerAnnotator in training, and positive drawings")
-        nothing = torch.zeros((), device=target.positive.device, requires_grad=True)  # where nobody drew anything
-        nll, dice = [nothing], [nothing]
-        for logits, label, drawn in zip(output, target.positive.unbind(1), _drew(target.positive).T, strict=True):
-            if drawn.any():
-                own = label[drawn][:, None]
-                nll.append(dense_nll(logits.float().log_softmax(1), own, self.balance))
-                dice.append(partial_dice(logits.float().softmax(1), own))
-        terms = {"nll": torch.stack(nll).sum(), "dice": torch.stack(dice).sum()}
-        self.parts = {name: term.detach() for name, term in terms.items()}
-        return terms["nll"] + self.dice_weight * terms["dice"]
-
-
-def _drew(positive: Tensor) -> Tensor:
-    """Who drew which image, bool ``(B, R)``."""
-    return (positive != UNLABELED).flatten(2).any(2)
+        nll, dice = personal_terms(output, target.positive, self.balance)
+        self.parts = {"nll": nll.detach(), "dice": dice.detach()}
+        return nll + self.dice_weight * dice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -105,3 +106,25 @@ def test_with_soft_labels_patches_are_centred_on_what_is_drawn(bundle, tmp_path)
     built.parser.get_parsed_content("em").initialize()
     drawn = [part["positive"][:, 4, 4, 2] for item in built.parser.get_parsed_content("train#dataset") for part in item]
     assert 0.25 < np.mean([bool((one == 1).any()) for one in drawn]) < 0.65
+
+
+@who_simulate
+def test_one_head_an_annotator(bundle, tmp_path):
+    """Trained from one drawing each, scored, its matrices and its members too, and applied to files."""
+    small = bundle.small | bundle.places(tmp_path) | {"annotators_per_image": 1, "max_epochs": 3}
+    bundle.run("train.json", "heads.json", **small)
+    weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert all(name.startswith("network.") for name in weights)
+    built = bundle.run("train.json", "heads.json", *SCORED[1:], DISTRIBUTION, **small, **FEW)
+    assert built.parser.get_parsed_content("matrices_of") == "networks"
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["annotators"]["image"]["cm_error"] < 1
+    assert all(image["num_segmentations"] == 10 for image in found["distribution"]["images"]), "two of each head"
+    apply = bundle.places(tmp_path) | {"dataset_dir": str(bundle.data / "cases"), "output_dir": str(tmp_path / "seg")}
+    bundle.run("inference.json", "heads.json", kind="infer", num_annotators=5, **bundle.small_network, **apply)
+    for item in bundle.items("test"):
+        evaluated, inferred = (
+            np.asanyarray(nibabel.load(bundle.prediction_of(folder, item)).dataobj).squeeze()
+            for folder in (tmp_path / "predictions", tmp_path / "seg")
+        )
+        assert np.array_equal(evaluated, inferred)
