@@ -229,6 +229,8 @@ class CoupledLoss(nn.Module):
     + dice_weight Dice(consensus) + dense_weight (CE + dice_weight Dice)(masks) + appearance_weight * appearance``
 
     With ``joint`` one likelihood of all drawings stands for both sums, and the likeliest class for the consensus.
+    Of a segmenter with heads (:class:`medcoarse.networks.AnnotatorHeads`) each learns the drawings of its annotator
+    instead, by :func:`personal_terms`, and the matrices follow the vote without moving it.
     While the model trains no annotators (``CoupledOutput.positive`` and ``.negative`` are ``None``) the drawings are
     read without confusion matrices: on their consensus, or each as if it were the truth.
 
@@ -346,7 +348,7 @@ class CoupledLoss(nn.Module):
                 target = target._replace(positive=None, negative=None)
             drawn = target.positive is not None or target.negative is not None
             agreed: Tensor | None = None
-            if output.heads is not None:
+            if output.heads is not None and drawn:
                 objectives, self.parts = self._head_terms(output.heads, logits.detach(), output, target)
             elif drawn and self.joint and not warm:
                 objectives, self.parts, agreed = self._joint_terms(logits, output, target)
@@ -413,7 +415,7 @@ class CoupledLoss(nn.Module):
         self, heads: Tensor, vote: Tensor, output: CoupledOutput, target: Annotations
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Each head learns its annotator's drawings; matrices, once there are any, are fitted to the vote."""
-        assert target.positive is not None  # checked
+        assert target.positive is not None  # negative ones are refused
         drew = who_drew(target.positive)
         own = [logits[who] for logits, who in zip(heads.unbind(1), drew.unbind(1), strict=True)]
         nll, dice = personal_terms(own, target.positive, self.balance)
@@ -513,15 +515,16 @@ class CoupledLoss(nn.Module):
                     f"{name} drawings must be (B, annotators, *S) with the batch and image size of the logits "
                     f"{tuple(logits.shape)}, got {tuple(drawing.shape)}"
                 )
-        if output.heads is not None and (target.negative is not None or target.positive is None):
+        if output.heads is not None and target.negative is not None:
             raise ValueError(
-                "heads learn what each annotator draws a structure to be: they need positive drawings, and negative "
-                "ones have none; leave these out, or use a segmenter without AnnotatorHeads"
+                "heads learn what each annotator draws a structure to be, and negative drawings have none; leave these "
+                "out, or use a segmenter without AnnotatorHeads"
             )
-        if output.heads is not None and output.heads.shape[1] != target.positive.shape[1]:
+        drew = 0 if target.positive is None else target.positive.shape[1]
+        if output.heads is not None and drew not in (0, output.heads.shape[1]):
             raise ValueError(
-                f"{target.positive.shape[1]} positive annotators drew and the segmenter has {output.heads.shape[1]} "
-                f"heads: build AnnotatorHeads with num_annotators={target.positive.shape[1]}"
+                f"{drew} positive annotators drew and the segmenter has {output.heads.shape[1]} heads: build "
+                f"AnnotatorHeads with num_annotators={drew}"
             )
         if target.label is not None and target.label.shape[1] != 1:
             raise ValueError(
