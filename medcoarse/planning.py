@@ -7,8 +7,9 @@ memory allows, pooling until the smallest map has four voxels a side and only al
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ _SMALLEST_SIDE = 4
 _ANISOTROPIC = 3.0
 _SAME_SPACING = 0.05
 _STEPS = 2000
+_LEADS_TO = {"L": "the left", "R": "the right", "P": "the back", "A": "the front", "I": "the feet", "S": "the head"}
 _PATCHES_PER_EPOCH = 64
 _MOST_VOXELS = {(2, False): 256 * 256, (2, True): 512 * 512, (3, False): 64 * 64 * 32, (3, True): 96**3}
 """By axes and whether there is a GPU; on CPUs time is the limit, not memory, for the patch and for the batch."""
@@ -50,6 +52,8 @@ class Facts:
         high: the median over images of the highest.
         usual: the median over images of the 99th percentile.
         drawn_range: 0.5th and 99.5th percentile of what is drawn as foreground; None where nothing is.
+        orientations: where the axes of each image lead, as stored, such as "RAS" (to the right, the front, the head);
+            None for pictures and single slices.
     """
 
     shapes: Sequence[Sequence[int]]
@@ -60,6 +64,7 @@ class Facts:
     high: float = 1.0
     usual: float = 1.0
     drawn_range: tuple[float, float] | None = None
+    orientations: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,8 +104,12 @@ def make_plan(
         ([[2, 2, 1], [2, 2, 1], [2, 2, 2], [2, 2, 2]], [64, 64, 20])
     """
     dims = _spatial_dims(facts)
+    orientation, why_orientation = usual_orientation(facts)
+    facts = turned(facts, orientation)
     spacing, why_spacing = target_spacing(facts)
-    shape, steps = usual_shape(facts, spacing)
+    same = spacing is not None and have_same_spacing(facts)
+    resampled_to = None if same else spacing
+    shape, steps = usual_shape(facts, resampled_to)
     matrices = BYTES_PER_ENTRY * num_annotators * num_classes**2
     fine = num_annotators > 1 and 2 * matrices <= BYTES_PER_VOXEL
     most_voxels = memory_gb * 1e9 / (BYTES_PER_VOXEL + matrices * fine)
@@ -119,7 +128,9 @@ def make_plan(
     settings: dict[str, Any] = {
         "spatial_dims": dims,
         "in_channels": facts.num_channels,
+        "orientation": orientation,
         "spacing": spacing,
+        "spacing_tolerance": _SAME_SPACING if same else 0.0,
         "patch_size": patch,
         "patches_per_epoch": _PATCHES_PER_EPOCH,
         "intensity": intensity,
@@ -132,6 +143,7 @@ def make_plan(
         settings["ct_window"] = window(facts)
     reasons = {
         "spatial_dims": f"the images have {dims} axes of more than one voxel",
+        "orientation": why_orientation,
         "spacing": why_spacing,
         "patch_size": f"the largest box, as near to a {_equal_sided(facts)} as the usual image {shape} allows, of at "
         f"most {voxels} voxels ({'GPU' if gpu else 'CPU'}, {memory_gb:g} GB), rounded to what the network divides by",
@@ -153,7 +165,7 @@ def make_plan(
         )
     if ram_gb is not None:
         settings["cache_num"], reasons["cache_num"] = cached_images(
-            facts, spacing, images, num_classes, num_annotators, ram_gb
+            facts, resampled_to, images, num_classes, num_annotators, ram_gb
         )
     return Plan(settings, reasons)
 
@@ -250,11 +262,47 @@ def _spatial_dims(facts: Facts) -> int:
     return axes.pop()
 
 
+def usual_orientation(facts: Facts) -> tuple[str | None, str]:
+    """Where the axes of most images lead, and why all are turned so; None for pictures and single slices.
+
+    Example:
+        >>> usual_orientation(Facts([(9, 9, 5)] * 3, [(1, 1, 2)] * 3, 1, orientations=["LAS", "RAS", "LAS"]))
+        ('LAS', 'to the left, the front, the head, as the axes of 2 of 3 images lead; the others are turned so')
+    """
+    if facts.orientations is None:
+        return None, "pictures and single slices are taken as they are stored"
+    usual, number = Counter(facts.orientations).most_common(1)[0]
+    images = len(facts.orientations)
+    whose = "all images lead; new ones" if number == images else f"{number} of {images} images lead; the others"
+    return usual, f"to {', '.join(_LEADS_TO[code] for code in usual)}, as the axes of {whose} are turned so"
+
+
+def turned(facts: Facts, orientation: str | None) -> Facts:
+    """What is known of images once their axes lead where those of an orientation do.
+
+    Example:
+        >>> turned(Facts([(9, 8, 5)], [(1, 2, 3)], 1, orientations=["SAL"]), "RAS").shapes
+        [[5, 8, 9]]
+    """
+    if facts.orientations is None or facts.spacings is None or orientation is None:
+        return facts
+    orders = [[_line(codes).index(line) for line in _line(orientation)] for codes in facts.orientations]
+    shapes = [[shape[axis] for axis in order] for shape, order in zip(facts.shapes, orders, strict=True)]
+    spacings = [[steps[axis] for axis in order] for steps, order in zip(facts.spacings, orders, strict=True)]
+    return replace(facts, shapes=shapes, spacings=spacings, orientations=[orientation] * len(orders))
+
+
+def _line(codes: str) -> list[int]:
+    """Along which line each axis leads, whichever way: 0 left and right, 1 back and front, 2 down and up."""
+    return ["LRPAIS".index(code) // 2 for code in codes]
+
+
 def target_spacing(facts: Facts) -> tuple[list[float] | None, str]:
     """The spacing to resample to, or None to take voxels as they are; and why.
 
     It is the median along each axis. Where that is coarser along one axis by a factor of over three, the tenth
-    percentile is taken along it, so that the finer images keep their slices.
+    percentile is taken along it, so that the finer images keep their slices. Where all images have the same it is kept
+    for those that the network meets later.
 
     Example:
         >>> target_spacing(Facts([(9, 9, 9)] * 3, [(1, 1, 1), (1, 1, 2), (1, 1, 2)], 1))[0]
@@ -266,14 +314,34 @@ def target_spacing(facts: Facts) -> tuple[list[float] | None, str]:
         return None, "single slices are taken as they are"
     found = np.asarray(facts.spacings, dtype=np.float64)
     median = np.median(found, axis=0)
-    if (np.abs(found / median - 1) <= _SAME_SPACING).all():
-        return None, f"all images have the same spacing, {_text(median)} mm"
+    if have_same_spacing(facts):
+        within = f" within {_SAME_SPACING:.0%}" if (found != median).any() else ""
+        return _in_mm(median), (
+            f"all images have the same spacing, {_text(median)} mm{within}, and keep their voxels; images of another "
+            "are resampled to it"
+        )
     coarsest = int(median.argmax())
     why = f"the median spacing; the images have {_text(found.min(axis=0))} to {_text(found.max(axis=0))} mm"
     if median[coarsest] > _ANISOTROPIC * median.min():
         median[coarsest] = max(np.percentile(found[:, coarsest], 10), np.delete(median, coarsest).max())
         why += f"; along axis {coarsest}, the coarsest, the tenth percentile"
-    return [round(float(value), 4) for value in median], why
+    return _in_mm(median), why
+
+
+def have_same_spacing(facts: Facts) -> bool:
+    """Whether no image has another spacing than the median, by more than is left as it is.
+
+    Example:
+        >>> have_same_spacing(Facts([(9, 9)] * 2, [(1, 1), (1, 1.04)], 1))
+        True
+    """
+    found = np.asarray(facts.spacings, dtype=np.float64)
+    return bool((np.abs(found / np.median(found, axis=0) - 1) <= _SAME_SPACING).all())
+
+
+def _in_mm(spacing: NDArray[np.float64]) -> list[float]:
+    """To 0.1 micrometres, or four digits of what is smaller than a micrometre."""
+    return [round(value, 4) if value >= 0.001 else float(f"{value:.4g}") for value in spacing.tolist()]
 
 
 def _text(values: Any) -> str:

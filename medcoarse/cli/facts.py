@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import EnsureChannelFirstd
+from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -160,6 +161,7 @@ def inspect(
         modalities.pop() if len(modalities) == 1 and len(dims) == 1 else "",
         **{key: float(np.median([row[key] for row in rows])) for key in ("low", "high", "usual")},
         drawn_range=ranges,
+        orientations=[row["orientation"] for row in rows] if dims == {3} and not pictures else None,
     )
     return facts, checked
 
@@ -174,12 +176,23 @@ def _row(files: Sequence[Path], image: MetaTensor) -> dict[str, Any]:
     return {
         "shape": flat,
         "spacing": tuple(float(step) for step in spacing),
+        "orientation": orientation_of(image) if len(flat) == 3 else "",
         "channels": len(image),
         "modality": modalities.pop() if len(modalities) == 1 else "",
         "low": float(values.min()),
         "high": float(values.max()),
         "usual": float(np.percentile(sample, 99)),
     }
+
+
+def orientation_of(image: MetaTensor) -> str:
+    """Where the axes of a volume lead: "RAS" for to the right, the front, the head.
+
+    Example:
+        >>> orientation_of(MetaTensor(np.zeros((1, 2, 2, 2)), affine=np.diag([-1, -1, 2, 1])))
+        'LPS'
+    """
+    return "".join(aff2axcodes(as_affine(image.affine.cpu().numpy())))  # type: ignore[no-untyped-call]
 
 
 def _require_alike(images: Sequence[Path], rows: Sequence[Mapping[str, Any]]) -> None:

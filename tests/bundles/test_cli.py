@@ -63,6 +63,14 @@ def test_training_leaves_a_bundle_and_a_plan(trained: Path, volumes: Path) -> No
     assert "0. background\n1. box\n" in page
     assert [path.name for path in (trained / "docs").iterdir()] == ["README.md"], "nothing of the model it comes from"
     assert plan["reasons"]["spacing"].startswith("all images have the same spacing")
+    assert plan["settings"]["spacing"] == [1.0198, 1.0198, 3.0]
+    for name in ("train.json", "inference.json"):
+        content = json.loads((trained / "configs" / name).read_text())
+        assert [content[key] for key in ("orientation", "spacing", "spacing_tolerance")] == [
+            "LAS",
+            [1.0198, 1.0198, 3.0],
+            0.05,
+        ]
     content = json.loads((trained / "configs" / "train.json").read_text())
     assert content["network_def"]["strides"] == [[2, 2, 1], [2, 2, 2]]
     assert content["patch_size"] == json.loads((trained / "configs" / "inference.json").read_text())["patch_size"]
@@ -513,6 +521,92 @@ def test_images_of_several_spacings_and_classes(tmp_path: Path) -> None:
         assert soft.shape == (*source.shape, 3)
         np.testing.assert_allclose(soft.sum(-1), 1, atol=1e-4)
         np.testing.assert_array_equal(soft.argmax(-1), np.asarray(found.dataobj))
+
+
+def predicted(bundle: Path, image: Path, out: Path) -> nib.Nifti1Image:
+    assert main(text("predict", bundle, image, "--output_dir", out)) == 0
+    return nib.load(out / image.name)
+
+
+def test_an_image_stored_with_its_axes_elsewhere_is_segmented_alike(
+    trained: Path, volumes: Path, tmp_path: Path
+) -> None:
+    """Two axes exchanged and one the other way round; what is predicted is on the voxels that the image has."""
+    image = volumes / "images" / "case0.nii.gz"
+    first = predicted(trained, image, tmp_path / "first")
+    turn = nib.orientations.axcodes2ornt("SAR")
+    nib.save(nib.load(image).as_reoriented(nib.io_orientation(nib.load(image).affine)), tmp_path / "ras.nii.gz")
+    ras = nib.load(tmp_path / "ras.nii.gz")
+    other = ras.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(ras.affine), turn))
+    nib.save(other, tmp_path / "other.nii.gz")
+    found = predicted(trained, tmp_path / "other.nii.gz", tmp_path / "out")
+    assert (found.shape, "".join(nib.aff2axcodes(found.affine))) == (other.shape, "SAR")
+    np.testing.assert_allclose(found.affine, other.affine, atol=1e-4)
+    back = found.as_reoriented(
+        nib.orientations.ornt_transform(nib.io_orientation(found.affine), nib.io_orientation(first.affine))
+    )
+    np.testing.assert_array_equal(np.asarray(back.dataobj), np.asarray(first.dataobj))
+    assert 0 < np.asarray(first.dataobj).mean() < 1, "or nothing is told"
+
+
+def test_an_image_of_another_spacing_is_segmented_alike(trained: Path, volumes: Path, tmp_path: Path) -> None:
+    """All images to train on had one spacing; this one has every voxel eight times."""
+    image = nib.load(volumes / "images" / "case0.nii.gz")
+    first = np.asarray(predicted(trained, volumes / "images" / "case0.nii.gz", tmp_path / "first").dataobj)
+    finer = np.kron(image.get_fdata(), np.ones((2, 2, 2))).astype(np.float32)
+    affine = image.affine @ np.diag([0.5, 0.5, 0.5, 1])
+    affine[:3, 3] -= image.affine[:3, :3] @ [0.25, 0.25, 0.25]
+    nib.save(nib.Nifti1Image(finer, affine), tmp_path / "finer.nii.gz")
+    found = predicted(trained, tmp_path / "finer.nii.gz", tmp_path / "out")
+    np.testing.assert_allclose(found.affine, affine, atol=1e-4)
+    assert found.shape == finer.shape
+    same = np.asarray(found.dataobj) == np.kron(first, np.ones((2, 2, 2)))
+    assert same.mean() > 0.85
+    seen = ConfigParser()
+    seen.read_config(str(trained / "configs" / "inference.json"))
+    item = seen.get_parsed_content("preprocessing")({"image": str(tmp_path / "finer.nii.gz")})
+    np.testing.assert_allclose(item["image"].shape[1:], image.shape, atol=1)
+
+
+def test_images_that_are_alike_are_trained_on_to_the_bit_as_they_are_stored(trained: Path) -> None:
+    parser = ConfigParser()
+    parser.read_config(str(trained / "configs" / "train.json"))
+    parser["bundle_root"] = str(trained)
+    planned = list(parser.get_parsed_content("train#drawings"))
+    parser.parse(True)
+    parser["orientation"] = parser["spacing"] = None
+    parser.parse(True)
+    stored = list(parser.get_parsed_content("train#drawings"))
+    assert len(planned) == len(stored) == 3
+    for one, other in zip(planned, stored, strict=True):
+        for key in ("image", "label", "positive", "shown"):
+            assert one[key].applied_operations != other[key].applied_operations
+            assert one[key].dtype == other[key].dtype
+            assert torch.equal(one[key].as_tensor(), other[key].as_tensor())
+
+
+def test_images_stored_in_several_orientations_are_trained_on_as_one(volumes: Path, tmp_path: Path) -> None:
+    """The drawing of one that is stored otherwise comes along, and so does its mask."""
+    for name in ("images", "drawings", "masks"):
+        shutil.copytree(volumes / name, tmp_path / name)
+    turn = nib.orientations.axcodes2ornt("SRA")
+    image = nib.load(tmp_path / "images" / "case0.nii.gz")
+    now = nib.orientations.ornt_transform(nib.io_orientation(image.affine), turn)
+    nib.save(image.as_reoriented(now), tmp_path / "images" / "case0.nii.gz")
+    words = text("train", tmp_path / "images", tmp_path / "drawings", "--output_dir", tmp_path / "run", "--plan_only")
+    words += text("--labels", tmp_path / "masks", "--background", BACKGROUND, "--validation", 0)
+    assert main(words) == 0
+    plan = json.loads((tmp_path / "run" / "configs" / "plan.json").read_text())
+    assert plan["settings"]["orientation"] == "LAS"
+    assert "3 of 4 images lead; the others are turned so" in plan["reasons"]["orientation"]
+    parser = ConfigParser()
+    parser.read_config(str(tmp_path / "run" / "configs" / "train.json"))
+    parser["bundle_root"] = str(tmp_path / "run")
+    item = next(iter(parser.get_parsed_content("train#drawings")))
+    image, mask, drawing = volume(0)
+    np.testing.assert_array_equal(np.asarray(item["shown"][0]), image)
+    np.testing.assert_array_equal(np.asarray(item["label"][0]), mask)
+    np.testing.assert_array_equal(np.asarray(item["positive"][0]), np.choose(drawing, [255, 1, 255, 0]))
 
 
 def test_volumes_of_fewer_slices_than_the_network_halves_the_other_axes(tmp_path: Path) -> None:

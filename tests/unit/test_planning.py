@@ -27,8 +27,9 @@ def volumes(spacings: list[tuple[float, ...]], shape: tuple[int, ...] = (100, 10
 @pytest.mark.parametrize(
     ("spacings", "expected"),
     [
-        ([(1, 1, 3)] * 3, None),
-        ([(1, 1, 3), (1.04, 1, 3), (1, 1, 3)], None),  # within 5%
+        ([(1, 1, 3)] * 3, [1.0, 1.0, 3.0]),
+        ([(1, 1, 3), (1.04, 1, 3), (1, 1, 3)], [1.0, 1.0, 3.0]),  # within 5%
+        ([(0.0001234567, 1, 1)], [0.0001235, 1.0, 1.0]),
         ([(1, 1, 1), (1, 1, 2), (1, 1, 2), (1.2, 1.2, 3)], [1.0, 1.0, 2.0]),  # the median
         # 1, 5, 5, 6, 8: the median of 5 is over three times 1; the tenth percentile is 1 + 0.4 * 4 = 2.6
         ([(1, 1, 1), (1, 1, 5), (1, 1, 5), (1, 1, 6), (1, 1, 8)], [1.0, 1.0, 2.6]),
@@ -38,6 +39,30 @@ def volumes(spacings: list[tuple[float, ...]], shape: tuple[int, ...] = (100, 10
 )
 def test_spacing(spacings: list[tuple[float, ...]], expected: list[float] | None) -> None:
     assert target_spacing(volumes(spacings))[0] == expected
+
+
+@pytest.mark.parametrize("facts", [Facts([(9, 9)] * 2, None, 1, "picture"), Facts([(9, 9)], [(1, 2)], 1)])
+def test_pictures_and_slices_are_taken_as_they_are(facts: Facts) -> None:
+    settings = make_plan(facts).settings
+    assert [settings[key] for key in ("orientation", "spacing", "spacing_tolerance")] == [None, None, 0]
+
+
+def test_only_where_spacings_differ_all_are_resampled() -> None:
+    assert make_plan(volumes([(1, 1, 1), (1, 1, 2), (1, 1, 2)])).settings["spacing_tolerance"] == 0
+
+
+def test_images_are_planned_for_as_they_are_turned() -> None:
+    """Two of three are stored alike, the third the other way round and with its axes exchanged."""
+    alike = Facts([(100, 100, 20)] * 3, [(1.0, 1.0, 5.0)] * 3, 1, orientations=["LPS"] * 3)
+    shapes, spacings = [(100, 100, 20), (20, 100, 100), (100, 100, 20)], [(1, 1, 5), (5, 1, 1), (1, 1, 5)]
+    stored = Facts(shapes, spacings, 1, orientations=["LPS", "IAR", "LPS"])
+    plan = make_plan(stored)
+    assert plan.settings == make_plan(alike).settings
+    assert plan.settings["orientation"] == "LPS"
+    assert plan.reasons["orientation"] == (
+        "to the left, the back, the head, as the axes of 2 of 3 images lead; the others are turned so"
+    )
+    assert "all images lead; new ones are turned so" in make_plan(alike).reasons["orientation"]
 
 
 def test_shape_after_resampling() -> None:
@@ -85,7 +110,7 @@ def test_the_plan_of_a_ct_on_a_cpu() -> None:
     assert settings["patch_size"] == [80, 80, 14]
     assert settings["network_def#channels"] == [16, 32, 64, 128, 256]
     assert (settings["intensity"], settings["ct_window"]) == ("ct", [-50, 150])
-    assert settings["spacing"] is None
+    assert (settings["spacing"], settings["spacing_tolerance"]) == ([0.8, 0.8, 5.0], 0.05)
     assert settings["batch_size"] == 2  # 2 * 131072 / 89600 = 2.9
     assert settings["max_epochs"] == 58  # each image 7 times, 70 patches, 35 steps an epoch; 2000 / 35 = 57.1
 
