@@ -7,6 +7,7 @@ memory allows, pooling until the smallest map has four voxels a side and only al
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,10 @@ _ANISOTROPIC = 3.0
 _SAME_SPACING = 0.05
 _STEPS = 2000
 _LEADS_TO = {"L": "the left", "R": "the right", "P": "the back", "A": "the front", "I": "the feet", "S": "the head"}
+_SIDES = (
+    "left right lt rt links rechts linke rechte linker rechter linkes rechtes sin dex sinister dexter sinistra dextra "
+    "sinistro destro destra gauche droite droit izquierda izquierdo derecha derecho"
+)
 _PATCHES_PER_EPOCH = 64
 _MOST_VOXELS = {(2, False): 256 * 256, (2, True): 512 * 512, (3, False): 64 * 64 * 32, (3, True): 96**3}
 """By axes and whether there is a GPU; on CPUs time is the limit, not memory, for the patch and for the batch."""
@@ -228,6 +233,41 @@ def balance(drawn: Sequence[int]) -> tuple[float, str]:
     if most <= _EVEN * least:
         return 0.0, f"of no structure was drawn over {_EVEN} times as much as of another ({least} and {most} voxels)"
     return 0.5, f"of one structure {most} voxels were drawn, of another {least}: rare ones count more than their voxels"
+
+
+def mirrored_axes(class_names: Sequence[str], orientation: str | None = None) -> tuple[list[int], str]:
+    """Along which axes images are mirrored for training, and why: along the first, unless names of classes tell sides.
+
+    Args:
+        class_names: background too.
+        orientation: of the images, where it is known.
+
+    Example:
+        >>> mirrored_axes(["background", "kidney"])[0], mirrored_axes(["background", "kidney, left"])[0]
+        ([0], [])
+    """
+    sided = [name for name in class_names if tells_side(name)]
+    if sided:
+        return [], f"images are not mirrored, for {sided[0]!r} is of one side; --flip_axes 0 mirrors the first axis"
+    line = ("left and right", "front and back", "head and feet")[_line(orientation)[0]] if orientation else "the first"
+    return [0], (
+        f"every second patch is mirrored along axis 0 ({line}), and so does not tell that side from the other; where "
+        "that matters pass --flip_axes none"
+    )
+
+
+def tells_side(name: str) -> bool:
+    """Whether a name says left or right, as a word or as the letter l or r before or behind it.
+
+    Example:
+        >>> [tells_side(name) for name in ("Left kidney", "kidney_r", "LKidney", "linke Niere", "L3", "leftover")]
+        [True, True, True, True, False, False]
+    """
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)  # kidneyL, LKidney
+    words = [word.casefold() for word in re.findall(r"[^\W_]+", apart)]
+    return not set(_SIDES.split()).isdisjoint(words) or (
+        len(words) > 1 and not {"l", "r"}.isdisjoint((words[0], words[-1]))
+    )
 
 
 def factors(strides: Sequence[int | Sequence[int]], spatial_dims: int) -> list[int]:

@@ -122,6 +122,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="whose an image is, in its name: '^[^_]+' for p1_left.png and p1_right.png; images of one are trained or "
         "validated on together (DICOM says so itself)",
     )
+    add(
+        "--flip_axes",
+        nargs="+",
+        metavar="AXIS",
+        help="along which images are mirrored for training: 0 1 for the first two, or none; after the folders. By "
+        "default 0, and none where names of classes tell sides",
+    )
     add("--seed", type=int, default=0, help="of the split and of training (default 0)")
     add("--epochs", type=int, help="in place of the planned number")
     add("--device_memory", type=float, metavar="GB", help="memory to plan for; by default that of the GPU, or 4")
@@ -163,6 +170,8 @@ def _check(options: argparse.Namespace) -> None:
         raise CommandError(f"--epochs must be at least 1, got {options.epochs}")
     if isinstance(options.spread_background, float) and not 0 <= options.spread_background <= 1:
         raise CommandError(f"--spread_background must be a ratio from 0 to 1, got {options.spread_background:g}")
+    if options.flip_axes not in (None, ["none"]) and not set(options.flip_axes) <= {"0", "1", "2"}:
+        raise CommandError(f"--flip_axes must be axes of 0, 1 and 2, or none, got {' '.join(options.flip_axes)}")
     if options.device_memory is not None and options.device_memory <= 0:
         raise CommandError(f"--device_memory must be more than 0 GB, got {options.device_memory:g}")
     require_text("--output_dir", Path(options.output_dir).absolute())
@@ -189,7 +198,16 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         key: os.path.abspath(getattr(options, key)) if getattr(options, key) else None  # noqa: PTH100
         for key in ("images", "drawings", "labels")
     }
-    later = ("loops", "spread_background", "resample", "annotators", "patient", "device_memory", "learn_labels")
+    later = (
+        "loops",
+        "spread_background",
+        "resample",
+        "annotators",
+        "patient",
+        "device_memory",
+        "learn_labels",
+        "flip_axes",
+    )
     given = {key: getattr(options, key) for key in later if getattr(options, key)}  # older plans lack them
     return places | {key: getattr(options, key) for key in keys} | given
 
@@ -338,6 +356,7 @@ def _decided(
     require_text("names of classes, segments, annotators and folders", [settings[key] for key in texts])
     losing = [ratio for image in training for ratio in classes.losing[image]]
     settings["spread_background"], reasons["spread_background"] = _spreading(options, losing)
+    settings["flip_axes"], reasons["flip_axes"] = _mirroring(options, classes, settings)
     voxels = [sum(classes.drawn[image].get(k, 0) for image in training) for k in range(len(classes.names))]
     settings["loss#balance"], reasons["loss#balance"] = balance(voxels)
     return settings, reasons | ({"max_epochs": "as asked for"} if options.epochs else {})
@@ -440,6 +459,19 @@ def _spreading(options: argparse.Namespace, losing: Sequence[float]) -> tuple[fl
         return ratio, "as asked for" + (f"; {lost}{safe}" if losing and ratio else "")
     alone = "in no image could a stroke be left out: it has one only, no background, or nothing undrawn"
     return ratio, f"{lost}{most}" if losing else alone
+
+
+def _mirroring(options: argparse.Namespace, classes: Classes, settings: Mapping[str, Any]) -> tuple[list[int], str]:
+    """Along which axes images are mirrored, and why."""
+    from medcoarse.planning import mirrored_axes
+
+    if options.flip_axes is None:
+        return mirrored_axes(classes.names, settings["orientation"])
+    axes = sorted({int(axis) for axis in options.flip_axes if axis != "none"})
+    dims = settings["spatial_dims"]
+    if beyond := [axis for axis in axes if axis >= dims]:
+        raise CommandError(f"--flip_axes {beyond[0]}: the images have the axes {', '.join(map(str, range(dims)))}")
+    return axes, "as asked for" + ("; images are not mirrored" if not axes else "")
 
 
 def _item(

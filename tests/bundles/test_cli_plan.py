@@ -14,12 +14,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 from monai.bundle import ConfigParser
+from monai.transforms import RandFlipd
 
 from medcoarse.cli.main import main
 from medcoarse.cli.train import free_memory_gb
 from medcoarse.own_data import prepare_drawings
 from tests.bundles.commands import refused, text, train_words
-from tests.cases_folders import BACKGROUND, OBLIQUE, volume, write_volumes
+from tests.cases_folders import BACKGROUND, OBLIQUE, volume, write_pictures, write_volumes
 from tests.drawings import label_map, segments, write_nifti, write_seg_nrrd
 
 
@@ -543,6 +544,37 @@ def test_images_that_came_after_the_plan_are_said_to_be_new(tmp_path: Path, capf
     assert main(train_words(tmp_path)) == 0
     said = capfd.readouterr().out
     assert "THE FOLDERS HAVE CHANGED since it was planned: 1 of 4 images have no drawing: later.nii.gz" in said
+
+
+def mirrored(folder: Path, *more: Any) -> tuple[list[int], list[Any]]:
+    """What is planned, and the axes of the transforms that training makes of it."""
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    assert main(train_words(folder, *more)) == 0
+    parser = ConfigParser()
+    parser.read_config(str(folder / "run" / "configs" / "train.json"))
+    parser["bundle_root"] = str(folder / "run")
+    steps = [step for step in parser.get_parsed_content("augmentation") if isinstance(step, RandFlipd)]
+    return parser["flip_axes"], [step.flipper.spatial_axis for step in steps]
+
+
+def test_what_is_of_one_side_is_not_mirrored(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 2)
+    assert mirrored(tmp_path, "--class_names", "box") == ([0], [0])
+    assert "flip_axes [0]: every second patch is mirrored along axis 0 (left and right)" in capfd.readouterr().out
+    assert mirrored(tmp_path, "--class_names", "left box") == ([], [])
+    assert "flip_axes []: images are not mirrored, for 'left box' is of one side" in capfd.readouterr().out
+    assert mirrored(tmp_path, "--class_names", "left box", "--flip_axes", 1, 0) == ([0, 1], [0, 1])
+    assert mirrored(tmp_path, "--flip_axes", "none") == ([], [])
+    assert main(train_words(tmp_path, "--flip_axes", "none")) == 0
+    assert "is planned already" in capfd.readouterr().out
+    assert main(train_words(tmp_path, "--flip_axes", 0)) == 0
+    assert "made with --flip_axes ['none'] and asked for now with --flip_axes ['0']" in capfd.readouterr().out
+    assert "axes of 0, 1 and 2, or none, got 0 none" in refused(capfd, *train_words(tmp_path, "--flip_axes", 0, "none"))
+    write_pictures(tmp_path / "flat")
+    words = text(
+        "train", tmp_path / "flat" / "images", tmp_path / "flat" / "drawings", "--output_dir", tmp_path / "out"
+    )
+    assert "--flip_axes 2: the images have the axes 0, 1" in refused(capfd, *words, "--plan_only", "--flip_axes", 1, 2)
 
 
 def test_a_slip_of_the_pen_is_pointed_at(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,9 @@ from medcoarse.planning import (
     choose_strides,
     fitting_box,
     make_plan,
+    mirrored_axes,
     target_spacing,
+    tells_side,
     usual_shape,
     window,
 )
@@ -39,6 +41,34 @@ def volumes(spacings: list[tuple[float, ...]], shape: tuple[int, ...] = (100, 10
 )
 def test_spacing(spacings: list[tuple[float, ...]], expected: list[float] | None) -> None:
     assert target_spacing(volumes(spacings))[0] == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["left kidney", "Kidney-Right", "l_lung", "lung (R)", "lungL", "LLung", "linke Niere", "rechts", "A. renalis dex."],
+)
+def test_names_that_tell_sides(name: str) -> None:
+    assert tells_side(name)
+    axes, why = mirrored_axes(["background", "spine", name])
+    assert axes == []
+    assert repr(name) in why
+
+
+@pytest.mark.parametrize(
+    "name", ["liver", "L3 vertebra", "leftover", "bright spot", "r", "type L tumour", "LV", "sinus"]
+)
+def test_names_that_tell_no_sides(name: str) -> None:
+    assert not tells_side(name)
+    assert mirrored_axes(["background", name])[0] == [0]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "line"), [("LPS", "left and right"), ("PIR", "front and back"), (None, "first")]
+)
+def test_it_is_said_what_is_mirrored(orientation: str | None, line: str) -> None:
+    why = mirrored_axes(["background", "liver"], orientation)[1]
+    assert line in why
+    assert "pass --flip_axes none" in why
 
 
 @pytest.mark.parametrize("facts", [Facts([(9, 9)] * 2, None, 1, "picture"), Facts([(9, 9)], [(1, 2)], 1)])
