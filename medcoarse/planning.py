@@ -56,7 +56,8 @@ class Facts:
         low: the median over images of the lowest intensity.
         high: the median over images of the highest.
         usual: the median over images of the 99th percentile.
-        drawn_range: 0.5th and 99.5th percentile of what is drawn as foreground; None where nothing is.
+        drawn_range: from the lowest 0.5th to the highest 99.5th percentile of what is drawn as a structure, one after
+            the other; None where nothing is.
         orientations: where the axes of each image lead, as stored, such as "RAS" (to the right, the front, the head);
             None for pictures and single slices.
     """

@@ -364,11 +364,12 @@ def _check_drawings(
         raise CommandError(f"--mapping: {error}") from None
     read_mask = LoadMaskd("file", number, classes.names, classes.binary_masks, resample=resample)
     merge = MergeStrokesd(num_classes=number, allow_missing_keys=True)
-    drawn, silent, problems, loops = [], list[str](), list[str](), (0, 0)
+    values = _Values(number)
+    silent, problems, loops, crossed = list[str](), list[str](), (0, 0), np.zeros((number, number), np.int64)
     seen, masked = {path: Counter[int]() for path in pairs}, dict[Path, Mapping[int, int]]()
     losing: dict[Path, list[float]] = {path: [] for path in pairs}
     for path, drawings in tqdm(pairs.items(), "reading drawings", leave=False, disable=None):
-        image = load_image(path, channels)
+        image, every = load_image(path, channels), list[NDArray[np.uint8]]()
         for drawing in drawings:
             try:
                 maps = read({"image": image, "file": str(drawing)})
@@ -377,10 +378,10 @@ def _check_drawings(
                 continue
             if all((np.asarray(maps[kind]) == UNLABELED).all() for kind in KINDS if kind in maps):
                 silent.append(drawing.name)
-            positive = np.asarray(maps["positive"])[0] if "positive" in maps else np.zeros(image.shape[1:])
-            values = np.asarray(image)[0][(positive > 0) & (positive != UNLABELED)]
-            drawn.append(values[:: max(1, values.size // _MOST_SAMPLES)])
+            if "positive" in maps:
+                values.add(np.asarray(image)[0], np.asarray(maps["positive"])[0])
             strokes = np.asarray(merge(maps)["strokes"])[0]
+            every.append(strokes)
             seen[path].update(_counted(strokes))
             slices, closed = count_loops(strokes)
             loops = (loops[0] + slices, loops[1] + closed)
@@ -388,15 +389,71 @@ def _check_drawings(
             losing[path] += losing_ratios(filled, spacing_of(image, None))
         if path in masks:
             try:
-                masked[path] = _counted(np.asarray(read_mask({"image": image, "file": str(masks[path])})["file"]))
+                mask = np.asarray(read_mask({"image": image, "file": str(masks[path])})["file"])
             except DataError as error:
                 problems.append(str(error))
+                continue
+            masked[path] = _counted(mask)
+            crossed += sum(_crossed(strokes, mask[0], number) for strokes in every)
     if problems:
         files, what = sum(map(len, pairs.values())) + len(masks), "drawings and masks" if masks else "drawings"
         raise CommandError(f"{len(problems)} of {files} {what} cannot be used: {'; '.join(problems[:3])}")
-    every = np.concatenate(drawn)
-    ranges = (float(np.percentile(every, 0.5)), float(np.percentile(every, 99.5))) if every.size else None
-    return ranges, replace(classes, silent=tuple(silent), loops=loops, losing=losing, drawn=seen, masked=masked)
+    _require_same_numbers(crossed, classes)
+    checked = replace(classes, silent=tuple(silent), loops=loops, losing=losing, drawn=seen, masked=masked)
+    return values.range(), checked
+
+
+class _Values:
+    """Intensities of what is drawn as each structure, of some voxels of each image."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.found: list[list[NDArray[Any]]] = [[] for _ in range(1, num_classes)]
+
+    def add(self, image: NDArray[Any], drawn: NDArray[np.uint8]) -> None:
+        for label, found in enumerate(self.found, 1):
+            values = image[drawn == label]
+            found.append(values[:: max(1, values.size // _MOST_SAMPLES)])
+
+    def range(self) -> tuple[float, float] | None:
+        """From the lowest 0.5th to the highest 99.5th percentile of a structure, so that none is cut off."""
+        every = [np.concatenate(found) for found in self.found if sum(map(len, found))]
+        if not every:
+            return None
+        low, high = zip(*(np.percentile(values, (0.5, 99.5)).tolist() for values in every), strict=True)
+        return min(low), max(high)
+
+
+def _crossed(strokes: NDArray[np.uint8], mask: NDArray[np.uint8], number: int) -> NDArray[np.int64]:
+    """Voxels by the class that they were drawn as, and that of the mask."""
+    known = (strokes != UNLABELED) & (mask != UNLABELED)
+    pairs = strokes[known].astype(np.int64) * number + mask[known]
+    return np.bincount(pairs, minlength=number**2).reshape(number, number)
+
+
+def _require_same_numbers(crossed: NDArray[np.int64], classes: Classes) -> None:
+    """Refuse masks in which most of what was drawn as one structure is another; the numbers were mixed up then.
+
+    What lies on background is left alone: strokes on thin structures run over.
+    """
+    among = crossed[1:, 1:]
+    meant = [
+        int(row.argmax()) if 2 * row.max() > whole.sum() else None
+        for row, whole in zip(among, crossed[1:], strict=True)
+    ]
+    wrong = next((drawn for drawn, label in enumerate(meant) if label not in (None, drawn)), None)
+    if wrong is None:
+        return
+    names, label = classes.names[1:], cast(int, meant[wrong])
+    advice = f"number the classes in the masks as {', '.join(f'{k} {name}' for k, name in enumerate(names, 1))}"
+    if not all(key.isdecimal() for key in classes.mapping):
+        order = [names[meant.index(k)] for k in range(len(names))] if set(meant) == set(range(len(names))) else []
+        advice = "pass --class_names in the order of the masks' numbers" + (
+            f": {' '.join(map(repr, order))}" if order else ""
+        )
+    raise CommandError(
+        f"{among[wrong, label]} of {crossed[wrong + 1].sum()} voxels drawn as {names[wrong]!r} are {label + 1} in the "
+        f"masks, which is read as {names[label]!r}; {advice}, or correct the masks"
+    )
 
 
 def _counted(labels: NDArray[np.uint8]) -> dict[int, int]:

@@ -21,7 +21,7 @@ from medcoarse.cli.train import free_memory_gb
 from medcoarse.own_data import prepare_drawings
 from tests.bundles.commands import refused, text, train_words
 from tests.cases_folders import BACKGROUND, OBLIQUE, volume, write_pictures, write_volumes
-from tests.drawings import label_map, segments, write_nifti, write_seg_nrrd
+from tests.drawings import SHAPE, label_map, segments, write_nifti, write_seg_nrrd
 
 
 def test_unpaired_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -155,6 +155,77 @@ def test_masks_of_segments_in_layers_are_learned_from(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "run" / "configs" / "train.json").read_text())
     assert sorted(config["class_names"]) == ["background", "edge", "vessel"]
     assert config["binary_labels"] is False
+
+
+def write_two_classes(folder: Path, numbers: dict[str, int], named: bool) -> None:
+    """Boxes of two classes; strokes in them and of background, and masks of these numbers."""
+    boxes = {"vessel": (slice(1, 4), slice(1, 5), slice(1, 3)), "edge": (slice(4, 6), slice(0, 3), slice(3, 5))}
+    for number in range(2):
+        mask, drawing = np.zeros((2, *SHAPE), np.uint8)
+        drawn = {"background": np.zeros(SHAPE, bool)}
+        drawn["background"][:, 5, :] = True
+        for value, (name, box) in enumerate(boxes.items(), 1):
+            mask[box] = numbers[name]
+            drawn[name] = np.zeros(SHAPE, bool)
+            drawn[name][box[0], box[1].start, box[2].start] = True
+            drawing[drawn[name]] = value
+        drawing[drawn["background"]] = BACKGROUND
+        for kind in ("images", "drawings", "masks"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+        write_nifti(folder / "images" / f"a{number}.nii.gz", mask.astype(np.float32))
+        write_nifti(folder / "masks" / f"a{number}.nii.gz", mask)
+        if named:
+            write_seg_nrrd(folder / "drawings" / f"a{number}.seg.nrrd", drawn)
+        else:
+            write_nifti(folder / "drawings" / f"a{number}.nii.gz", drawing)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_masks_whose_numbers_were_mixed_up_are_refused(
+    named: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By name the classes are edge and vessel; in the masks they are the other way round."""
+    write_two_classes(tmp_path, {"vessel": 1, "edge": 2} if named else {"vessel": 2, "edge": 1}, named)
+    words = text("train", tmp_path / "images", tmp_path / "drawings", "--output_dir", tmp_path / "run", "--plan_only")
+    words += [] if named else text("--background", BACKGROUND, "--class_names", "vessel", "edge")
+    assert main(words) == 0
+    shutil.rmtree(tmp_path / "run")
+    words += text("--labels", tmp_path / "masks")
+    said = refused(capfd, *words)
+    if not named:
+        assert "6 of 6 voxels drawn as 'vessel' are 2 in the masks, which is read as 'edge'; number the" in said
+        assert "number the classes in the masks as 1 vessel, 2 edge, or correct the masks" in said
+        return
+    assert "4 of 4 voxels drawn as 'edge' are 2 in the masks, which is read as 'vessel'; pass --class_names in" in said
+    assert "in the order of the masks' numbers: 'vessel' 'edge', or" in said
+    assert main([*words, "--class_names", "vessel", "edge"]) == 0
+
+
+def test_strokes_that_run_over_are_no_other_class(tmp_path: Path) -> None:
+    """Of a mask that has a small part of what was drawn, and of the other class nothing."""
+    write_two_classes(tmp_path, {"vessel": 1, "edge": 2}, named=False)
+    for file in (tmp_path / "masks").iterdir():
+        write_nifti(file, np.zeros(SHAPE, np.uint8))
+    assert main(train_words(tmp_path, "--labels", tmp_path / "masks")) == 0
+
+
+def test_a_window_shows_the_structure_of_which_little_was_drawn(tmp_path: Path) -> None:
+    """Of one 3000 voxels of 0 to 50 are drawn, of the other 8 of 800 to 807."""
+    for number in range(2):
+        image = np.random.default_rng(number).uniform(0, 50, (30, 20, 12)).astype(np.float32)
+        image[0, 0, 0] = -1000
+        drawing = np.zeros(image.shape, np.uint8)
+        drawing[:, :10, 1:11], drawing[20:28, 15, 5], drawing[:, 18, 5] = 1, 2, BACKGROUND
+        image[20:28, 15, 5] = np.arange(800, 808)
+        for kind, values in (("images", image), ("drawings", drawing)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / kind / f"a{number}.nii.gz")
+    assert main(train_words(tmp_path)) == 0
+    settings = json.loads((tmp_path / "run" / "configs" / "plan.json").read_text())["settings"]
+    assert settings["intensity"] == "ct"
+    low, high = settings["ct_window"]
+    assert 0 <= low < 1
+    assert 806 < high <= 807
 
 
 def test_every_mask_that_does_not_fit_is_named(tmp_path: Path) -> None:
