@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,13 +58,17 @@ def _by_header(image: Path) -> str:
         return ""
 
 
-def split(patients: Mapping[Path, str], share: float, seed: int) -> dict[str, list[Path]]:
+def split(
+    patients: Mapping[Path, str], share: float, seed: int, masked: Collection[Path] = (), asked: bool = False
+) -> dict[str, list[Path]]:
     """Training and validation images, the same for the same seed; with two patients or fewer all are for training.
 
     Args:
         patients: image -> patient; all images of one are on one side.
         share: of the images, to validate on; about, where patients have several.
         seed: of the choice.
+        masked: images with masks to score with: patients who have one are validated on before others are.
+        asked: whether the share was asked for: then two patients are enough.
 
     Example:
         >>> parts = split({Path(str(number)): str(number // 2) for number in range(10)}, 0.2, 0)
@@ -73,10 +77,13 @@ def split(patients: Mapping[Path, str], share: float, seed: int) -> dict[str, li
     """
     sizes = Counter(patients.values())
     names = list(sizes)
-    wanted = max(round(share * len(patients)), 1) if share > 0 and len(names) > 2 else 0
+    enough = len(names) > (1 if asked else 2)
+    wanted = max(round(share * len(patients)), 1) if share > 0 and enough else 0
     chosen: set[str] = set()
     taken = 0
-    drawn = [names[index] for index in np.random.default_rng(seed).permutation(len(names))[:-1]]  # one is trained on
+    scored = {patients[image] for image in masked}
+    order = [names[index] for index in np.random.default_rng(seed).permutation(len(names))]
+    drawn = sorted(order, key=lambda name: name not in scored)[:-1]  # one is trained on
     for name in drawn:
         if wanted and taken + sizes[name] / 2 <= wanted:  # no farther from what is wanted than without
             chosen.add(name)

@@ -63,6 +63,9 @@ from that: case1_drawn.nii.gz.
 """
 
 
+_VALIDATION = 0.2
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     add = parser.add_argument
@@ -115,7 +118,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="learn from these masks too, of images to train on; an image that has one needs no drawing",
     )
-    add("--validation", type=float, default=0.2, metavar="SHARE", help="of the images, to validate on (default 0.2)")
+    add(
+        "--validation",
+        type=float,
+        metavar="SHARE",
+        help=f"of the images, to validate on, first of those with a mask of --labels (default {_VALIDATION}, of three "
+        "images or patients and more)",
+    )
     add(
         "--patient",
         metavar="REGEX",
@@ -164,7 +173,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse what needs no look into files."""
-    if not 0 <= options.validation < 1:
+    if not 0 <= _share(options) < 1:
         raise CommandError(f"--validation must be a share from 0 to below 1, got {options.validation}")
     if options.epochs is not None and options.epochs < 1:
         raise CommandError(f"--epochs must be at least 1, got {options.epochs}")
@@ -183,6 +192,11 @@ def _check(options: argparse.Namespace) -> None:
             raise CommandError(f"{one} and {other} are one folder, {folders[one]}; keep each in a folder of its own")
 
 
+def _share(options: argparse.Namespace) -> float:
+    """Of the images, to validate on."""
+    return _VALIDATION if options.validation is None else float(options.validation)
+
+
 def _train(out: Path) -> None:
     resume = (out / "models" / "full.pt").is_file()
     print("goes on where it stopped" if resume else "training", flush=True)
@@ -193,7 +207,7 @@ def _train(out: Path) -> None:
 
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
     """What decides about the plan, to recognize the same command."""
-    keys = ("mapping", "background", "class_names", "validation", "seed")
+    keys = ("mapping", "background", "class_names", "seed")
     places = {
         key: os.path.abspath(getattr(options, key)) if getattr(options, key) else None  # noqa: PTH100
         for key in ("images", "drawings", "labels")
@@ -209,7 +223,7 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         "flip_axes",
     )
     given = {key: getattr(options, key) for key in later if getattr(options, key)}  # older plans lack them
-    return places | {key: getattr(options, key) for key in keys} | given
+    return places | {key: getattr(options, key) for key in keys} | {"validation": _share(options)} | given
 
 
 def _differing(out: Path, asked: Mapping[str, Any]) -> str:
@@ -287,7 +301,8 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
             options.loops,
             labels,
         )
-        sections = split(patients, options.validation, options.seed)
+        scored = [] if options.learn_labels else labels
+        sections = split(patients, _share(options), options.seed, scored, options.validation is not None)
         _require_drawn(classes, sections["training"], options.learn_labels)
         if options.learn_labels and not any(image in labels for image in sections["training"]):
             raise CommandError(
@@ -302,6 +317,8 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         settings, reasons = _decided(options, facts, classes, sections["training"], given)
         for line in _said(classes, patients, labels, sections, settings, reasons):
             print(line)
+        if not sections["validation"]:
+            print(_said_of_nothing(patients, _share(options)))
         if undrawn:
             unused = len(masks) - len(labels)
             of_masks = f", with {unused} mask{'s' * (unused > 1)}" if unused else ""
@@ -528,6 +545,8 @@ def _said(
     if settings["supervision"] == "semi":
         learned = sum(image in labelled for image in sections["training"])
         lines += [f"masks to learn from, of images to train on: {learned}"]
+    elif labelled:
+        lines += [_said_of_masks(labelled, sections["validation"])]
     if settings["annotators"]:
         lines += [f"annotators, kept apart: {', '.join(settings['annotators'])}"]
     for number, name in enumerate(classes.names):
@@ -538,6 +557,21 @@ def _said(
     lines += _said_of_loops(*classes.loops, settings["loops"])
     lines += [f"  {key!s} -> {'nothing drawn' if claim is None else claim}" for key, claim in classes.mapping.items()]
     return lines + [f"{key} {settings[key]}: {reason}" for key, reason in reasons.items()]
+
+
+def _said_of_nothing(patients: Mapping[Path, str], share: float) -> str:
+    """Why no image is held back."""
+    few = {1: "there is one image, or all are of one patient", 2: "there are two, --validation 0.5 takes one of them"}
+    why = f" ({few[len(set(patients.values()))]})" if share else ""
+    return f"  NO IMAGE IS HELD BACK to validate on{why}: scores are of those that are trained on"
+
+
+def _said_of_masks(labelled: Collection[Path], validated: Sequence[Path]) -> str:
+    scored = sum(image in labelled for image in validated)
+    if validated and not scored:
+        return "masks for scores: NONE of an image to validate on, so there will be no Dice"
+    where = "to validate on" if validated else "to train on, which are scored as nothing is held back"
+    return f"masks for scores: {scored if validated else len(labelled)} of images {where}"
 
 
 def _said_of_loops(slices: int, closed: int, read: bool) -> list[str]:

@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import RandFlipd
 
 from medcoarse.cli.main import main
-from medcoarse.cli.train import free_memory_gb
+from medcoarse.cli.train import _said_of_masks, free_memory_gb
 from medcoarse.own_data import prepare_drawings
 from tests.bundles.commands import refused, text, train_words
 from tests.cases_folders import BACKGROUND, OBLIQUE, volume, write_pictures, write_volumes
@@ -124,6 +124,41 @@ def test_masks_beside_drawings_of_several(tmp_path: Path, capfd: pytest.CaptureF
     shutil.copy(tmp_path / "masks" / "case0.nii.gz", tmp_path / "masks" / "case9.nii.gz")
     assert main([*words, "--plan_only"]) == 0
     assert "NEW since it was planned, and not trained on: case9.nii.gz" in capfd.readouterr().out
+
+
+def test_masks_are_of_images_to_validate_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volumes(tmp_path, 6)
+    for number in (0, 1, 2, 3, 5):
+        (tmp_path / "masks" / f"case{number}.nii.gz").unlink()
+    words = train_words(tmp_path, "--labels", tmp_path / "masks")
+    for seed in range(3):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        assert main([*words, "--seed", str(seed)]) == 0
+        listed = json.loads((tmp_path / "run" / "datalist.json").read_text())
+        assert [Path(item["image"]).name for item in listed["validation"]] == ["case4.nii.gz"]
+        assert "masks for scores: 1 of images to validate on" in capfd.readouterr().out
+    shutil.rmtree(tmp_path / "run")
+    assert main([*words, "--validation", "0"]) == 0
+    said = capfd.readouterr().out
+    assert "masks for scores: 1 of images to train on, which are scored as nothing is held back" in said
+    assert "NO IMAGE IS HELD BACK to validate on: scores" in said
+    for number in (2, 3, 4, 5):
+        (tmp_path / "images" / f"case{number}.nii.gz").unlink()
+        (tmp_path / "drawings" / f"case{number}_drawn.nii.gz").unlink()
+    shutil.rmtree(tmp_path / "run")
+    assert main(train_words(tmp_path)) == 0
+    assert "HELD BACK to validate on (there are two, --validation 0.5 takes one" in capfd.readouterr().out
+    shutil.rmtree(tmp_path / "run")
+    assert main(train_words(tmp_path, "--validation", 0.5)) == 0
+    said = capfd.readouterr().out
+    assert "1 for training, 1 for validation" in said
+    assert "HELD BACK" not in said
+
+
+def test_it_is_said_where_no_mask_can_be_held_back() -> None:
+    """As that of a patient who has most of the images."""
+    said = _said_of_masks([Path("a"), Path("b")], [Path("c")])
+    assert said == "masks for scores: NONE of an image to validate on, so there will be no Dice"
 
 
 def test_what_masks_alone_show_is_learned(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

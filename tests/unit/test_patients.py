@@ -86,3 +86,24 @@ def test_a_patient_with_most_of_the_images_is_trained_on() -> None:
 def test_too_few_to_validate_on(names: str, share: float) -> None:
     parts = split({Path(str(index)): name for index, name in enumerate(names)}, share, 0)
     assert (len(parts["training"]), parts["validation"]) == (len(names), [])
+
+
+def test_two_patients_are_enough_where_a_share_is_asked_for() -> None:
+    patients = dict(zip(places("a", "b", "c"), "xxy", strict=True))
+    parts = split(patients, 0.5, 0, asked=True)
+    assert sorted(map(len, parts.values())) == [1, 2]
+    one = dict.fromkeys(patients, "x")
+    assert split(one, 0.5, 0, asked=True)["validation"] == []
+    assert split(patients, 0.0, 0, asked=True)["validation"] == []
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_images_with_masks_are_validated_on_first(seed: int) -> None:
+    patients = {Path(str(index)): str(index // 2) for index in range(40)}
+    masked = places("3", "9", "20")
+    parts = split(patients, 0.2, seed, masked)
+    assert set(masked) <= set(parts["validation"])
+    assert len(parts["validation"]) == 8
+    assert not {patients[image] for image in parts["training"]} & {patients[image] for image in parts["validation"]}
+    assert set(split(patients, 0.05, seed, masked)["validation"]) & set(masked)
+    assert split(patients, 0.2, seed, list(patients)) == split(patients, 0.2, seed), "as where nothing has a mask"
