@@ -66,7 +66,7 @@ def load_datalist(
         num_items: the first so many entries; ``None`` for all of them.
 
     Returns:
-        The entries in file order.
+        The entries in file order, without keys of files that are null, empty or a list of nothing else.
 
     Raises:
         DataError: no such file, not JSON, no such section, empty section, an entry that is no object, or more entries
@@ -115,17 +115,24 @@ def _section(content: Any, section: str, path: Path) -> list[Item]:
 
 
 def _absolute(entry: Item, folder: Path, path_keys: Sequence[str] | None) -> Item:
-    """A copy of ``entry`` with its file names joined to ``folder``; an empty name stays empty, null is not there."""
+    """A copy of ``entry`` with its file names joined to ``folder``, without keys of files that name none.
+
+    Null in a list stays: of several people that one drew nothing.
+    """
 
     def join(value: Any) -> Any:
-        if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        if isinstance(value, list) and all(isinstance(v, str | None) for v in value):
             return [join(v) for v in value]
         return os.path.normpath(folder / value) if isinstance(value, str) and value else value
 
     def holds_files(key: str) -> bool:
         return not key.endswith(ANNOTATORS_KEY) if path_keys is None else key in path_keys
 
-    return {k: join(v) if holds_files(k) else v for k, v in entry.items() if v is not None}
+    def names_none(value: Any) -> bool:
+        return value is None or value == "" or (isinstance(value, list) and all(v is None or v == "" for v in value))
+
+    kept = {k: v for k, v in entry.items() if v is not None and not (holds_files(k) and names_none(v))}
+    return {k: join(v) if holds_files(k) else v for k, v in kept.items()}
 
 
 def write_annotators(

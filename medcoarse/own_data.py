@@ -3,7 +3,8 @@
 A datalist has the lists ``training``, ``validation`` and ``test`` of ``{"image": file or files, "drawing": file or
 files, "label": file}``, relative to the datalist. Only ``image`` is needed everywhere. Every training item needs what
 is learned from: a drawing, with supervision ``"dense"`` a ``label``, the true classes, and with ``"semi"`` one of the
-two; otherwise ``label`` is for scoring.
+two; otherwise ``label`` is for scoring. What is null, "" or [] is not there; in a list of drawings null stands for
+somebody who drew nothing.
 """
 
 from __future__ import annotations
@@ -313,7 +314,7 @@ def verify_annotators(sections: Mapping[str, Sequence[Item]], annotators: Sequen
         return
     for item in (item for items in sections.values() for item in items if item.get("drawing")):
         files, names = item["drawing"], item.get("annotators", [])
-        if isinstance(files, str) or len(files) != len(names) or not set(names) <= set(annotators):
+        if not isinstance(files, list) or len(files) != len(names) or not set(names) <= set(annotators):
             raise DataError(
                 f"{item['image']}: who drew it is {names}; list its drawings, and as many of the annotators "
                 f"{list(annotators)} under 'annotators'"
@@ -370,7 +371,7 @@ def verify_drawings(
     """
     needed = {"dense": ["label"], "semi": ["drawing", "label"]}.get(supervision, ["drawing"])
     training = sections.get("training", ())
-    lacking = [str(item["image"]) for item in training if not any(item.get(key) for key in needed)]
+    lacking = [str(item.get("image")) for item in training if not any(item.get(key) for key in needed)]
     if lacking:
         missing = " and no ".join(map(repr, needed))
         raise DataError(f"{len(lacking)} training items have no {missing}, first {lacking[0]}; add it or take them off")

@@ -122,7 +122,7 @@ class LoadCoarseAnnotationd(MapTransform):
         for key, *names in self.key_iterator(item, *self.outputs):
             image = item[self.image_key]
             grids = _grids(image, self.image_key)
-            files = [item[key]] if isinstance(item[key], str | os.PathLike) else list(item[key])
+            files = _files(item[key], key)
             parts = [self._read(file, *grids) for file in files]
             for name, kind in zip(names, KINDS, strict=True):
                 maps = np.concatenate([part[kind] for part in parts])
@@ -264,7 +264,7 @@ class LoadStrokesOfEachd(LoadCoarseAnnotationd):
         for key, name in self.key_iterator(item, self.outputs[0]):
             image = item[self.image_key]
             grids = _grids(image, self.image_key)
-            files = [item[key]] if isinstance(item[key], str | os.PathLike) else list(item[key])
+            files = _files(item[key], key)
             whose = self._whose(item, files)
             maps = np.full((len(self.annotators), *grids[0].shape), UNLABELED, np.uint8)
             for index in set(whose):
@@ -316,6 +316,18 @@ class UnlabeledIfMissingd(MapTransform):
                 nothing = np.full((channels, *_grids(image, self.image_key)[0].shape), UNLABELED, np.uint8)
                 item[key] = _like(image, nothing, [str(image.meta.get("filename_or_obj", ""))])
         return item
+
+
+def _files(value: Any, key: Hashable) -> list[str | os.PathLike[str] | None]:
+    """The file of a drawing, or one for each person."""
+    several = isinstance(value, list | tuple)
+    files = list(value) if several else [value]
+    if not files or not all(isinstance(file, str | os.PathLike) or (file is None and several) for file in files):
+        raise DataError(
+            f"{key!r} must be the name of a file, or a list of names with None where someone drew nothing, got "
+            f"{value!r}; leave it out where there is no drawing"
+        )
+    return files
 
 
 def _shows(maps: NDArray[np.uint8], fills: Sequence[int]) -> bool:

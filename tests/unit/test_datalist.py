@@ -85,7 +85,14 @@ class TestLoad:
         (item,) = load_datalist(self.write(tmp_path, {"training": [entry]}), path_keys=["image", "label", "mask"])
         assert item["image"] == [str(tmp_path / "t1.nii"), str(tmp_path / "t2.nii")]
         assert item["label"] == "/abs/l.nii"
-        assert (item["fold"], item["annotator"], item["mask"]) == (3, "A", "")
+        assert (item["fold"], item["annotator"], "mask" in item) == (3, "A", False)
+
+    def test_files_that_are_none_are_not_there(self, tmp_path: Path) -> None:
+        entry = {"image": "a", "label": "", "drawing": [], "mask": None, "others": [None, ""], "annotators": [], "n": 0}
+        (tmp_path / "d.json").write_text(json.dumps({"training": [entry, {"image": "b", "drawing": ["c", None]}]}))
+        first, second = load_datalist(tmp_path / "d.json")
+        assert first == {"image": str(tmp_path.resolve() / "a"), "annotators": [], "n": 0}
+        assert second["drawing"] == [str(tmp_path.resolve() / "c"), None], "somebody drew nothing"
 
     def test_bare_name_is_an_image(self, tmp_path: Path) -> None:
         path = self.write(tmp_path, {"test": ["a.png"]})

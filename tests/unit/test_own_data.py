@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd
 
-from medcoarse.datalist import DataError
+from medcoarse.datalist import DataError, load_datalist
 from medcoarse.own_data import (
     block_size,
     calibrating_items,
@@ -23,7 +24,8 @@ from medcoarse.own_data import (
     section_of,
     verify_annotators,
 )
-from medcoarse.transforms.drawn import LoadStrokesOfEachd, UnlabeledIfMissingd
+from medcoarse.transforms.drawn import LoadCoarseAnnotationd, LoadStrokesOfEachd, UnlabeledIfMissingd
+from medcoarse.transforms.series import LoadImageOrSeriesd
 
 ITEM = {"image": "image.nii.gz", "drawing": "drawing.nii.gz"}
 OPTIONS = {"mapping": "unlabeled_255", "spatial_dims": 3, "in_channels": 1, "num_classes": 2}
@@ -252,6 +254,33 @@ def test_a_training_image_without_what_is_learned_from(folder):
     path = write(folder, training=[ITEM, {"image": "image.nii.gz"}])
     assert "1 training items have no 'drawing'" in refused(path)
     assert "2 training items have no 'label'" in refused(path, supervision="dense")
+
+
+@pytest.mark.parametrize("nothing", ["", [], None])
+def test_files_that_are_none_are_as_if_they_were_left_out(folder, nothing):
+    save(folder / "other.nii.gz", np.random.default_rng(1).normal(size=(8, 6, 4)).astype(np.float32))
+    path = write(folder, training=[ITEM], validation=[{"image": "other.nii.gz", "label": nothing, "drawing": nothing}])
+    assert prepare_drawings(path, lambda: folder, **OPTIONS) == str(path)
+    (item,) = load_datalist(path, "validation")
+    load = Compose([LoadImageOrSeriesd("image"), EnsureChannelFirstd("image")])
+    read = LoadCoarseAnnotationd("drawing", "unlabeled_255", 2, allow_missing_keys=True)
+    assert "positive" not in read(load(item))
+    assert "1 training items have no 'drawing', first None" in refused(write(folder, training=[{"image": nothing}]))
+    assert "'image' is missing or empty" in refused(write(folder, training=[ITEM | {"image": nothing}]))
+
+
+def test_of_several_people_one_may_have_drawn_nothing(folder):
+    path = write(folder, training=[{"image": "image.nii.gz", "drawing": ["drawing.nii.gz", None]}])
+    assert prepare_drawings(path, lambda: folder, **OPTIONS) == str(path)
+
+
+def test_drawings_that_are_no_files(folder):
+    said = refused(write(folder, training=[ITEM | {"drawing": 5}]))
+    assert "'drawing' must be the name of a file, or a list of names" in said
+    assert "got 5; leave it out where there is no drawing" in said
+    annotated = write(folder, training=[ITEM | {"drawing": 5, "annotators": ["Ada"]}])
+    assert "who drew it is ['Ada']; list its drawings" in refused(annotated, annotators=["Ada"])
+    assert "got ['drawing.nii.gz', 5]" in refused(write(folder, training=[ITEM | {"drawing": ["drawing.nii.gz", 5]}]))
 
 
 @pytest.mark.parametrize(
