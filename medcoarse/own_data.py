@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import Compose, EnsureChannelFirstd
+from monai.transforms import EnsureChannelFirstd
 
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError, Item, load_datalist, raise_problems, verify_datalist
@@ -381,14 +381,14 @@ def verify_drawings(
         for file in files_of(item, "image"):
             require_one_series(Path(file))
     verify_datalist(sections, label_keys=(), mask_keys=(), allow_missing_annotation=True, num_threads=1)
-    load = Compose([LoadImageOrSeriesd("image"), EnsureChannelFirstd("image")])
+    load, channel_first = LoadImageOrSeriesd("image"), EnsureChannelFirstd("image")  # Compose would bury what is wrong
     counts, masked, background_read, losing = np.zeros(256, np.int64), np.zeros(256, np.int64), 0, list[float]()
     problems = list[str]()
     for name, items in sections.items():
         for item in items:
-            image = load({"image": item["image"]})
-            _check_image(image["image"], str(item["image"]), spatial_dims, in_channels)
             try:
+                image = channel_first(load({"image": item["image"]}))
+                _check_image(image["image"], str(item["image"]), spatial_dims, in_channels)
                 mask = np.asarray(read_mask({**item, **image})["label"]) if item.get("label") else None
                 drawn = np.asarray(read({**item, **image})["positive"]) if item.get("drawing") else None
             except DataError as error:

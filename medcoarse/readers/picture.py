@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from pathlib import Path
@@ -20,6 +21,9 @@ from medcoarse.readers.drawing import (
     label_values,
     require_bytes,
 )
+
+_ORIENTATION = 274
+"""EXIF's tag."""
 
 _MODES = ("1", "L", "P", "I", "I;16", "I;16B", "F")
 
@@ -54,11 +58,33 @@ def read_bmp(path: str | os.PathLike[str], reference: Grid | None = None) -> Dra
     return _read(existing(path), "BMP")
 
 
+def require_upright(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Refuse a picture that viewers turn or mirror when they show it, so that what is drawn on it lies elsewhere.
+
+    Pillow turns TIFF by itself.
+
+    Raises:
+        DataError: its EXIF orientation is not 1.
+
+    Example:
+        >>> require_upright(Image.new("L", (3, 2)), "a.png")
+    """
+    turn = 1
+    with contextlib.suppress(Exception):  # what says nothing that can be read turns nothing either
+        turn = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+    if turn in range(2, 9):
+        raise DataError(
+            f"{path}: is shown turned or mirrored (EXIF orientation {turn}), so drawings of it do not lie on its "
+            "pixels as stored; save it upright (`mogrify -auto-orient`, or PIL.ImageOps.exif_transpose)"
+        )
+
+
 def _read(path: Path, format: str) -> Drawing:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=[format]) as image:
+                require_upright(image, path)
                 if image.mode not in _MODES:
                     raise DataError(
                         f"{path}: is in colour ({image.mode}), and colours are no label values; save it with a palette "

@@ -18,13 +18,14 @@ from monai.utils.misc import ensure_tuple
 from medcoarse.datalist import DataError
 from medcoarse.readers.dicom import pydicom_module, quietly
 from medcoarse.readers.formats import is_series
+from medcoarse.readers.picture import require_upright
 from medcoarse.writers.dicom_seg import source_grid, source_headers
 from medcoarse.writers.segmentation import WriteError
 
 _TOLERANCE = 1e-3
 """By how much affines of one grid may differ: formats round them."""
 
-_TIFF = (".tif", ".tiff")
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _NIFTI = (".nii", ".nii.gz")
 _METAIMAGE = (".mha", ".mhd")
 _PALETTES = ("P", "PA")
@@ -103,18 +104,20 @@ def _require_plain(header: Any, number: int) -> None:
         )
 
 
-class TiffReader(PILReader):
-    """MONAI's reader of pictures, which it has for PNG, JPEG and BMP alone, for TIFF.
+class PictureReader(PILReader):
+    """MONAI's reader of pictures, which it has for PNG, JPEG and BMP alone, for TIFF as well.
 
     Raises:
-        DataError: when it reads: several pictures in one file, of which it would take the first.
+        DataError: when it reads: several pictures in one TIFF, of which it would take the first; one that viewers turn,
+            which MONAI does not.
     """
 
     def read(self, data: Any, **kwargs: Any) -> Any:
         """The picture of a file, or of each of several."""
         found = super().read(data, **kwargs)
         for picture in ensure_tuple(found):
-            if (pages := getattr(picture, "n_frames", 1)) > 1:
+            require_upright(picture, picture.filename)
+            if picture.format == "TIFF" and (pages := getattr(picture, "n_frames", 1)) > 1:
                 raise DataError(f"{picture.filename}: holds {pages} pictures; save each by itself, or all as NIfTI")
         return found
 
@@ -173,9 +176,9 @@ def join(images: Mapping[Path, MetaTensor]) -> MetaTensor:
 
 
 class LoadImageOrSeriesd(LoadImaged):
-    """`LoadImaged`, which reads DICOM with `SeriesReader`, TIFF without ITK, NIfTI if its values are numbers, and the
-    files of an image of several one by one: they become channels, may be of several formats, and their affines may
-    differ by rounding.
+    """`LoadImaged`, which reads DICOM with `SeriesReader`, TIFF without ITK, pictures if they are upright, NIfTI if its
+    values are numbers, and the files of an image of several one by one: they become channels, may be of several
+    formats, and their affines may differ by rounding.
 
     Raises:
         DataError: when called: channels on several grids, DICOM that is damaged or no single volume, whose header the
@@ -221,8 +224,8 @@ class LoadImageOrSeriesd(LoadImaged):
             raise DataError(f"{first}: damaged, or no DICOM image that can be read ({type(error).__name__})") from None
 
     def _reader(self, file: Path) -> ImageReader | None:
-        """The reader of a format that MONAI leaves to ITK, unless another was asked for. Where nothing that reads a
-        format is installed, MONAI would take the file for DICOM, and find it damaged.
+        """Our reader of pictures and of NIfTI, unless another was asked for. Where nothing that reads a format is
+        installed, MONAI would take the file for DICOM, and find it damaged.
         """
         if not self._loader.auto_select:
             return None
@@ -232,4 +235,4 @@ class LoadImageOrSeriesd(LoadImaged):
             raise DataError(f"{file}: MetaImage is read by ITK; pip install itk, or save it as NIfTI")
         if file.name.lower().endswith(_NIFTI):
             return NiftiReader()
-        return TiffReader() if file.name.lower().endswith(_TIFF) else None
+        return PictureReader() if file.name.lower().endswith(_PICTURES) else None

@@ -27,6 +27,8 @@ from medcoarse.cli.facts import load_image
 from medcoarse.cli.files import find_images
 from medcoarse.cli.main import CommandError, in_one_line, main
 from medcoarse.cli.predict import _without_header
+from medcoarse.datalist import DataError
+from medcoarse.own_data import prepare_drawings
 from medcoarse.readers.formats import read_drawing
 from medcoarse.writers.segmentation import WriteError
 from tests import label_double
@@ -434,6 +436,34 @@ def test_pictures(tmp_path: Path) -> None:
     assert main(text("report", tmp_path / "run")) == 0
     assert json.loads((tmp_path / "run" / "output" / "annotators.json").read_text())["unit"] == "pixels"
     assert main(text("evaluate", tmp_path / "out", tmp_path / "masks")) == 0
+
+
+def test_pictures_that_are_shown_turned_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As cameras save them; what was drawn on the picture as it is shown would lie elsewhere."""
+    write_pictures(tmp_path)
+    words = text("train", tmp_path / "images", tmp_path / "drawings", "--output_dir", tmp_path / "run", "--plan_only")
+    for index, (orientation, suffix) in enumerate([(1, ".jpg"), (6, ".jpg"), (3, ".png")]):
+        file = tmp_path / "images" / f"p{index}.png"
+        with Image.open(file) as image:
+            exif = image.getexif()
+            exif[274] = orientation
+            file.unlink()
+            image.save(file.with_suffix(suffix), exif=exif)
+    said = refused(capfd, *words)
+    assert "p1.jpg: is shown turned or mirrored (EXIF orientation 6)" in said
+    assert "save it upright" in said
+    listed = {"training": [{"image": "images/p1.jpg", "drawing": "drawings/p1.png"}]}
+    (tmp_path / "d.json").write_text(json.dumps(listed))
+    with pytest.raises(SystemExit, match=r"^DataError: 1 problem .*\n  - .*p1.jpg: is shown turned"):
+        prepare_drawings(tmp_path / "d.json", lambda: tmp_path, "unlabeled_255", 2, 1, 2)
+    (tmp_path / "images" / "p1.jpg").unlink()
+    (tmp_path / "drawings" / "p1.png").unlink()
+    assert "p2.png: is shown turned or mirrored (EXIF orientation 3)" in refused(capfd, *words)
+    with pytest.raises(DataError, match=r"p2.png: is shown turned"):
+        read_drawing(tmp_path / "images" / "p2.png")
+    (tmp_path / "images" / "p2.png").unlink()
+    (tmp_path / "drawings" / "p2.png").unlink()
+    assert main(words) == 0
 
 
 def test_pictures_in_tiff(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
