@@ -230,6 +230,8 @@ def balance(drawn: Sequence[int]) -> tuple[float, str]:
         >>> balance([900, 40, 400])[0], balance([900, 39, 400])[0]
         (0.0, 0.5)
     """
+    if len(drawn) == 2:
+        return 0.0, "there is one structure, and none to balance it with"
     least, most = min(drawn[1:]), max(drawn[1:])
     if most <= _EVEN * least:
         return 0.0, f"of no structure was drawn over {_EVEN} times as much as of another ({least} and {most} voxels)"

@@ -50,6 +50,7 @@ class Classes:
         mapping: value or name -> [class, "positive" or "negative"], or None; see `LoadCoarseAnnotationd`.
         said: how the mapping was found, in words.
         silent: drawings in which nothing is drawn, by name.
+        blank: images with one value everywhere, by name.
         loops: slices with strokes of a class, and how many of them have a closed line of background round them.
         losing: of each image, at which ratios its strokes would be called background; see
             `medcoarse.transforms.expand.losing_ratios`.
@@ -62,6 +63,7 @@ class Classes:
     mapping: Table
     said: str
     silent: tuple[str, ...] = ()
+    blank: tuple[str, ...] = ()
     loops: tuple[int, int] = (0, 0)
     losing: Mapping[Path, Sequence[float]] = field(default_factory=dict)
     drawn: Mapping[Path, Mapping[int, int]] = field(default_factory=dict)
@@ -149,7 +151,8 @@ def inspect(
             named.add(segments)
     _require_alike(list(pairs), rows)
     classes = find_classes(found, True in named, mapping, background, class_names)
-    classes = replace(classes, binary_masks=_are_binary(list(masks.values()), classes.names))
+    blank = tuple(image.name for image, row in zip(pairs, rows, strict=True) if row["low"] == row["high"])
+    classes = replace(classes, binary_masks=_are_binary(list(masks.values()), classes.names), blank=blank)
     ranges, checked = _check_drawings(pairs, masks, classes, resample, channels, loops)
     dims = {len(row["shape"]) for row in rows}
     modalities = {row["modality"] for row in rows}
@@ -277,6 +280,7 @@ def _number(background: str, numbers: Sequence[int]) -> int:
 def _named(labels: Sequence[int], class_names: Sequence[str] | None) -> list[str]:
     if not labels:
         raise CommandError("no drawing shows anything but background; draw some of what is to be segmented")
+    _require_foreground(class_names, "background")
     names = list(class_names) if class_names else [f"class {value}" for value in labels]
     if len(names) != len(labels) or len({"background", *names}) != len(names) + 1:
         raise CommandError(
@@ -286,9 +290,17 @@ def _named(labels: Sequence[int], class_names: Sequence[str] | None) -> list[str
     return ["background", *names]
 
 
+def _require_foreground(class_names: Sequence[str] | None, ground: str) -> None:
+    if named := [name for name in class_names or () if folded(name) == ground]:
+        raise CommandError(
+            f"--class_names: leave {named[0]!r} out; it is class 0 in any case, and the names are of the structures"
+        )
+
+
 def _by_name(found: set[str], background: str | None, class_names: Sequence[str] | None) -> Classes:
     """Segments "liver", "not liver" and "background", in capitals or not."""
     ground = folded(background or "background")
+    _require_foreground(class_names, ground)
     kinds = {name: KINDS[folded(name).startswith("not ")] for name in found}
     things = {name: folded(name).removeprefix("not ") for name in found}
     spelt: dict[str, str] = {}  # as in a positive drawing, if there is one

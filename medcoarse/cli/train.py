@@ -28,6 +28,7 @@ from medcoarse.cli.files import find_annotators, find_drawings, find_images, lis
 from medcoarse.cli.main import CommandError
 from medcoarse.cli.patients import patients_of, split
 from medcoarse.files import write_json
+from medcoarse.inspection import count
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
     from medcoarse.cli.facts import Classes
@@ -157,6 +158,7 @@ def run(options: argparse.Namespace) -> int:
         for line in _said_of_new(out, options):
             print(line)
         if options.epochs is not None:
+            print(f"max_epochs {options.epochs}: as asked for{_without_warmup(options.epochs)}")
             change_settings(out, {"max_epochs": options.epochs})
     elif not differing and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CommandError(f"{out}: exists, and is no training of this command; choose another folder")
@@ -329,7 +331,7 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         }
         plan = {"asked": dict(asked), "images": len(drawn), "classes": classes.said}
         plan |= {"channels": numbers} if numbers else {}
-        make_bundle(draft, settings, _metadata(classes.names, settings))
+        make_bundle(draft, settings, _metadata(classes.names, settings, facts.modality))
         write_json(draft / "datalist.json", items)
         write_json(draft / "configs" / "plan.json", {**plan, "settings": settings, "reasons": reasons})
         if out.is_dir():
@@ -376,7 +378,13 @@ def _decided(
     settings["flip_axes"], reasons["flip_axes"] = _mirroring(options, classes, settings)
     voxels = [sum(classes.drawn[image].get(k, 0) for image in training) for k in range(len(classes.names))]
     settings["loss#balance"], reasons["loss#balance"] = balance(voxels)
-    return settings, reasons | ({"max_epochs": "as asked for"} if options.epochs else {})
+    asked = {"max_epochs": f"as asked for{_without_warmup(options.epochs)}"} if options.epochs else {}
+    return settings, reasons | asked
+
+
+def _without_warmup(epochs: int) -> str:
+    """What so few epochs leave out; the bundle takes a third of them, in whole epochs, for the warm-up."""
+    return "" if epochs // 3 else ", which leaves NO WARM-UP: annotators learn from the start; 3 epochs have one"
 
 
 def free_memory_gb() -> float | None:
@@ -508,20 +516,29 @@ def _item(
     return item | ({"label": there(label)} if label else {})
 
 
-def _metadata(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What metadata.json says of this model: its input, and the names of its classes."""
+def _metadata(names: Sequence[str], settings: Mapping[str, Any], modality: str) -> dict[str, Any]:
+    """What metadata.json says of this model: its input, and the names of its classes. Whose it is nobody said."""
     dims = settings["spatial_dims"]
     shape = list(settings["patch_size"])
     channels = settings["in_channels"]
     listed_names = ", ".join(f"{index} {name}" for index, name in enumerate(names))
     common = {"type": "image", "spatial_shape": shape, "dtype": "float32", "is_patch_data": True}
-    image = {**common, "format": "magnitude", "modality": "n/a", "num_channels": channels, "value_range": []}
+    kind = "CT" if settings["intensity"] == "ct" else modality or "unknown"
+    image = {**common, "format": "magnitude", "modality": kind, "num_channels": channels, "value_range": []}
     pred = {**common, "format": "segmentation", "num_channels": len(names), "value_range": []}
     image["channel_def"] = {str(index): f"channel {index}" for index in range(channels)}
     pred["channel_def"] = {str(index): name for index, name in enumerate(names)}
     return {
         "name": "Segmentation learned from drawings",
+        "changelog": {"0.1.0": "Trained by `medcoarse train`."},
+        "authors": "unknown",
+        "copyright": "unknown",
+        "data_source": "The images and drawings in datalist.json",
+        "data_type": "image",
+        "image_classes": f"{count(channels, 'channel')}, modality {kind}, intensities: {settings['intensity']}",
         "task": f"Segmentation of {', '.join(names[1:])} in {dims}D images, learned from rough drawings",
+        "description": f"A residual U-Net in {dims}D that `medcoarse train` trained from drawings, together with a "
+        "second network that estimates how they err at every voxel.",
         "label_classes": f"{listed_names}, 255 unlabeled",
         "pred_classes": listed_names,
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
@@ -554,6 +571,7 @@ def _said(
         if len(shown) == 1 < sum(map(bool, classes.drawn.values())) - 1:
             lines += [f"  {name} IS DRAWN IN {shown[0].name} ALONE: a slip, if that is not what you meant"]
     lines += [f"  NOTHING IS DRAWN in {listed([Path(name) for name in classes.silent])}"] if classes.silent else []
+    lines += [f"  ONE VALUE EVERYWHERE in {listed([Path(name) for name in classes.blank])}"] if classes.blank else []
     lines += _said_of_loops(*classes.loops, settings["loops"])
     lines += [f"  {key!s} -> {'nothing drawn' if claim is None else claim}" for key, claim in classes.mapping.items()]
     return lines + [f"{key} {settings[key]}: {reason}" for key, reason in reasons.items()]

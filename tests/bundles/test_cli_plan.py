@@ -13,15 +13,18 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, verify_metadata
 from monai.transforms import RandFlipd
 
 from medcoarse.cli.main import main
 from medcoarse.cli.train import _said_of_masks, free_memory_gb
 from medcoarse.own_data import prepare_drawings
 from tests.bundles.commands import refused, text, train_words
+from tests.bundles.conftest import ROOT
 from tests.cases_folders import BACKGROUND, OBLIQUE, volume, write_pictures, write_volumes
 from tests.drawings import SHAPE, label_map, segments, write_nifti, write_seg_nrrd
+
+SCHEMA = ROOT / "tests" / "reference" / "bundle_metadata_schema.json"
 
 
 def test_unpaired_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -681,6 +684,39 @@ def test_what_is_of_one_side_is_not_mirrored(tmp_path: Path, capfd: pytest.Captu
         "train", tmp_path / "flat" / "images", tmp_path / "flat" / "drawings", "--output_dir", tmp_path / "out"
     )
     assert "--flip_axes 2: the images have the axes 0, 1" in refused(capfd, *words, "--plan_only", "--flip_axes", 1, 2)
+
+
+def test_the_metadata_are_of_what_was_planned(tmp_path: Path) -> None:
+    write_volumes(tmp_path, 2)
+    assert main(train_words(tmp_path, "--class_names", "box")) == 0
+    metadata = json.loads((tmp_path / "run" / "configs" / "metadata.json").read_text())
+    shutil.copy(SCHEMA, tmp_path / Path(metadata["schema"]).name)  # where MONAI would download it to
+    verify_metadata(
+        meta_file=str(tmp_path / "run" / "configs" / "metadata.json"),
+        filepath=str(tmp_path / Path(metadata["schema"]).name),
+    )
+    assert (metadata["authors"], metadata["copyright"]) == ("unknown", "unknown")
+    assert metadata["image_classes"] == "1 channel, modality unknown, intensities: zscore"
+    assert metadata["network_data_format"]["inputs"]["image"]["modality"] == "unknown"
+    said = json.dumps(metadata)
+    assert not [word for word in ("medcoarse authors", "pelvis", "prostate", "n/a") if word in said]
+    assert "3D" in metadata["description"]
+
+
+def test_few_epochs_have_no_warmup_and_blank_images_are_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_volumes(tmp_path, 3)
+    image = nib.load(tmp_path / "images" / "case1.nii.gz")
+    nib.save(nib.Nifti1Image(np.full(image.shape, 7.0), image.affine), tmp_path / "images" / "case1.nii.gz")
+    assert main(train_words(tmp_path, "--epochs", 2)) == 0
+    said = capfd.readouterr().out
+    assert "max_epochs 2: as asked for, which leaves NO WARM-UP" in said
+    assert "ONE VALUE EVERYWHERE in case1.nii.gz\n" in said
+    assert main(train_words(tmp_path, "--epochs", 1)) == 0
+    assert "max_epochs 1: as asked for, which leaves NO WARM-UP" in capfd.readouterr().out
+    assert main(train_words(tmp_path, "--epochs", 3)) == 0
+    assert "max_epochs 3: as asked for\n" in capfd.readouterr().out
 
 
 def test_a_slip_of_the_pen_is_pointed_at(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,15 @@ def test_given_names_are_recognized_in_capitals_or_not() -> None:
     classes = find_classes({"tumour", "LIVER", "background"}, True, None, None, ["Liver", "Tumour"])
     assert classes.names == ["background", "Liver", "Tumour"]
     assert classes.mapping == {"LIVER": [1, "positive"], "tumour": [2, "positive"], "background": [0, "positive"]}
-    for given in (["liver"], ["liver", "Liver", "tumour"], ["liver", "tumour", "Background"]):
+    for given in (["liver"], ["liver", "Liver", "tumour"]):
         with pytest.raises(CommandError, match="name all but background, each once"):
             find_classes({"tumour", "LIVER", "background"}, True, None, None, given)
+
+
+def test_background_is_not_named() -> None:
+    with pytest.raises(CommandError, match="--class_names: leave 'Background' out; it is class 0 in any case"):
+        find_classes({"tumour", "LIVER", "background"}, True, None, None, ["liver", "tumour", "Background"])
+    with pytest.raises(CommandError, match="leave 'rest' out"):
+        find_classes({"tumour", "rest"}, True, None, "Rest", ["rest", "tumour"])
+    with pytest.raises(CommandError, match="leave 'background' out"):
+        find_classes({"0", "1", "3"}, False, None, "3", ["background", "liver"])

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from medcoarse.planning import (
     Facts,
+    balance,
     cached_images,
     choose_intensity,
     choose_strides,
@@ -69,6 +70,10 @@ def test_it_is_said_what_is_mirrored(orientation: str | None, line: str) -> None
     why = mirrored_axes(["background", "liver"], orientation)[1]
     assert line in why
     assert "pass --flip_axes none" in why
+
+
+def test_one_structure_is_not_balanced() -> None:
+    assert balance([900, 2]) == (0.0, "there is one structure, and none to balance it with")
 
 
 @pytest.mark.parametrize("facts", [Facts([(9, 9)] * 2, None, 1, "picture"), Facts([(9, 9)], [(1, 2)], 1)])
