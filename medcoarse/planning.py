@@ -371,6 +371,31 @@ def target_spacing(facts: Facts) -> tuple[list[float] | None, str]:
     return _in_mm(median), why
 
 
+def seen_spacings(facts: Facts) -> tuple[list[float], list[float]] | None:
+    """The smallest and largest spacing along each axis of single slices, which are not resampled; None of others.
+
+    Example:
+        >>> seen_spacings(Facts([(9, 9)] * 2, [(1.0, 2.0), (1.5, 1.5)], 1))
+        ([1.0, 1.5], [1.5, 2.0])
+    """
+    if facts.spacings is None or _spatial_dims(facts) == 3:
+        return None
+    found = np.asarray(facts.spacings, dtype=np.float64)
+    return _in_mm(found.min(axis=0)), _in_mm(found.max(axis=0))
+
+
+def is_unseen(spacing: Sequence[float], seen: Sequence[Sequence[float]]) -> bool:
+    """Whether a slice has voxels of another size than those that were trained on.
+
+    Example:
+        >>> seen = [[1.0, 1.0], [1.5, 1.0]]
+        >>> is_unseen([0.97, 1.0], seen), is_unseen([0.5, 0.5], seen)
+        (False, True)
+    """
+    low, high = np.asarray(seen)
+    return bool((low > np.multiply(spacing, 1 + _SAME_SPACING)).any() or (spacing > high * (1 + _SAME_SPACING)).any())
+
+
 def have_same_spacing(facts: Facts) -> bool:
     """Whether no image has another spacing than the median, by more than is left as it is.
 

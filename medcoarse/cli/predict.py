@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
     _require_device(options.device)
     new_folder(options.output_dir, options.overwrite)
     segment = make_segmenter(bundle, content, options.probabilities, options.device)
+    seen = _planned(bundle).get("slice_spacings")
     failed = 0
     for number, (image, suffix) in enumerate(jobs, 1):
         files = files_of(image, channels)
@@ -84,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
         try:
             item: dict[Hashable, Any] = {"pred": segment(files), "source": str(files[0]), "image": str(image)}
             written = savers[suffix](item)["pred_path"]
-            print(f"[{number}/{len(jobs)}] {image} -> {written}", flush=True)
+            print(f"[{number}/{len(jobs)}] {image} -> {written}{_said_of_size(item['pred'], seen)}", flush=True)
         except Exception as error:
             if options.debug:
                 raise
@@ -97,9 +98,28 @@ def run(options: argparse.Namespace) -> int:
 
 def channels_of(bundle: Path, images: list[Path]) -> dict[Path, list[Path]]:
     """The files of every image, for a bundle that was trained on several each."""
-    planned = (bundle / "configs" / "plan.json").is_file()
-    numbers = config_of(bundle, "plan.json").get("channels") if planned else None
+    numbers = _planned(bundle).get("channels")
     return join_channels(images, numbers)[0] if numbers else {}
+
+
+def _planned(bundle: Path) -> dict[str, Any]:
+    """What `medcoarse train` wrote of its plan; nothing where something else made the bundle."""
+    return config_of(bundle, "plan.json") if (bundle / "configs" / "plan.json").is_file() else {}
+
+
+def _said_of_size(pred: Any, seen: list[list[float]] | None) -> str:
+    """Of a single slice, which is not resampled: that it was trained on others."""
+    import numpy as np
+
+    from medcoarse.planning import is_unseen
+
+    if seen is None:
+        return ""
+    spacing = np.linalg.norm(np.asarray(pred.affine)[:3, :2], axis=0)
+    if not is_unseen(spacing.tolist(), seen):
+        return ""
+    here, *there = dict.fromkeys(" x ".join(f"{step:.4g}" for step in steps) for steps in (spacing, *seen))
+    return f"  ITS PIXELS HAVE {here} mm, those trained on {' to '.join(there)}, and slices are not resampled"
 
 
 def _require_different(targets: dict[Path, Path]) -> None:

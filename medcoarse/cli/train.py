@@ -290,6 +290,7 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
     patients = patients_of(list(drawn), options.patient, channels)
 
     from medcoarse.cli.facts import inspect
+    from medcoarse.planning import seen_spacings
 
     draft = _draft(out)
     try:
@@ -331,6 +332,7 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
         }
         plan = {"asked": dict(asked), "images": len(drawn), "classes": classes.said}
         plan |= {"channels": numbers} if numbers else {}
+        plan |= {"slice_spacings": seen} if (seen := seen_spacings(facts)) else {}
         make_bundle(draft, settings, _metadata(classes.names, settings, facts.modality))
         write_json(draft / "datalist.json", items)
         write_json(draft / "configs" / "plan.json", {**plan, "settings": settings, "reasons": reasons})

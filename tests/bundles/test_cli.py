@@ -650,7 +650,7 @@ def test_volumes_of_fewer_slices_than_the_network_halves_the_other_axes(tmp_path
     assert len(list((tmp_path / "run" / "output" / "figures").glob("*.png"))) == 1
 
 
-def test_single_slices_are_pictures_with_a_place(tmp_path: Path) -> None:
+def test_single_slices_are_pictures_with_a_place(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for index in range(3):
         image, mask, drawing = volume(index, (40, 33))
         for name, values in (("images", image), ("drawings", drawing), ("masks", mask)):
@@ -672,6 +672,10 @@ def test_single_slices_are_pictures_with_a_place(tmp_path: Path) -> None:
         grid = read_drawing(out / f"a0{end}").grid
         assert grid.shape == (40, 33, 1)
         np.testing.assert_allclose(grid.affine, OBLIQUE, atol=1e-5)
+    assert "ITS PIXELS" not in capfd.readouterr().out
+    nib.save(nib.Nifti1Image(volume(0, (40, 33))[0][..., None], np.diag([0.5, 1, 1, 1])), tmp_path / "b.nii.gz")
+    assert main(text("predict", tmp_path / "run", tmp_path / "b.nii.gz", "--output_dir", tmp_path / "other")) == 0
+    assert "ITS PIXELS HAVE 0.5 x 1 mm, those trained on 1.02 x 1.02, and slices are not" in capfd.readouterr().out
 
 
 def test_dicom_series_with_drawn_segments(tmp_path: Path) -> None:
