@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import shutil
+import statistics
 from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -318,6 +320,8 @@ def _plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> N
             "annotators": _annotators(drawn, sections["training"]),
         }
         settings, reasons = _decided(options, facts, classes, sections["training"], given)
+        heads, why = _heads(drawn, sections["training"], facts, classes, settings)
+        settings, reasons = settings | {"num_heads": heads}, reasons | ({"num_heads": why} if why else {})
         for line in _said(classes, patients, labels, sections, settings, reasons):
             print(line)
         if not sections["validation"]:
@@ -382,6 +386,24 @@ def _decided(
     settings["loss#balance"], reasons["loss#balance"] = balance(voxels)
     asked = {"max_epochs": f"as asked for{_without_warmup(options.epochs)}"} if options.epochs else {}
     return settings, reasons | asked
+
+
+def _heads(
+    drawn: Mapping[Path, Mapping[str, Path]],
+    training: Sequence[Path],
+    facts: Facts,
+    classes: Classes,
+    settings: Mapping[str, Any],
+) -> tuple[int, str]:
+    """How many heads the segmenter gets, and why; none beside masks or loops, which were not tried with them."""
+    from medcoarse.planning import num_heads
+
+    if settings["supervision"] == "semi" or settings.get("loops"):
+        return 0, ""
+    sizes = dict(zip(drawn, map(math.prod, facts.shapes), strict=True))
+    ratios = [sum(classes.drawn[image].values()) / sizes[image] for image in training]
+    one_each = all(len(drawn[image]) == 1 for image in training)
+    return num_heads(len(settings["annotators"]), len(classes.names), one_each, statistics.fmean(ratios))
 
 
 def _without_warmup(epochs: int) -> str:

@@ -14,6 +14,7 @@ from monai.bundle import ConfigParser
 
 from medcoarse.bundle_files import serve
 from medcoarse.cli.main import main
+from medcoarse.networks import AnnotatorHeads
 from tests import label_double
 from tests.bundles.commands import refused, text
 from tests.cases_folders import BACKGROUND, volume, write_volumes
@@ -89,6 +90,45 @@ def test_annotators_of_one_image_each_learn_fast_if_they_drew_all_of_it(volumes,
     assert got("one_each") is fast
     assert got("annotator_learning_rate") == pytest.approx((1 if fast else 0.05) * got("learning_rate"))
     assert got("loss").coupled_dice_weight == (0 if fast else got("loss").dice_weight)
+    assert got("num_heads") == (2 if fast else 0)
+    assert isinstance(got("network"), AnnotatorHeads) is fast
+    plan = json.loads((tmp_path / "run" / "configs" / "plan.json").read_text())
+    assert ("vote" if fast else "needs whole drawings") in plan["reasons"]["num_heads"]
+
+
+def by_one_each(volumes: Path, folder: Path) -> Path:
+    """Whole drawings, of one person each."""
+    for case, (name,) in DREW.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(volumes / "masks" / f"{case}.nii.gz", folder / name)
+    return folder
+
+
+def test_heads_are_trained_reviewed_and_applied(volumes, tmp_path):
+    """A head for each person who drew whole images; what is made of it is a bundle like any other."""
+    words = ["train", volumes / "images", by_one_each(volumes, tmp_path / "drawings"), "--output_dir", tmp_path / "run"]
+    words += ["--annotators", "--mapping", "dense", "--class_names", "box", "--epochs", 3, "--labels"]
+    assert main(text(*words, volumes / "masks")) == 0
+    weights = torch.load(tmp_path / "run" / "models" / "model.pt", weights_only=True)
+    assert all(name.startswith("network.") for name in weights)
+    assert main(text("predict", tmp_path / "run", volumes / "images", "--output_dir", tmp_path / "seg")) == 0
+    image = nib.load(volumes / "images" / "case0.nii.gz")
+    assert nib.load(tmp_path / "seg" / "case0.nii.gz").shape == image.shape[:3]
+    assert main(text("report", tmp_path / "run")) == 0
+    found = json.loads((tmp_path / "run" / "output" / "annotators.json").read_text())
+    assert {"Ada", "Max"} <= set(json.dumps(found).replace('"', " ").split())
+    assert (
+        main(text("report", tmp_path / "run", "--cases", volumes / "images", "--output_dir", tmp_path / "cases")) == 0
+    )
+
+
+def test_an_image_that_two_drew_has_others_to_tell_errors_by(volumes, tmp_path):
+    drawings = by_one_each(volumes, tmp_path / "drawings")
+    shutil.copy(drawings / "Ada" / "case0.nii.gz", drawings / "Max")
+    got = planned(
+        volumes / "images", drawings, tmp_path / "run", "--mapping", "dense", "--validation", "0"
+    ).get_parsed_content
+    assert got("num_heads") == 0
 
 
 @pytest.mark.parametrize(("drew", "weights"), [(["Ada"] * 5 + ["Max"], True), (["Ada", "Max"] * 3, False)])
