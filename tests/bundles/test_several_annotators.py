@@ -120,6 +120,9 @@ def test_one_head_an_annotator(bundle, tmp_path):
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["annotators"]["image"]["cm_error"] < 1
     assert all(image["num_segmentations"] == 10 for image in found["distribution"]["images"]), "two of each head"
+    bundle.run("train.json", "heads.json", "review.json", **small)
+    reviewed = json.loads((tmp_path / "annotators.json").read_text())["annotators"]
+    assert sum(one["num_images"] for one in reviewed) == len(bundle.items("training")), "one each"
     apply = bundle.places(tmp_path) | {"dataset_dir": str(bundle.data / "cases"), "output_dir": str(tmp_path / "seg")}
     bundle.run("inference.json", "heads.json", kind="infer", num_annotators=5, **bundle.small_network, **apply)
     for item in bundle.items("test"):
