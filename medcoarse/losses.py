@@ -109,7 +109,7 @@ def personal_terms(logits: Sequence[Tensor], positive: Tensor, balance: float = 
     """
     nll = [torch.zeros((), device=positive.device, requires_grad=True)]  # where nobody drew anything
     dice = [nll[0]]
-    for own, label, drew in zip(logits, positive.unbind(1), who_drew(positive).unbind(1), strict=True):
+    for own, label, drew in zip(logits, positive.unbind(1), drawn_by(positive).unbind(1), strict=True):
         if drew.any():
             drawn = label[drew][:, None]
             nll.append(dense_nll(own.float().log_softmax(1), drawn, balance))
@@ -117,7 +117,7 @@ def personal_terms(logits: Sequence[Tensor], positive: Tensor, balance: float = 
     return torch.stack(nll).sum(), torch.stack(dice).sum()
 
 
-def who_drew(positive: Tensor) -> Tensor:
+def drawn_by(positive: Tensor) -> Tensor:
     """Who drew which image, bool ``(B, R)``."""
     return (positive != UNLABELED).flatten(2).any(2)
 
@@ -416,7 +416,7 @@ class CoupledLoss(nn.Module):
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Each head learns its annotator's drawings; matrices, once there are any, are fitted to the vote."""
         assert target.positive is not None  # negative ones are refused
-        drew = who_drew(target.positive)
+        drew = drawn_by(target.positive)
         own = [logits[who] for logits, who in zip(heads.unbind(1), drew.unbind(1), strict=True)]
         nll, dice = personal_terms(own, target.positive, self.balance)
         objectives, parts = [nll + self.dice_weight * dice], {"heads": nll, "heads_dice": dice}

@@ -210,7 +210,7 @@ def _scores(network: nn.Module, image: Tensor) -> Tensor:
 
 
 class AnnotatorHeads(nn.Module):
-    """A segmenter that learns what each annotator would draw, and answers with the mean over them.
+    """A segmenter that learns what each annotator would draw, and answers with their vote.
 
     For images that not everyone drew, down to one person each. There a drawing is all that is known of an image, and
     its errors cannot be told from the truth by what others drew. A network that is trained on all drawings alike

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from medcoarse.confusion import Annotations, CoupledOutput
-from medcoarse.losses import CoupledLoss, personal_terms, who_drew
+from medcoarse.losses import CoupledLoss, drawn_by, personal_terms
 
 
 class PerAnnotator(nn.Module):
@@ -58,7 +58,7 @@ class PerAnnotator(nn.Module):
             raise ValueError(f"training needs the annotations of {len(self.networks)} annotators, got {got}")
         return tuple(
             network(image[drawn]) if drawn.any() else image.new_empty(0)
-            for network, drawn in zip(self.networks, who_drew(positive).unbind(1), strict=True)
+            for network, drawn in zip(self.networks, drawn_by(positive).unbind(1), strict=True)
         )
 
     def members(self, image: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from monai.networks.nets import UNet
 from torch import nn
 
 from medcoarse.confusion import UNLABELED, Annotations, CoupledOutput
-from medcoarse.losses import CoupledLoss, dense_nll, partial_dice, personal_terms, who_drew
+from medcoarse.losses import CoupledLoss, dense_nll, drawn_by, partial_dice, personal_terms
 from medcoarse.networks import AnnotatorHeads, AnnotatorNet, CoupledModel
 
 
@@ -125,7 +125,7 @@ def test_personal_terms_by_hand():
     nll, dice = personal_terms([first, second, torch.empty(0, 2, 1)], positive)
     assert nll.item() == pytest.approx(0.2231 + 0.6931, abs=1e-4)
     assert dice.item() == pytest.approx((1 - 1.6 / 1.8) + (1 - 1 / 1.5), abs=1e-4)
-    assert who_drew(positive).tolist() == [[True, True, False]]
+    assert drawn_by(positive).tolist() == [[True, True, False]]
 
 
 def test_learns_each_habit_where_the_mixture_of_drawings_would_mislead():
