@@ -23,6 +23,7 @@ from scipy import ndimage
 from synthetic_dicom import photograph, save
 
 from medcoarse.bundle_files import serve
+from medcoarse.cli.bundle import run_bundle
 from medcoarse.cli.facts import load_image
 from medcoarse.cli.files import find_images
 from medcoarse.cli.main import CommandError, in_one_line, main
@@ -577,6 +578,37 @@ def test_an_image_stored_with_its_axes_elsewhere_is_segmented_alike(
     )
     np.testing.assert_array_equal(np.asarray(back.dataobj), np.asarray(first.dataobj))
     assert 0 < np.asarray(first.dataobj).mean() < 1, "or nothing is told"
+
+
+def test_an_image_stored_with_its_axes_elsewhere_is_scored_and_reported_on_alike(
+    trained: Path, volumes: Path, tmp_path: Path
+) -> None:
+    """Its mask is stored as it was."""
+    image = nib.load(volumes / "images" / "case0.nii.gz")
+    turn = nib.orientations.ornt_transform(
+        nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(("S", "A", "R"))
+    )
+    nib.save(image.as_reoriented(turn), tmp_path / "other.nii.gz")
+    scores, sizes = [], []
+    for number, place in enumerate((volumes / "images" / "case0.nii.gz", tmp_path / "other.nii.gz")):
+        out = tmp_path / str(number)
+        drawn = {
+            key: str(volumes / key / f"case1{end}.nii.gz") for key, end in (("images", ""), ("drawings", "_drawn"))
+        }
+        items = {
+            "training": [{"image": drawn["images"], "drawing": drawn["drawings"]}],
+            "test": [{"image": str(place), "label": str(volumes / "masks" / "case0.nii.gz")}],
+        }
+        (tmp_path / f"{number}.json").write_text(json.dumps(items))
+        given = {"datalist": str(tmp_path / f"{number}.json"), "output_dir": str(out)}
+        run_bundle(trained, ["train.json", "evaluate.json"], "evaluating", **given)
+        scores.append(json.loads((out / "evaluation.json").read_text())["dataset"]["dice_box"])
+        assert nib.load(next((out / "predictions").rglob("*.nii.gz"))).shape == nib.load(place).shape
+        assert main(text("report", trained, "--cases", place, "--output_dir", out)) == 0
+        sizes.append(json.loads((out / "case_report.json").read_text())["cases"])
+    assert 0 < scores[0] == pytest.approx(scores[1])
+    assert len(sizes[0]) == 1
+    assert sizes[0][0]["classes"] == sizes[1][0]["classes"]
 
 
 def test_an_image_of_another_spacing_is_segmented_alike(trained: Path, volumes: Path, tmp_path: Path) -> None:
