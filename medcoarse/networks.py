@@ -222,6 +222,8 @@ class AnnotatorHeads(nn.Module):
         network: any module ``(B, channels, *S) -> (B, R L, *S)``, such as a MONAI network with ``out_channels`` R L;
             the classes of the first annotator come first.
         num_annotators: R.
+        voters: numbers of those whose heads vote, ``None`` for all. Who has drawn nothing must not vote: a head
+            that has not learned says anything. The weights remember it.
 
     Called, it gives class scores ``(B, L, *S)`` like any segmenter, ``R log mean_r softmax_r``: the class that most
     would draw, the surer the more they are. The mean itself is what a random one of them would draw, so one of five who
@@ -229,7 +231,8 @@ class AnnotatorHeads(nn.Module):
     would blame them for it.
 
     Raises:
-        ValueError: fewer than one annotator; when called, channels that are no multiple of R.
+        ValueError: fewer than one annotator, voters that are none of them; when called, channels that are no multiple
+            of R.
 
     Source: ours; one head a person as in Guan et al., Who Said What (AAAI 2018), on every pixel.
 
@@ -241,12 +244,18 @@ class AnnotatorHeads(nn.Module):
         torch.Size([4, 3, 2, 8, 8])
     """
 
-    def __init__(self, network: nn.Module, num_annotators: int) -> None:
+    votes: Tensor
+
+    def __init__(self, network: nn.Module, num_annotators: int, voters: Sequence[int] | None = None) -> None:
         super().__init__()
         if num_annotators < 1:
             raise ValueError(f"at least one annotator is needed, got num_annotators={num_annotators}")
+        chosen = set(range(num_annotators)) if voters is None else set(voters)
+        if not chosen or not chosen <= set(range(num_annotators)):
+            raise ValueError(f"voters must be some of 0 to {num_annotators - 1}, got {voters}")
         self.network = network
         self.num_annotators = num_annotators
+        self.register_buffer("votes", torch.tensor([float(r in chosen) for r in range(num_annotators)]))
 
     def forward(self, image: Tensor) -> Tensor:
         """``R log mean_r softmax_r``, ``(B, L, *S)``."""
@@ -263,13 +272,14 @@ class AnnotatorHeads(nn.Module):
         return torch.unflatten(found, 1, (self.num_annotators, -1))
 
     def members(self, image: Tensor) -> Tensor:
-        """The same as probabilities."""
-        return self.heads(image).float().softmax(2)
+        """The same as probabilities, of those who vote, ``(B, voters, L, *S)``."""
+        return self.heads(image).float().softmax(2)[:, self.votes > 0]
 
-    @staticmethod
-    def vote(heads: Tensor) -> Tensor:
-        """``R log mean_r softmax_r``, ``(B, L, *S)``, float32."""
-        return heads.shape[1] * (heads.float().log_softmax(2).logsumexp(1) - math.log(heads.shape[1]))
+    def vote(self, heads: Tensor) -> Tensor:
+        """``R log mean_r softmax_r`` over the R who vote, ``(B, L, *S)``, float32."""
+        weights = self.votes.log().view(1, -1, *[1] * (heads.ndim - 2))  # -inf of who does not vote
+        voters = self.votes.sum()
+        return voters * ((heads.float().log_softmax(2) + weights).logsumexp(1) - voters.log())
 
 
 class CoupledModel(nn.Module):

@@ -338,6 +338,17 @@ def one_each(items: Sequence[Item], annotators: Sequence[str]) -> bool:
     return len(annotators) > 1 and all(len(set(item.get("annotators", []))) == 1 for item in items)
 
 
+def who_drew_any(items: Sequence[Item], annotators: Sequence[str]) -> list[int]:
+    """Numbers of the annotators who drew one of the items or more; everybody's where no item says who drew it.
+
+    Example:
+        >>> who_drew_any([{"annotators": ["Max"]}, {"image": "b.nii.gz"}], ["Ada", "Max"])
+        [1]
+    """
+    drew = {name for item in items for name in item.get("annotators", [])}
+    return [number for number, name in enumerate(annotators) if name in drew or not drew]
+
+
 def drawn_ratio(items: Iterable[Mapping[str, Any]]) -> float:
     """How much of the images anybody drew, 0 to 1: the mean over items with annotators' maps "positive", (R, *S), that
     anybody drew at all.

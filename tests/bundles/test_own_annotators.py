@@ -110,7 +110,7 @@ def test_heads_are_trained_reviewed_and_applied(volumes, tmp_path):
     words += ["--annotators", "--mapping", "dense", "--class_names", "box", "--epochs", 3, "--labels"]
     assert main(text(*words, volumes / "masks")) == 0
     weights = torch.load(tmp_path / "run" / "models" / "model.pt", weights_only=True)
-    assert all(name.startswith("network.") for name in weights)
+    assert all(name.startswith(("network.", "votes")) for name in weights)
     assert main(text("predict", tmp_path / "run", volumes / "images", "--output_dir", tmp_path / "seg")) == 0
     image = nib.load(volumes / "images" / "case0.nii.gz")
     assert nib.load(tmp_path / "seg" / "case0.nii.gz").shape == image.shape[:3]
@@ -120,6 +120,17 @@ def test_heads_are_trained_reviewed_and_applied(volumes, tmp_path):
     assert (
         main(text("report", tmp_path / "run", "--cases", volumes / "images", "--output_dir", tmp_path / "cases")) == 0
     )
+
+
+def test_who_drew_none_of_the_images_that_are_trained_on_has_no_vote(volumes, tmp_path):
+    """As where `medcoarse budget` trains on a part of them."""
+    drawings = by_one_each(volumes, tmp_path / "drawings")
+    parser = planned(volumes / "images", drawings, tmp_path / "run", "--mapping", "dense", "--validation", "0")
+    parser["num_training"] = 1
+    (item,) = parser.get_parsed_content("training_items")
+    votes = parser.get_parsed_content("network").votes.tolist()
+    assert votes == [float(name in item["annotators"]) for name in ("Ada", "Max")]
+    assert sum(votes) == 1
 
 
 def test_an_image_that_two_drew_has_others_to_tell_errors_by(volumes, tmp_path):

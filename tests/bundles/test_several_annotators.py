@@ -114,7 +114,7 @@ def test_one_head_an_annotator(bundle, tmp_path):
     small = bundle.small | bundle.places(tmp_path) | {"annotators_per_image": 1, "max_epochs": 3}
     bundle.run("train.json", "heads.json", **small)
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
-    assert all(name.startswith("network.") for name in weights)
+    assert all(name.startswith(("network.", "votes")) for name in weights)
     built = bundle.run("train.json", "heads.json", *SCORED[1:], DISTRIBUTION, **small, **FEW)
     assert built.parser.get_parsed_content("matrices_of") == "networks"
     found = json.loads((tmp_path / "evaluation.json").read_text())

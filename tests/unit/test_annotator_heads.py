@@ -197,7 +197,25 @@ def test_masks_teach_the_vote():
     assert CoupledLoss(2)(output, Annotations(label=label)).item() == pytest.approx(expected.item())
 
 
+def test_who_does_not_vote_is_not_heard_and_the_weights_remember_it():
+    torch.manual_seed(0)
+    model, image = heads(3, 2), torch.rand(2, 1, 8, 8)
+    two = AnnotatorHeads(model.network, 3, voters=[0, 2])
+    members = model.members(image)[:, [0, 2]]
+    assert torch.allclose(two.members(image), members)
+    assert torch.allclose(two(image), 2 * members.mean(1).log(), atol=1e-5)
+    again = heads(3, 2)
+    again.load_state_dict(two.state_dict())
+    assert torch.equal(again(image), two(image))
+    two(image).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in two.parameters())
+
+
 def test_bad_arguments():
+    with pytest.raises(ValueError, match="voters must be some of 0 to 1, got"):
+        AnnotatorHeads(nn.Conv2d(1, 4, 1), 2, voters=[0, 2])
+    with pytest.raises(ValueError, match="voters must be some of 0 to 1, got"):
+        AnnotatorHeads(nn.Conv2d(1, 4, 1), 2, voters=[])
     with pytest.raises(ValueError, match="at least one annotator"):
         AnnotatorHeads(nn.Conv2d(1, 4, 1), 0)
     with pytest.raises(ValueError, match="7 channels, which 3 annotators cannot share"):
