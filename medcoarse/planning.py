@@ -85,31 +85,31 @@ class Plan:
     reasons: Mapping[str, str]
 
 
-def num_heads(num_annotators: int, num_classes: int, one_each: bool, drawn_ratio: float) -> tuple[int, str]:
+def num_heads(num_annotators: int, num_classes: int, by_everyone: bool, drawn_ratio: float) -> tuple[int, str]:
     """How many heads the segmenter gets, one for each annotator or 0 for none, and why.
 
     Args:
         num_annotators: whose drawings are kept apart.
         num_classes: L, background included.
-        one_each: whether each image that is trained on has the drawing of one person.
-        drawn_ratio: how much of these images is drawn, 0 to 1.
+        by_everyone: whether everybody drew each image that is trained on.
+        drawn_ratio: how much of these images is drawn, 0 to 1, by the mean of those who drew.
 
     Example:
-        >>> num_heads(5, 2, one_each=True, drawn_ratio=1.0)[0], num_heads(5, 2, one_each=True, drawn_ratio=0.1)[0]
+        >>> num_heads(5, 2, False, drawn_ratio=1.0)[0], num_heads(5, 2, False, drawn_ratio=0.1)[0]
         (5, 0)
     """
-    if not one_each or num_annotators < 2:
+    if by_everyone or num_annotators < 2:
         return 0, ""
     if drawn_ratio <= _WHOLE_RATIO:
         return 0, (
-            f"of images {drawn_ratio:.0%} drawn, by one person each, one head learns what all drew: a head for each "
+            f"of images {drawn_ratio:.0%} drawn, not by everybody, one head learns what all drew: a head for each "
             "annotator needs whole drawings"
         )
     if num_annotators * num_classes > _MOST_HEAD_CHANNELS:
         return 0, f"a head for each annotator would be {num_annotators * num_classes} channels at every voxel"
     return num_annotators, (
-        "each image has the drawing of one person, whose errors nothing else shows: every annotator gets a head of the "
-        "segmenter, which answers with their vote"
+        "not everybody drew each image, so what others drew does not show all errors: every annotator gets a head of "
+        "the segmenter, which answers with their vote"
     )
 
 

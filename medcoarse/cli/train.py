@@ -401,9 +401,10 @@ def _heads(
     if settings["supervision"] == "semi" or settings.get("loops"):
         return 0, ""
     sizes = dict(zip(drawn, map(math.prod, facts.shapes), strict=True))
-    ratios = [sum(classes.drawn[image].values()) / sizes[image] for image in training]
-    one_each = all(len(drawn[image]) == 1 for image in training)
-    return num_heads(len(settings["annotators"]), len(classes.names), one_each, statistics.fmean(ratios))
+    ratios = [sum(classes.drawn[image].values()) / (sizes[image] * len(drawn[image])) for image in training]
+    people = len(settings["annotators"])
+    by_everyone = all(len(drawn[image]) == people for image in training)
+    return num_heads(people, len(classes.names), by_everyone, statistics.fmean(ratios))
 
 
 def _without_warmup(epochs: int) -> str:

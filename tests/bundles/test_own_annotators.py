@@ -133,13 +133,17 @@ def test_who_drew_none_of_the_images_that_are_trained_on_has_no_vote(volumes, tm
     assert sum(votes) == 1
 
 
-def test_an_image_that_two_drew_has_others_to_tell_errors_by(volumes, tmp_path):
+@pytest.mark.parametrize(("twice", "heads"), [(["case0"], 2), (list(DREW), 0)])
+def test_heads_are_for_images_that_not_everybody_drew(volumes, tmp_path, twice, heads):
     drawings = by_one_each(volumes, tmp_path / "drawings")
-    shutil.copy(drawings / "Ada" / "case0.nii.gz", drawings / "Max")
+    for case in twice:
+        for name in ("Ada", "Max"):
+            shutil.copy(volumes / "masks" / f"{case}.nii.gz", drawings / name)
     got = planned(
         volumes / "images", drawings, tmp_path / "run", "--mapping", "dense", "--validation", "0"
     ).get_parsed_content
-    assert got("num_heads") == 0
+    assert got("num_heads") == heads
+    assert got("annotator_learning_rate") == pytest.approx((1 if heads else 0.05) * got("learning_rate"))
 
 
 @pytest.mark.parametrize(("drew", "weights"), [(["Ada"] * 5 + ["Max"], True), (["Ada", "Max"] * 3, False)])
