@@ -24,8 +24,9 @@ from monai.transforms import EnsureChannelFirstd
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError, Item, load_datalist, raise_problems, verify_datalist
 from medcoarse.inspection import count, files_of
+from medcoarse.planning import WHOLE_RATIO, factors
 from medcoarse.planning import block_size as block_size  # the bundle calls it
-from medcoarse.planning import factors
+from medcoarse.planning import num_heads as planned_heads
 from medcoarse.readers.dicom import require_one_series
 from medcoarse.transforms.array import spacing_of
 from medcoarse.transforms.dictionary import MergeStrokesd
@@ -327,17 +328,6 @@ def verify_annotators(sections: Mapping[str, Sequence[Item]], annotators: Sequen
         )
 
 
-def one_each(items: Sequence[Item], annotators: Sequence[str]) -> bool:
-    """Whether several people drew, and one of them each image: then a drawing is all that is known of its image.
-
-    Example:
-        >>> items = [{"annotators": ["Ada"]}, {"annotators": ["Max", "Max"]}]
-        >>> one_each(items, ["Ada", "Max"]), one_each([*items, {"annotators": ["Ada", "Max"]}], ["Ada", "Max"])
-        (True, False)
-    """
-    return len(annotators) > 1 and all(len(set(item.get("annotators", []))) == 1 for item in items)
-
-
 def who_drew_any(items: Sequence[Item], annotators: Sequence[str]) -> list[int]:
     """Numbers of the annotators who drew one of the items or more; everybody's where no item says who drew it.
 
@@ -350,15 +340,41 @@ def who_drew_any(items: Sequence[Item], annotators: Sequence[str]) -> list[int]:
 
 
 def drawn_ratio(items: Iterable[Mapping[str, Any]]) -> float:
-    """How much of the images anybody drew, 0 to 1: the mean over items with annotators' maps "positive", (R, *S), that
-    anybody drew at all.
+    """How much of an image is drawn by who drew it, 0 to 1: the mean over items with annotators' maps "positive",
+    (R, *S), in which somebody drew anything, of the mean over those who did.
 
     Example:
-        >>> drawn_ratio([{"positive": torch.tensor([[[0, 1, 255, 255]], [[255, 1, 0, 255]]])}])
+        >>> drawn_ratio([{"positive": torch.tensor([[[0, 1, 255, 255]], [[1, 1, 1, 0]], [[255] * 4]])}])
         0.75
     """
-    ratios = (float((torch.as_tensor(item["positive"]) != UNLABELED).any(0).float().mean()) for item in items)
-    return statistics.fmean([ratio for ratio in ratios if ratio] or [0])
+    means = []
+    for item in items:
+        ratios = (torch.as_tensor(item["positive"]) != UNLABELED).flatten(1).float().mean(1)
+        if ratios.any():
+            means.append(float(ratios[ratios > 0].mean()))
+    return statistics.fmean(means or [0])
+
+
+def are_whole(items: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether who drew one of these items, see `drawn_ratio`, drew nearly all of it."""
+    return drawn_ratio(items) > WHOLE_RATIO
+
+
+def num_heads(annotators: Sequence[str], num_classes: int, items: Iterable[Mapping[str, Any]]) -> int:
+    """One head of the segmenter for each annotator, or 0 for none, see `medcoarse.planning.num_heads`.
+
+    Items are read of several annotators alone.
+
+    Example:
+        >>> drew = [{"positive": torch.tensor([[[0, 1]], [[1, 1]]])}]
+        >>> num_heads(["Ada", "Max"], 2, drew), num_heads([], 2, drew)
+        (2, 0)
+    """
+    if len(annotators) < 2:
+        return 0
+    number, why = planned_heads(len(annotators), num_classes, drawn_ratio(items))
+    logger.info("num_heads %d: %s", number, why)
+    return number
 
 
 def verify_drawings(

@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from monai.utils import ensure_tuple_rep
-from numpy.typing import NDArray
+
+from medcoarse.grids import (
+    SAME_SPACING,
+    Facts,
+    dims_of,
+    have_same_spacing,
+    lines_of,
+    resampled_sides,
+    target_spacing,
+    turned,
+    usual_orientation,
+    usual_shape,
+)
 
 BYTES_PER_VOXEL = 3000
 """Of a residual U-Net with 16 channels at the top, forward and backward, 32 bit."""
@@ -31,10 +42,7 @@ MOST_INDICES = 20000
 
 _MAX_POOLINGS = 4
 _SMALLEST_SIDE = 4
-_ANISOTROPIC = 3.0
-_SAME_SPACING = 0.05
 _STEPS = 2000
-_LEADS_TO = {"L": "the left", "R": "the right", "P": "the back", "A": "the front", "I": "the feet", "S": "the head"}
 _SIDES = (
     "left right lt rt links rechts linke rechte linker rechter linkes rechtes sin dex sinister dexter sinistra dextra "
     "sinistro destro destra gauche droite droit izquierda izquierdo derecha derecho"
@@ -43,38 +51,10 @@ _PATCHES_PER_EPOCH = 64
 _MOST_VOXELS = {(2, False): 256 * 256, (2, True): 512 * 512, (3, False): 64 * 64 * 32, (3, True): 96**3}
 """By axes and whether there is a GPU; on CPUs time is the limit, not memory, for the patch and for the batch."""
 
+WHOLE_RATIO = 0.9
+"""Who draws more of an image than this says what all of it is (bundles/drawings/docs, several annotators)."""
 
-_WHOLE_RATIO = 0.9
 _MOST_HEAD_CHANNELS = 64
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of a set of images.
-
-    Args:
-        shapes: of each image, as stored; two axes for pictures and single slices, three for volumes.
-        spacings: of each image in mm, or None for pictures.
-        num_channels: of every image.
-        modality: "CT", "MR", "picture", or "" where it is not known.
-        low: the median over images of the lowest intensity.
-        high: the median over images of the highest.
-        usual: the median over images of the 99th percentile.
-        drawn_range: from the lowest 0.5th to the highest 99.5th percentile of what is drawn as a structure, one after
-            the other; None where nothing is.
-        orientations: where the axes of each image lead, as stored, such as "RAS" (to the right, the front, the head);
-            None for pictures and single slices.
-    """
-
-    shapes: Sequence[Sequence[int]]
-    spacings: Sequence[Sequence[float]] | None
-    num_channels: int
-    modality: str = ""
-    low: float = 0.0
-    high: float = 1.0
-    usual: float = 1.0
-    drawn_range: tuple[float, float] | None = None
-    orientations: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,32 +65,28 @@ class Plan:
     reasons: Mapping[str, str]
 
 
-def num_heads(num_annotators: int, num_classes: int, by_everyone: bool, drawn_ratio: float) -> tuple[int, str]:
+def num_heads(num_annotators: int, num_classes: int, drawn_ratio: float) -> tuple[int, str]:
     """How many heads the segmenter gets, one for each annotator or 0 for none, and why.
 
     Args:
         num_annotators: whose drawings are kept apart.
         num_classes: L, background included.
-        by_everyone: whether everybody drew each image that is trained on.
-        drawn_ratio: how much of these images is drawn, 0 to 1, by the mean of those who drew.
+        drawn_ratio: how much of an image is drawn by who drew it, 0 to 1, in the mean.
 
     Example:
-        >>> num_heads(5, 2, False, drawn_ratio=1.0)[0], num_heads(5, 2, False, drawn_ratio=0.1)[0]
+        >>> num_heads(5, 2, drawn_ratio=1.0)[0], num_heads(5, 2, drawn_ratio=0.1)[0]
         (5, 0)
     """
-    if by_everyone or num_annotators < 2:
+    if num_annotators < 2:
         return 0, ""
-    if drawn_ratio <= _WHOLE_RATIO:
+    if drawn_ratio <= WHOLE_RATIO:
         return 0, (
-            f"of images {drawn_ratio:.0%} drawn, not by everybody, one head learns what all drew: a head for each "
-            "annotator needs whole drawings"
+            f"of images {drawn_ratio:.0%} drawn one head learns what all drew: a head for each annotator needs whole "
+            "drawings"
         )
     if num_annotators * num_classes > _MOST_HEAD_CHANNELS:
         return 0, f"a head for each annotator would be {num_annotators * num_classes} channels at every voxel"
-    return num_annotators, (
-        "not everybody drew each image, so what others drew does not show all errors: every annotator gets a head of "
-        "the segmenter, which answers with their vote"
-    )
+    return num_annotators, "every annotator gets a head of the segmenter, which answers with their vote"
 
 
 def make_plan(
@@ -141,7 +117,7 @@ def make_plan(
         >>> plan.settings["network_def#strides"], plan.settings["patch_size"]
         ([[2, 2, 1], [2, 2, 1], [2, 2, 2], [2, 2, 2]], [64, 64, 20])
     """
-    dims = _spatial_dims(facts)
+    dims = dims_of(facts)
     orientation, why_orientation = usual_orientation(facts)
     facts = turned(facts, orientation)
     spacing, why_spacing = target_spacing(facts)
@@ -168,7 +144,7 @@ def make_plan(
         "in_channels": facts.num_channels,
         "orientation": orientation,
         "spacing": spacing,
-        "spacing_tolerance": _SAME_SPACING if same else 0.0,
+        "spacing_tolerance": SAME_SPACING if same else 0.0,
         "patch_size": patch,
         "patches_per_epoch": _PATCHES_PER_EPOCH,
         "intensity": intensity,
@@ -235,7 +211,7 @@ def cached_images(
         >>> cached_images(facts, None, 40, 2, 1, ram_gb=16)[0], cached_images(facts, None, 40, 2, 1, ram_gb=64)[0]
         (11, 50)
     """
-    voxels = np.sort(_resampled(facts, spacing)[0].prod(axis=1))[::-1]
+    voxels = np.sort(resampled_sides(facts, spacing)[0].prod(axis=1))[::-1]
     images, people = len(voxels), max(1, num_annotators)
     learned = voxels * (4 * facts.num_channels + people) + 8 * np.minimum(voxels, MOST_INDICES * (num_classes + 1))
     scored = voxels * (4 * (facts.num_channels + 1) + 1 + people)
@@ -284,7 +260,9 @@ def mirrored_axes(class_names: Sequence[str], orientation: str | None = None) ->
     sided = [name for name in class_names if tells_side(name)]
     if sided:
         return [], f"images are not mirrored, for {sided[0]!r} is of one side; --flip_axes 0 mirrors the first axis"
-    line = ("left and right", "front and back", "head and feet")[_line(orientation)[0]] if orientation else "the first"
+    line = (
+        ("left and right", "front and back", "head and feet")[lines_of(orientation)[0]] if orientation else "the first"
+    )
     return [0], (
         f"every second patch is mirrored along axis 0 ({line}), and so does not tell that side from the other; where "
         "that matters pass --flip_axes none"
@@ -327,148 +305,7 @@ def block_size(strides: Sequence[int | Sequence[int]], spatial_dims: int) -> lis
 
 
 def _equal_sided(facts: Facts) -> str:
-    return ("square" if _spatial_dims(facts) == 2 else "cube") + (" in mm" if facts.spacings is not None else "")
-
-
-def _spatial_dims(facts: Facts) -> int:
-    axes = {len(shape) for shape in facts.shapes}
-    if len(axes) != 1 or not axes <= {2, 3}:
-        raise ValueError(f"the images have {sorted(axes)} axes; plan for pictures or for volumes, not for both")
-    return axes.pop()
-
-
-def usual_orientation(facts: Facts) -> tuple[str | None, str]:
-    """Where the axes of most images lead, and why all are turned so; None for pictures and single slices.
-
-    Example:
-        >>> usual_orientation(Facts([(9, 9, 5)] * 3, [(1, 1, 2)] * 3, 1, orientations=["LAS", "RAS", "LAS"]))
-        ('LAS', 'to the left, the front, the head, as the axes of 2 of 3 images lead; the others are turned so')
-    """
-    if facts.orientations is None:
-        return None, "pictures and single slices are taken as they are stored"
-    usual, number = Counter(facts.orientations).most_common(1)[0]
-    images = len(facts.orientations)
-    whose = "all images lead; new ones" if number == images else f"{number} of {images} images lead; the others"
-    return usual, f"to {', '.join(_LEADS_TO[code] for code in usual)}, as the axes of {whose} are turned so"
-
-
-def turned(facts: Facts, orientation: str | None) -> Facts:
-    """What is known of images once their axes lead where those of an orientation do.
-
-    Example:
-        >>> turned(Facts([(9, 8, 5)], [(1, 2, 3)], 1, orientations=["SAL"]), "RAS").shapes
-        [[5, 8, 9]]
-    """
-    if facts.orientations is None or facts.spacings is None or orientation is None:
-        return facts
-    orders = [[_line(codes).index(line) for line in _line(orientation)] for codes in facts.orientations]
-    shapes = [[shape[axis] for axis in order] for shape, order in zip(facts.shapes, orders, strict=True)]
-    spacings = [[steps[axis] for axis in order] for steps, order in zip(facts.spacings, orders, strict=True)]
-    return replace(facts, shapes=shapes, spacings=spacings, orientations=[orientation] * len(orders))
-
-
-def _line(codes: str) -> list[int]:
-    """Along which line each axis leads, whichever way: 0 left and right, 1 back and front, 2 down and up."""
-    return ["LRPAIS".index(code) // 2 for code in codes]
-
-
-def target_spacing(facts: Facts) -> tuple[list[float] | None, str]:
-    """The spacing to resample to, or None to take voxels as they are; and why.
-
-    It is the median along each axis. Where that is coarser along one axis by a factor of over three, the tenth
-    percentile is taken along it, so that the finer images keep their slices. Where all images have the same it is kept
-    for those that the network meets later.
-
-    Example:
-        >>> target_spacing(Facts([(9, 9, 9)] * 3, [(1, 1, 1), (1, 1, 2), (1, 1, 2)], 1))[0]
-        [1.0, 1.0, 2.0]
-    """
-    if facts.spacings is None:
-        return None, "pictures have no size in mm"
-    if _spatial_dims(facts) == 2:
-        return None, "single slices are taken as they are"
-    found = np.asarray(facts.spacings, dtype=np.float64)
-    median = np.median(found, axis=0)
-    if have_same_spacing(facts):
-        within = f" within {_SAME_SPACING:.0%}" if (found != median).any() else ""
-        return _in_mm(median), (
-            f"all images have the same spacing, {_text(median)} mm{within}, and keep their voxels; images of another "
-            "are resampled to it"
-        )
-    coarsest = int(median.argmax())
-    why = f"the median spacing; the images have {_text(found.min(axis=0))} to {_text(found.max(axis=0))} mm"
-    if median[coarsest] > _ANISOTROPIC * median.min():
-        median[coarsest] = max(np.percentile(found[:, coarsest], 10), np.delete(median, coarsest).max())
-        why += f"; along axis {coarsest}, the coarsest, the tenth percentile"
-    return _in_mm(median), why
-
-
-def seen_spacings(facts: Facts) -> tuple[list[float], list[float]] | None:
-    """The smallest and largest spacing along each axis of single slices, which are not resampled; None of others.
-
-    Example:
-        >>> seen_spacings(Facts([(9, 9)] * 2, [(1.0, 2.0), (1.5, 1.5)], 1))
-        ([1.0, 1.5], [1.5, 2.0])
-    """
-    if facts.spacings is None or _spatial_dims(facts) == 3:
-        return None
-    found = np.asarray(facts.spacings, dtype=np.float64)
-    return _in_mm(found.min(axis=0)), _in_mm(found.max(axis=0))
-
-
-def is_unseen(spacing: Sequence[float], seen: Sequence[Sequence[float]]) -> bool:
-    """Whether a slice has voxels of another size than those that were trained on.
-
-    Example:
-        >>> seen = [[1.0, 1.0], [1.5, 1.0]]
-        >>> is_unseen([0.97, 1.0], seen), is_unseen([0.5, 0.5], seen)
-        (False, True)
-    """
-    low, high = np.asarray(seen)
-    return bool((low > np.multiply(spacing, 1 + _SAME_SPACING)).any() or (spacing > high * (1 + _SAME_SPACING)).any())
-
-
-def have_same_spacing(facts: Facts) -> bool:
-    """Whether no image has another spacing than the median, by more than is left as it is.
-
-    Example:
-        >>> have_same_spacing(Facts([(9, 9)] * 2, [(1, 1), (1, 1.04)], 1))
-        True
-    """
-    found = np.asarray(facts.spacings, dtype=np.float64)
-    return bool((np.abs(found / np.median(found, axis=0) - 1) <= _SAME_SPACING).all())
-
-
-def _in_mm(spacing: NDArray[np.float64]) -> list[float]:
-    """To 0.1 micrometres, or four digits of what is smaller than a micrometre."""
-    return [round(value, 4) if value >= 0.001 else float(f"{value:.4g}") for value in spacing.tolist()]
-
-
-def _text(values: Any) -> str:
-    return " x ".join(f"{value:g}" for value in np.round(values, 4))
-
-
-def usual_shape(facts: Facts, spacing: Sequence[float] | None) -> tuple[list[int], list[float]]:
-    """The median shape after resampling, and the spacing it has.
-
-    Example:
-        >>> usual_shape(Facts([(10, 10, 10), (20, 20, 20)], [(2, 2, 2), (1, 1, 1)], 1), [1.0, 1.0, 1.0])
-        ([20, 20, 20], [1.0, 1.0, 1.0])
-    """
-    shapes, steps = _resampled(facts, spacing)
-    return [max(1, round(side)) for side in np.median(shapes, axis=0)], [float(step) for step in steps]
-
-
-def _resampled(facts: Facts, spacing: Sequence[float] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sides of each image after resampling, and the spacing they have."""
-    shapes = np.asarray(facts.shapes, dtype=np.float64)
-    if facts.spacings is None:
-        return shapes, np.ones(shapes.shape[1])
-    given = np.asarray(facts.spacings, dtype=np.float64)
-    if spacing is None:
-        return shapes, np.median(given, axis=0)
-    steps = np.asarray(spacing, dtype=np.float64)
-    return shapes * given / steps, steps
+    return ("square" if dims_of(facts) == 2 else "cube") + (" in mm" if facts.spacings is not None else "")
 
 
 def fitting_box(shape: Sequence[int], spacing: Sequence[float], most_voxels: int) -> list[int]:

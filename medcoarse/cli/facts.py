@@ -23,8 +23,8 @@ from medcoarse.cli.label_maps import are_binary, look
 from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
+from medcoarse.grids import Facts
 from medcoarse.inspection import PIL_SUFFIXES
-from medcoarse.planning import Facts
 from medcoarse.readers.claims import KINDS, PRESETS, drawn_names, folded
 from medcoarse.readers.dicom import first_image, read_tags, require_one_series
 from medcoarse.readers.drawing import Grid, as_affine

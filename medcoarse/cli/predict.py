@@ -111,7 +111,7 @@ def _said_of_size(pred: Any, seen: list[list[float]] | None) -> str:
     """Of a single slice, which is not resampled: that it was trained on others."""
     import numpy as np
 
-    from medcoarse.planning import is_unseen
+    from medcoarse.grids import is_unseen
 
     if seen is None:
         return ""

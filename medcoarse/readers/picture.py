@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import struct
 import warnings
 from pathlib import Path
 
@@ -69,9 +69,13 @@ def require_upright(image: Image.Image, path: str | os.PathLike[str]) -> None:
     Example:
         >>> require_upright(Image.new("L", (3, 2)), "a.png")
     """
-    turn = 1
-    with contextlib.suppress(Exception):  # what says nothing that can be read turns nothing either
+    try:
         turn = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+    except (
+        SyntaxError,
+        struct.error,
+    ):  # Pillow's words for EXIF that cannot be read; viewers turn nothing by it either
+        turn = 1
     if turn in range(2, 9):
         raise DataError(
             f"{path}: is shown turned or mirrored (EXIF orientation {turn}), so drawings of it do not lie on its "

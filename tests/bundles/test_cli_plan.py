@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser, verify_metadata
 from monai.transforms import RandFlipd
 
 from medcoarse.cli.main import main
-from medcoarse.cli.train import _said_of_masks, free_memory_gb
+from medcoarse.cli.plan import _said_of_masks, free_memory_gb
 from medcoarse.own_data import prepare_drawings
 from tests.bundles.commands import refused, text, train_words
 from tests.bundles.conftest import ROOT
@@ -383,7 +383,7 @@ def test_images_are_kept_as_far_as_memory_goes(tmp_path: Path, monkeypatch: pyte
     assert 0 < free_memory_gb() < 1e5
     voxels = volume(0)[0].size
     two = 2 * voxels * (5 + 8) + voxels * 10  # to train on, with an index for each voxel, and one to validate on
-    monkeypatch.setattr("medcoarse.cli.train.free_memory_gb", lambda: 2.1e-9 * two)
+    monkeypatch.setattr("medcoarse.cli.plan.free_memory_gb", lambda: 2.1e-9 * two)
     assert main(train_words(tmp_path)) == 0
     configs = tmp_path / "run" / "configs"
     plan = json.loads((configs / "plan.json").read_text())

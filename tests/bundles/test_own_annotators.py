@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests import label_double
 from tests.bundles.commands import refused, text
 from tests.cases_folders import BACKGROUND, volume, write_volumes
 
+BUNDLE = Path(__file__).parents[2] / "bundles" / "drawings"
 DREW = {"case0": ["Ada"], "case1": ["Max"], "case2": ["Max"], "case3": ["Ada"], "case4": ["Ada"], "case5": ["Max"]}
 
 
@@ -79,7 +81,7 @@ def test_annotators_are_fitted_longer_and_at_every_voxel(volumes, tmp_path):
 
 
 @pytest.mark.parametrize(("folder", "fast"), [("drawings", False), ("masks", True)])
-def test_annotators_of_one_image_each_learn_fast_if_they_drew_all_of_it(volumes, tmp_path, folder, fast):
+def test_annotators_learn_fast_beside_heads_for_who_drew_all_of_an_image(volumes, tmp_path, folder, fast):
     """With a few strokes of each image they would take the place of the segmenter."""
     for case, (name,) in DREW.items():
         (tmp_path / "drawings" / name).mkdir(parents=True, exist_ok=True)
@@ -87,9 +89,7 @@ def test_annotators_of_one_image_each_learn_fast_if_they_drew_all_of_it(volumes,
         shutil.copy(drawn, tmp_path / "drawings" / name)
     told = ["--mapping", "dense"] if fast else ["--background", str(BACKGROUND)]
     got = planned(volumes / "images", tmp_path / "drawings", tmp_path / "run", *told).get_parsed_content
-    assert got("one_each") is fast
     assert got("annotator_learning_rate") == pytest.approx((1 if fast else 0.05) * got("learning_rate"))
-    assert got("loss").coupled_dice_weight == (0 if fast else got("loss").dice_weight)
     assert got("num_heads") == (2 if fast else 0)
     assert isinstance(got("network"), AnnotatorHeads) is fast
     plan = json.loads((tmp_path / "run" / "configs" / "plan.json").read_text())
@@ -133,17 +133,40 @@ def test_who_drew_none_of_the_images_that_are_trained_on_has_no_vote(volumes, tm
     assert sum(votes) == 1
 
 
-@pytest.mark.parametrize(("twice", "heads"), [(["case0"], 2), (list(DREW), 0)])
-def test_heads_are_for_images_that_not_everybody_drew(volumes, tmp_path, twice, heads):
+def test_heads_are_for_images_that_everybody_drew_too(volumes, tmp_path):
     drawings = by_one_each(volumes, tmp_path / "drawings")
-    for case in twice:
-        for name in ("Ada", "Max"):
-            shutil.copy(volumes / "masks" / f"{case}.nii.gz", drawings / name)
+    for case, name in itertools.product(DREW, ("Ada", "Max")):
+        shutil.copy(volumes / "masks" / f"{case}.nii.gz", drawings / name)
     got = planned(
         volumes / "images", drawings, tmp_path / "run", "--mapping", "dense", "--validation", "0"
     ).get_parsed_content
-    assert got("num_heads") == heads
-    assert got("annotator_learning_rate") == pytest.approx((1 if heads else 0.05) * got("learning_rate"))
+    assert got("num_heads") == 2
+    assert got("annotator_learning_rate") == got("learning_rate")
+
+
+def test_a_list_of_ones_own_gets_the_heads_that_are_planned(volumes, tmp_path):
+    """By the bundle itself, whose inference finds them in the weights."""
+    drawings = by_one_each(volumes, tmp_path / "drawings")
+    parser = planned(volumes / "images", drawings, tmp_path / "run", "--mapping", "dense", "--validation", "0")
+    bundle = ConfigParser()
+    bundle.read_config(str(BUNDLE / "configs" / "train.json"))
+    sizes = ("in_channels", "num_classes", "network_def#channels", "network_def#strides")
+    bundle["bundle_root"], bundle["datalist"] = str(tmp_path), str(tmp_path / "run" / "datalist.json")
+    for key in ("annotators", "mapping", "class_names", "patch_size", *sizes):
+        bundle[key] = parser[key]
+    assert bundle.get_parsed_content("num_heads") == 2
+    network = bundle.get_parsed_content("network")
+    (tmp_path / "models").mkdir()
+    torch.save(network.state_dict(), tmp_path / "models" / "model.pt")
+    inference = ConfigParser()
+    inference.read_config(str(BUNDLE / "configs" / "inference.json"))
+    inference["bundle_root"] = str(tmp_path)
+    for key in sizes:
+        inference[key] = parser[key]
+    inference.get_parsed_content("network").load_state_dict(network.state_dict())
+    (tmp_path / "models" / "model.pt").unlink()
+    inference.parse(reset=True)
+    assert inference.get_parsed_content("num_heads") == 0
 
 
 @pytest.mark.parametrize(("drew", "weights"), [(["Ada"] * 5 + ["Max"], True), (["Ada", "Max"] * 3, False)])
@@ -163,9 +186,17 @@ def test_nobody_is_favoured_for_having_drawn_more(tmp_path, drew, weights):
 
 def test_what_lies_beyond_lines_is_not_drawn(volumes, tmp_path):
     """Nine tenths of an image may be background that was read, not drawn."""
+    whole = {"positive": torch.zeros(2, 4, 4)}
     parser = planned(volumes / "images", volumes / "drawings", tmp_path, "--background", str(BACKGROUND), "--loops")
-    parser["train#drawings"] = [{"positive": torch.zeros(2, 4, 4)}]
-    assert parser.get_parsed_content("one_each") is False
+    assert parser.get_parsed_content("num_heads") == 0
+    bundle = ConfigParser()
+    bundle.read_config(str(BUNDLE / "configs" / "train.json"))
+    for key, value in (("annotators", ["Ada", "Max"]), ("loops", True), ("train#drawings", [whole])):
+        bundle[key] = value
+    assert bundle.get_parsed_content("num_heads") == 0
+    bundle["loops"] = False
+    bundle.parse(reset=True)
+    assert bundle.get_parsed_content("num_heads") == 2
 
 
 def test_rare_structures_count_more_than_their_voxels(tmp_path, capfd):

@@ -7,8 +7,8 @@ import math
 import pytest
 from torch.utils.data import DataLoader
 
+from medcoarse.grids import Facts, target_spacing, usual_shape
 from medcoarse.planning import (
-    Facts,
     balance,
     cached_images,
     choose_intensity,
@@ -16,9 +16,7 @@ from medcoarse.planning import (
     fitting_box,
     make_plan,
     mirrored_axes,
-    target_spacing,
     tells_side,
-    usual_shape,
     window,
 )
 

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.datadict import dictionary_VR
 from pydicom.pixels import pixel_array
@@ -240,3 +241,18 @@ def test_directions_may_differ_by_rounding(tmp_path):
     data.save_as(tmp_path / "series" / f"{k}.dcm", enforce_file_format=True)
     with pytest.raises(DataError, match="differ in ImageOrientationPatient"):
         require_one_series(tmp_path / "series")
+
+
+@pytest.mark.parametrize(
+    ("exif", "turned"), [(b"Exif\0\0no such thing", False), (b"Exif\0\0MM\0*", False), (None, True)]
+)
+def test_exif_that_cannot_be_read_turns_nothing(tmp_path, exif, turned):
+    """Viewers show such a picture as it is stored."""
+    picture, good = Image.new("L", (3, 2)), Image.Exif()
+    good[274] = 6
+    picture.save(tmp_path / "a.png", exif=exif or good)
+    if turned:
+        with pytest.raises(Exception, match="is shown turned"):
+            LoadImageOrSeriesd("image")({"image": str(tmp_path / "a.png")})
+    else:
+        assert LoadImageOrSeriesd("image")({"image": str(tmp_path / "a.png")})["image"].shape[:2] == (3, 2)
