@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -244,8 +244,6 @@ class AnnotatorHeads(nn.Module):
         torch.Size([4, 3, 2, 8, 8])
     """
 
-    votes: Tensor
-
     def __init__(self, network: nn.Module, num_annotators: int, voters: Sequence[int] | None = None) -> None:
         super().__init__()
         if num_annotators < 1:
@@ -255,6 +253,7 @@ class AnnotatorHeads(nn.Module):
             raise ValueError(f"voters must be some of 0 to {num_annotators - 1}, got {voters}")
         self.network = network
         self.num_annotators = num_annotators
+        self.votes: Tensor  # told here, for TorchScript does not read annotations of the class
         self.register_buffer("votes", torch.tensor([float(r in chosen) for r in range(num_annotators)]))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -263,7 +262,7 @@ class AnnotatorHeads(nn.Module):
 
     def heads(self, image: Tensor) -> Tensor:
         """Class scores of what each annotator would draw, ``(B, R, L, *S)``."""
-        found = _scores(self.network, image)
+        found = self.network(image) if torch.jit.is_scripting() else _scores(self.network, image)
         if found.shape[1] % self.num_annotators:
             raise ValueError(
                 f"the network gives {found.shape[1]} channels, which {self.num_annotators} annotators cannot share; "
@@ -277,9 +276,35 @@ class AnnotatorHeads(nn.Module):
 
     def vote(self, heads: Tensor) -> Tensor:
         """``R log mean_r softmax_r`` over the R who vote, ``(B, L, *S)``, float32."""
-        weights = self.votes.log().view(1, -1, *[1] * (heads.ndim - 2))  # -inf of who does not vote
+        scores = heads.float().log_softmax(2).flatten(2) + self.votes.log().view(1, -1, 1)  # -inf of who does not vote
         voters = self.votes.sum()
-        return voters * ((heads.float().log_softmax(2) + weights).logsumexp(1) - voters.log())
+        return voters * (scores.logsumexp(1) - voters.log()).view_as(heads[:, 0])
+
+
+def heads_of(
+    network: Callable[..., nn.Module],
+    num_annotators: int,
+    voters: Sequence[int] | None = None,
+    *,
+    out_channels: int,
+    **options: Any,
+) -> AnnotatorHeads:
+    """A network of some kind with a head for each annotator, for configurations that say what a network is made of.
+
+    Args:
+        network: a class, or a function, of networks that takes ``out_channels``, such as MONAI's ``UNet``.
+        num_annotators: R.
+        voters: see :class:`AnnotatorHeads`.
+        out_channels: L, of what comes out.
+        options: what else the network is made of.
+
+    Example:
+        >>> from monai.networks.nets import UNet
+        >>> options = dict(spatial_dims=2, in_channels=1, out_channels=2, channels=(4, 8), strides=(2,))
+        >>> heads_of(UNet, 3, **options)(torch.rand(4, 1, 8, 8)).shape
+        torch.Size([4, 2, 8, 8])
+    """
+    return AnnotatorHeads(network(out_channels=num_annotators * out_channels, **options), num_annotators, voters)
 
 
 class CoupledModel(nn.Module):

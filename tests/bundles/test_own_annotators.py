@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ckpt_export
 
 from medcoarse.bundle_files import serve
 from medcoarse.cli.main import main
@@ -111,15 +111,54 @@ def test_heads_are_trained_reviewed_and_applied(volumes, tmp_path):
     assert main(text(*words, volumes / "masks")) == 0
     weights = torch.load(tmp_path / "run" / "models" / "model.pt", weights_only=True)
     assert all(name.startswith(("network.", "votes")) for name in weights)
-    assert main(text("predict", tmp_path / "run", volumes / "images", "--output_dir", tmp_path / "seg")) == 0
     image = nib.load(volumes / "images" / "case0.nii.gz")
-    assert nib.load(tmp_path / "seg" / "case0.nii.gz").shape == image.shape[:3]
+    assert main(text("predict", tmp_path / "run", volumes / "images", "--output_dir", tmp_path / "seg")) == 0
+    segmented = nib.load(tmp_path / "seg" / "case0.nii.gz")
+    assert segmented.shape == image.shape[:3]
     assert main(text("report", tmp_path / "run")) == 0
     found = json.loads((tmp_path / "run" / "output" / "annotators.json").read_text())
     assert {"Ada", "Max"} <= set(json.dumps(found).replace('"', " ").split())
     assert (
         main(text("report", tmp_path / "run", "--cases", volumes / "images", "--output_dir", tmp_path / "cases")) == 0
     )
+    configs = tmp_path / "run" / "configs"
+    ckpt_export(  # what MONAI Deploy runs is the vote as well
+        "network_def",
+        str(tmp_path / "model.ts"),
+        str(tmp_path / "run" / "models" / "model.pt"),
+        str(configs / "metadata.json"),
+        str(configs / "inference.json"),
+    )
+    inference = ConfigParser(
+        ConfigParser.load_config_file(configs / "inference.json") | {"bundle_root": str(tmp_path / "run")}
+    )
+    network = inference.get_parsed_content("network_def")
+    network.load_state_dict(weights)
+    patch = torch.rand(1, 1, 16, 16, 16)
+    torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(patch), network(patch))
+    assert network(patch).shape[1] == 2
+
+
+def test_heads_are_served_to_monai_label_and_learn_from_a_reader_there(volumes, tmp_path):
+    """The vote of those who drew before goes on; it is what a reader sees and corrects."""
+    words = ["train", volumes / "images", by_one_each(volumes, tmp_path / "drawings"), "--output_dir", tmp_path / "run"]
+    assert main(text(*words, "--annotators", "--mapping", "dense", "--class_names", "box", "--epochs", 3)) == 0
+    image, drawn = volumes / "images" / "case0.nii.gz", tmp_path / "case0.nii.gz"
+    assert main(text("predict", tmp_path / "run", image, "--output_dir", tmp_path / "seg")) == 0
+    served = serve(tmp_path / "run", tmp_path / "model", iterations_per_epoch=1, batch_size=1)
+    segmented = np.asarray(nib.load(tmp_path / "seg" / "case0.nii.gz").dataobj)
+    np.testing.assert_array_equal(label_double.segment(served, image).T, segmented)
+    before = torch.load(served / "models" / "model.pt", weights_only=True)
+    strokes = np.choose(volume(0)[2], [0, 3, 0, 2]).astype(np.uint8)
+    nib.save(nib.Nifti1Image(strokes, nib.load(image).affine), drawn)
+    label_double.train(served, [{"image": str(image), "label": str(drawn)}] * 2, max_epochs=1, val_split=0.5)
+    after = torch.load(served / "models" / "model.pt", weights_only=True)
+    assert before.keys() == after.keys()
+    learned = [name for name in before if not torch.equal(before[name], after[name])]
+    assert learned
+    steps = max((before[name] - after[name]).abs().max().item() for name in learned)
+    assert steps < 0.05  # from the weights that are served, not from new ones
+    label_double.segment(served, image)
 
 
 def test_who_drew_none_of_the_images_that_are_trained_on_has_no_vote(volumes, tmp_path):

@@ -173,6 +173,7 @@ def test_as_torchscript():
     model = heads(3, 2).eval()
     image = torch.rand(1, 1, 8, 8)
     assert torch.allclose(torch.jit.trace(model, image)(image), model(image), atol=1e-6)
+    assert torch.allclose(torch.jit.script(model)(image), model(image), atol=1e-6)
 
 
 @pytest.mark.parametrize(
