@@ -117,12 +117,12 @@ def _section(content: Any, section: str, path: Path) -> list[Item]:
 def _absolute(entry: Item, folder: Path, path_keys: Sequence[str] | None) -> Item:
     """A copy of ``entry`` with its file names joined to ``folder``, without keys of files that name none.
 
-    Null in a list stays: of several people that one drew nothing.
+    Null in a list stays, and "" becomes it: of several people that one drew nothing.
     """
 
     def join(value: Any) -> Any:
         if isinstance(value, list) and all(isinstance(v, str | None) for v in value):
-            return [join(v) for v in value]
+            return [join(v) or None for v in value]
         return os.path.normpath(folder / value) if isinstance(value, str) and value else value
 
     def holds_files(key: str) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from monai.transforms import EnsureChannelFirstd
 
+from medcoarse.assignment import ANNOTATORS_KEY
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError, Item, load_datalist, raise_problems, verify_datalist
-from medcoarse.inspection import count, files_of
+from medcoarse.inspection import count
 from medcoarse.planning import WHOLE_RATIO, factors
 from medcoarse.planning import block_size as block_size  # the bundle calls it
 from medcoarse.planning import num_heads as planned_heads
@@ -65,7 +66,18 @@ def section_items(datalist: str | Path, section: str) -> list[Item]:
     chosen = section_of(datalist, section)
     if chosen != section:
         logger.warning("%s has no %s items: the %s items are used instead", datalist, section, chosen)
-    return load_datalist(datalist, chosen)
+    return _items(datalist, chosen)
+
+
+def _items(datalist: str | Path, section: str) -> list[Item]:
+    """Items of a section; of several people's drawings those that there are, and who made these."""
+    items = load_datalist(datalist, section)
+    for item in items:
+        files, names = item.get("drawing"), item.get(ANNOTATORS_KEY)
+        if isinstance(files, list) and isinstance(names, list) and len(files) == len(names):
+            made = [(file, name) for file, name in zip(files, names, strict=True) if file is not None]
+            item["drawing"], item[ANNOTATORS_KEY] = ([pair[part] for pair in made] for part in (0, 1))
+    return items
 
 
 def some_items(items: Sequence[Item], number: int | None = None, seed: int = 0) -> list[Item]:
@@ -116,11 +128,11 @@ def reported_items(datalist: str | Path, images: Sequence[str | Path | Sequence[
         SystemExit: there are none.
     """
     if not images:
-        found = load_datalist(datalist, "test") if "test" in _present(datalist) else []
+        found = _items(datalist, "test") if "test" in _present(datalist) else []
         if not found:
             raise SystemExit(f"{datalist} has no test items; pass images to report on, as --cases \"['a.nii.gz']\"")
         return found
-    known = {_place(item["image"]): item for name in _present(datalist) for item in load_datalist(datalist, name)}
+    known = {_place(item["image"]): item for name in _present(datalist) for item in _items(datalist, name)}
     plain = [str(image) if isinstance(image, str | Path) else list(image) for image in images]
     return [known.get(_place(image), {"image": image}) for image in plain]
 
@@ -157,7 +169,7 @@ def calibrating_items(datalist: str | Path, reported: Sequence[Item]) -> list[It
         >>> calibrating_items(path, [])
         []
     """
-    listed = load_datalist(datalist, "validation") if "validation" in _present(datalist) else []
+    listed = _items(datalist, "validation") if "validation" in _present(datalist) else []
     taken = {_place(item["image"]) for item in reported}
     for key in ("label", "drawing"):
         found = [item for item in listed if item.get(key) and _place(item["image"]) not in taken]
@@ -263,14 +275,14 @@ def prepare_drawings(
     """
     try:
         path = Path(datalist) if datalist else draw() / "datalist.json"
-        sections = {name: load_datalist(path, name) for name in _present(path)}
+        sections = {name: _items(path, name) for name in _present(path)}
         verify_annotators(sections, annotators)
         SpreadBackgroundd("positive", spread_background)  # refuses what is no ratio
         read = _reading(annotators, mapping, num_classes, class_names, reading)
         names = _names(num_classes, class_names)
         placing = {"resample": reading.get("resample", False), "allow_missing_keys": True}
         read_mask = LoadMaskd("label", num_classes, names, binary_labels, **placing)
-        options = (supervision, loops, spread_background)
+        options = (supervision, loops, spread_background, annotators)
         verify_drawings(sections, read, read_mask, spatial_dims, in_channels, names, *options)
     except (ValueError, FileExistsError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
@@ -315,14 +327,18 @@ def verify_annotators(sections: Mapping[str, Sequence[Item]], annotators: Sequen
         return
     for item in (item for items in sections.values() for item in items if item.get("drawing")):
         files, names = item["drawing"], item.get("annotators", [])
-        if not isinstance(files, list) or len(files) != len(names) or not set(names) <= set(annotators):
+        fitting = isinstance(files, list) and isinstance(names, list) and len(files) == len(names)
+        if not fitting or any(name not in annotators for name in names):
             raise DataError(
                 f"{item['image']}: who drew it is {names}; list its drawings, and as many of the annotators "
                 f"{list(annotators)} under 'annotators'"
             )
-    drew = {name for item in sections.get("training", ()) for name in item.get("annotators", [])}
-    idle = [name for name in annotators if name not in drew]
-    if idle:
+    _require_busy(annotators, {name for item in sections.get("training", ()) for name in item.get("annotators", [])})
+
+
+def _require_busy(annotators: Sequence[str], drew: Collection[str]) -> None:
+    """Who has nothing to be learned from must not vote, and cannot be told anything about."""
+    if idle := [name for name in annotators if name not in drew]:
         raise DataError(
             f"no training image was drawn by {', '.join(map(repr, idle))}; take them off the annotators, or add one"
         )
@@ -387,6 +403,7 @@ def verify_drawings(
     supervision: str = "strokes",
     loops: bool = False,
     spread: float = 0.0,
+    annotators: Sequence[str] = (),
 ) -> dict[str, int]:
     """Verify images, labels and drawings; count what was drawn for training, before more background is read into it.
 
@@ -394,7 +411,8 @@ def verify_drawings(
         Voxels drawn of each class in the training items, by name.
 
     Raises:
-        DataError: files that are damaged or do not fit, items without what is learned from, a class that nothing shows.
+        DataError: files that are damaged or do not fit, items without what is learned from, a class that nothing shows,
+            an annotator in whose drawings there is nothing.
     """
     needed = {"dense": ["label"], "semi": ["drawing", "label"]}.get(supervision, ["drawing"])
     training = sections.get("training", ())
@@ -405,12 +423,14 @@ def verify_drawings(
     if supervision == "semi" and not any(item.get("label") for item in training):
         raise DataError("no training item has a 'label'; add masks, or learn from drawings alone (supervision strokes)")
     for item in chain.from_iterable(sections.values()):
-        for file in files_of(item, "image"):
-            require_one_series(Path(file))
+        files = item.get("image")
+        for file in files if isinstance(files, list) else [files]:
+            if isinstance(file, str):  # what is no name of a file is said with all else that is wrong
+                require_one_series(Path(file))
     verify_datalist(sections, label_keys=(), mask_keys=(), allow_missing_annotation=True, num_threads=1)
     load, channel_first = LoadImageOrSeriesd("image"), EnsureChannelFirstd("image")  # Compose would bury what is wrong
     counts, masked, background_read, losing = np.zeros(256, np.int64), np.zeros(256, np.int64), 0, list[float]()
-    problems = list[str]()
+    problems, drew = list[str](), np.zeros(len(annotators), bool)
     for name, items in sections.items():
         for item in items:
             try:
@@ -427,6 +447,7 @@ def verify_drawings(
                 continue
             if name == "training":
                 counts += np.bincount(drawn.ravel(), minlength=256)
+                drew |= (drawn != UNLABELED).reshape(len(drawn), -1).any(1) if annotators else drew
             if name == "training" and supervision != "dense":
                 spacing = spacing_of(image["image"], None)
                 for one in drawn:
@@ -434,6 +455,7 @@ def verify_drawings(
                     background_read += int((spread_background(filled, spacing, spread) == 0).sum())
                     losing += losing_ratios(filled if loops else one, spacing) if spread else []
     raise_problems(problems, count(sum(map(len, sections.values())), "item"))
+    _require_busy(annotators, [name for name, some in zip(annotators, drew, strict=True) if some])
     found = dict(zip(class_names, counts[: len(class_names)].tolist(), strict=True))
     learned = counts + masked if supervision == "semi" else counts
     nothing = [name for name, number in zip(class_names, learned, strict=False) if number == 0]

@@ -34,6 +34,9 @@ BYTES_PER_VOXEL = 3000
 BYTES_PER_ENTRY = 15
 """Of a confusion matrix at every voxel, forward and backward, 32 bit; 9 to 13 were measured (bundles/drawings/docs)."""
 
+BYTES_PER_CHANNEL = 45
+"""Of a head's class scores, forward and backward, 32 bit; half of it was measured forward."""
+
 _EVEN = 10
 """Two zones alike gained nothing by balance; four classes of tumours and eleven of streets much."""
 
@@ -44,8 +47,8 @@ _MAX_POOLINGS = 4
 _SMALLEST_SIDE = 4
 _STEPS = 2000
 _SIDES = (
-    "left right lt rt links rechts linke rechte linker rechter linkes rechtes sin dex sinister dexter sinistra dextra "
-    "sinistro destro destra gauche droite droit izquierda izquierdo derecha derecho"
+    "left right lt rt lh rh dx sx links rechts linke rechte linker rechter linkes rechtes sin dex sinister dexter "
+    "sinistra dextra sinistro destro destra gauche droite droit izquierda izquierdo derecha derecho"
 )
 _PATCHES_PER_EPOCH = 64
 _MOST_VOXELS = {(2, False): 256 * 256, (2, True): 512 * 512, (3, False): 64 * 64 * 32, (3, True): 96**3}
@@ -97,6 +100,7 @@ def make_plan(
     num_classes: int = 2,
     num_annotators: int = 1,
     ram_gb: float | None = None,
+    num_heads: int = 0,
 ) -> Plan:
     """Settings of the bundle `drawings` for a set of images.
 
@@ -108,6 +112,7 @@ def make_plan(
         num_classes: L, background included.
         num_annotators: whose drawings are kept apart; of several, blocks of voxels that they look at are planned too.
         ram_gb: main memory that is free; of it at most half is planned to keep images in. None plans nothing of it.
+        num_heads: of the segmenter, see the function of that name.
 
     Raises:
         ValueError: no images, or some with two axes and some with three.
@@ -126,7 +131,8 @@ def make_plan(
     shape, steps = usual_shape(facts, resampled_to)
     matrices = BYTES_PER_ENTRY * num_annotators * num_classes**2
     fine = num_annotators > 1 and 2 * matrices <= BYTES_PER_VOXEL
-    most_voxels = memory_gb * 1e9 / (BYTES_PER_VOXEL + matrices * fine)
+    heads = BYTES_PER_CHANNEL * num_heads * num_classes
+    most_voxels = memory_gb * 1e9 / (BYTES_PER_VOXEL + heads + matrices * fine)
     voxels = min(_MOST_VOXELS[dims, gpu], int(most_voxels / 2))
     sides = fitting_box(shape, steps, voxels)
     strides = choose_strides(sides, steps)
@@ -247,40 +253,53 @@ def balance(drawn: Sequence[int]) -> tuple[float, str]:
 
 
 def mirrored_axes(class_names: Sequence[str], orientation: str | None = None) -> tuple[list[int], str]:
-    """Along which axes images are mirrored for training, and why: along the first, unless names of classes tell sides.
+    """Along which axes images are mirrored for training, and why: left and right, or along the first axis where nobody
+    knows which that is; none where names of classes tell sides.
 
     Args:
         class_names: background too.
         orientation: of the images, where it is known.
 
     Example:
-        >>> mirrored_axes(["background", "kidney"])[0], mirrored_axes(["background", "kidney, left"])[0]
-        ([0], [])
+        >>> mirrored_axes(["background", "kidney"], "PIR")[0], mirrored_axes(["background", "kidney, left"])[0]
+        ([2], [])
     """
-    sided = [name for name in class_names if tells_side(name)]
-    if sided:
+    if sided := sided_names(class_names):
         return [], f"images are not mirrored, for {sided[0]!r} is of one side; --flip_axes 0 mirrors the first axis"
-    line = (
-        ("left and right", "front and back", "head and feet")[lines_of(orientation)[0]] if orientation else "the first"
-    )
-    return [0], (
-        f"every second patch is mirrored along axis 0 ({line}), and so does not tell that side from the other; where "
-        "that matters pass --flip_axes none"
+    axis = lines_of(orientation).index(0) if orientation else 0
+    line = "left and right" if orientation else "the first"
+    return [axis], (
+        f"every second patch is mirrored along axis {axis} ({line}), and so does not tell that side from the other; "
+        "where that matters pass --flip_axes none"
     )
 
 
-def tells_side(name: str) -> bool:
-    """Whether a name says left or right, as a word or as the letter l or r before or behind it.
+def sided_names(names: Sequence[str]) -> list[str]:
+    """Names that say left or right: as a word, as the letter l or r before or behind it, or because another differs
+    from it by l and r alone.
 
     Example:
-        >>> [tells_side(name) for name in ("Left kidney", "kidney_r", "LKidney", "linke Niere", "L3", "leftover")]
-        [True, True, True, True, False, False]
+        >>> sided_names(["Left kidney", "kidney_r", "LKidney", "linke Niere", "L3", "leftover", "lh.cortex"])
+        ['Left kidney', 'kidney_r', 'LKidney', 'linke Niere', 'lh.cortex']
+        >>> sided_names(["Hippocampus_L_ant", "Hippocampus_R_ant", "stem"])
+        ['Hippocampus_L_ant', 'Hippocampus_R_ant']
     """
+    return [name for name in names if _tells_side(name) or any(_mirror_each_other(name, other) for other in names)]
+
+
+def _tells_side(name: str) -> bool:
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)  # kidneyL, LKidney
     words = [word.casefold() for word in re.findall(r"[^\W_]+", apart)]
     return not set(_SIDES.split()).isdisjoint(words) or (
         len(words) > 1 and not {"l", "r"}.isdisjoint((words[0], words[-1]))
     )
+
+
+def _mirror_each_other(one: str, other: str) -> bool:
+    """Lkidney and Rkidney."""
+    pairs = zip(one.casefold(), other.casefold(), strict=False)
+    apart = [{first, second} for first, second in pairs if first != second]
+    return len(one) == len(other) and apart == [{"l", "r"}]
 
 
 def factors(strides: Sequence[int | Sequence[int]], spatial_dims: int) -> list[int]:

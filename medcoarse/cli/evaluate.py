@@ -5,10 +5,13 @@ have 0 and 255 and no other value, in whatever format, they are binary and 255 i
 The same goes for the segmentations.
 
 Segments (3D Slicer's, DICOM SEG, ...) are matched by name. They keep their numbers if these mean the same in all files;
-otherwise names are numbered in their order, which is said, and a label map beside them is refused without
---class_names. Two files of segments are compared within the smallest box that holds both, as nobody knows how large
-the image is: there specificity, pixel accuracy and all scores of background depend on how tightly the files were cut;
-Dice, IoU, sensitivity and precision of structures do not.
+otherwise names are numbered in their order, which is said. A label map is read by the names in labels.txt, where
+PREDICTIONS has it (`medcoarse predict` writes it), or by --class_names. Without them it is read by the numbers of the
+segments beside it, which is said, or refused if these do not mean the same in all files.
+
+Two files of segments are compared within the smallest box that holds both, as nobody knows how large the image is:
+there specificity, pixel accuracy and all scores of background depend on how tightly the files were cut; Dice, IoU,
+sensitivity and precision of structures do not.
 
 Scores go to the screen, and to scores.json and scores.csv: Dice, IoU, sensitivity, specificity and precision of every
 class and image; their mean over images, which leaves out images where a score is undefined; and of the voxels of all
@@ -31,12 +34,13 @@ from typing import Any
 
 import numpy as np
 
-from medcoarse.cli.files import find_drawings, listed, match
+from medcoarse.cli.files import NAMES_FILE, find_drawings, listed, match
 from medcoarse.cli.label_maps import Shown, binary_of, common_grid, look, name_classes, on_grid, read_labels
 from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
 from medcoarse.files import write_atomically, write_json
 from medcoarse.readers.drawing import Grid
+from medcoarse.readers.itksnap import read_label_descriptions
 from medcoarse.writers.formats import stem_of
 
 EXAMPLES = """examples:
@@ -76,7 +80,9 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"{'; '.join(alone)}; pass --partial to leave them out")
     shown = look([*pairs, *pairs.values()])
     binary = binary_of([pairs.keys(), pairs.values()], shown)
-    classes = name_classes(shown, binary, options.class_names)
+    described = [] if options.class_names else _described(options.predictions)
+    named_by = NAMES_FILE if described else "--class_names"
+    classes = name_classes(shown, binary, options.class_names or described, named_by)
     table = scores(pairs, binary, classes.names, options.include_background, options.surface)
     output = Path(options.output_dir or options.predictions)
     write_json(output / "scores.json", table)
@@ -89,6 +95,15 @@ def run(options: argparse.Namespace) -> int:
     print("\n".join([*said, _page(table, options.include_background)]))
     print(f"written to {output / 'scores.json'} and scores.csv")
     return 0
+
+
+def _described(folder: str) -> list[str]:
+    """The names of classes, background first, that `medcoarse predict` left beside label maps; none elsewhere."""
+    file = Path(folder) / NAMES_FILE
+    if not file.is_file():
+        return []
+    found = read_label_descriptions(file)
+    return [found.get(number, str(number)) for number in range(max(found, default=0) + 1)]
 
 
 def scores(

@@ -27,7 +27,7 @@ from medcoarse.grids import Facts
 from medcoarse.inspection import PIL_SUFFIXES
 from medcoarse.readers.claims import KINDS, PRESETS, drawn_names, folded
 from medcoarse.readers.dicom import first_image, read_tags, require_one_series
-from medcoarse.readers.drawing import Grid, as_affine
+from medcoarse.readers.drawing import Grid, as_affine, checked_affine
 from medcoarse.readers.formats import is_series, read_drawing
 from medcoarse.transforms.array import spacing_of
 from medcoarse.transforms.dictionary import MergeStrokesd
@@ -49,7 +49,7 @@ class Classes:
         names: of the classes, background first.
         mapping: value or name -> [class, "positive" or "negative"], or None; see `LoadCoarseAnnotationd`.
         said: how the mapping was found, in words.
-        silent: drawings in which nothing is drawn, by name.
+        silent: drawings in which nothing is drawn.
         blank: images with one value everywhere, by name.
         loops: slices with strokes of a class, and how many of them have a closed line of background round them.
         losing: of each image, at which ratios its strokes would be called background; see
@@ -62,7 +62,7 @@ class Classes:
     names: list[str]
     mapping: Table
     said: str
-    silent: tuple[str, ...] = ()
+    silent: tuple[Path, ...] = ()
     blank: tuple[str, ...] = ()
     loops: tuple[int, int] = (0, 0)
     losing: Mapping[Path, Sequence[float]] = field(default_factory=dict)
@@ -93,6 +93,7 @@ def _load(path: Path) -> MetaTensor:
         loaded = EnsureChannelFirstd("image")(LoadImageOrSeriesd("image")({"image": str(path)}))
         image = cast(MetaTensor, loaded["image"])
         require_intensities(image, path)
+        checked_affine(path, as_affine(image.affine.cpu().numpy()))
     except DataError as error:
         raise CommandError(str(error)) from None
     except Exception as error:  # the readers' libraries promise no types, and may quote a header
@@ -377,7 +378,7 @@ def _check_drawings(
     read_mask = LoadMaskd("file", number, classes.names, classes.binary_masks, resample=resample)
     merge = MergeStrokesd(num_classes=number, allow_missing_keys=True)
     values = _Values(number)
-    silent, problems, loops, crossed = list[str](), list[str](), (0, 0), np.zeros((number, number), np.int64)
+    silent, problems, loops, crossed = list[Path](), list[str](), (0, 0), np.zeros((number, number), np.int64)
     seen, masked = {path: Counter[int]() for path in pairs}, dict[Path, Mapping[int, int]]()
     losing: dict[Path, list[float]] = {path: [] for path in pairs}
     for path, drawings in tqdm(pairs.items(), "reading drawings", leave=False, disable=None):
@@ -389,7 +390,7 @@ def _check_drawings(
                 problems.append(str(error))
                 continue
             if all((np.asarray(maps[kind]) == UNLABELED).all() for kind in KINDS if kind in maps):
-                silent.append(drawing.name)
+                silent.append(drawing)
             if "positive" in maps:
                 values.add(np.asarray(image)[0], np.asarray(maps["positive"])[0])
             strokes = np.asarray(merge(maps)["strokes"])[0]

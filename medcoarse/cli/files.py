@@ -13,6 +13,9 @@ from medcoarse.readers.dicom import is_dicom
 from medcoarse.readers.formats import format_of, is_series
 from medcoarse.writers.formats import IMAGE_SUFFIXES, stem_of
 
+NAMES_FILE = "labels.txt"
+"""Beside label maps, what their values are called."""
+
 _LISTED = 5
 _LEAVE_OUT = "pass --partial to leave them out"
 _JOINED = (

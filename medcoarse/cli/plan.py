@@ -94,20 +94,22 @@ def write_plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any])
         )
         scored = [] if options.learn_labels else labels
         sections = split(patients, share(options), options.seed, scored, options.validation is not None)
-        _require_drawn(classes, sections["training"], options.learn_labels)
+        drawn = _without_silent(drawn, classes.silent) if options.annotators else drawn
+        remedy = _remedy(options)
+        _require_drawn(classes, sections["training"], options.learn_labels, remedy)
         if options.learn_labels and not any(image in labels for image in sections["training"]):
             raise CommandError(
-                "--learn_labels: no image to train on has a mask; add masks of some to --labels, or pass "
-                "another --seed, or --validation 0"
+                f"--learn_labels: no image to train on has a mask; add masks of some to --labels, or {remedy}"
             )
-        given = {
+        given: dict[str, Any] = {
             "supervision": "semi" if options.learn_labels else "strokes",
             "binary_labels": classes.binary_masks,
-            "annotators": _annotators(drawn, sections["training"]),
+            "annotators": _annotators(drawn, sections["training"], remedy),
         }
+        heads, why = _heads(drawn, sections["training"], facts, classes, given, options.loops)
+        given |= {"num_heads": heads}
         settings, reasons = _decided(options, facts, classes, sections["training"], given)
-        heads, why = _heads(drawn, sections["training"], facts, classes, settings)
-        settings, reasons = settings | {"num_heads": heads}, reasons | ({"num_heads": why} if why else {})
+        reasons |= {"num_heads": why} if why else {}
         for line in _said(classes, patients, labels, sections, settings, reasons):
             print(line)
         if not sections["validation"]:
@@ -143,18 +145,37 @@ def _draft(out: Path) -> Path:
     return draft
 
 
-def _annotators(drawn: Mapping[Path, Mapping[str, Path]], training: Sequence[Path]) -> list[str]:
+def _remedy(options: argparse.Namespace) -> str:
+    """What brings an image that is validated on among those to train on."""
+    if not options.labels or options.learn_labels:
+        return "pass another --seed, or --validation 0"
+    return "leave masks of these out of --labels, for images with masks are validated on first, or pass --validation 0"
+
+
+def _without_silent(drawn: Mapping[Path, Mapping[str, Path]], silent: Collection[Path]) -> dict[Path, dict[str, Path]]:
+    """Who drew nothing on an image has not drawn it, where somebody else has."""
+    names = {name for by in drawn.values() for name in by}
+    if idle := names - {name for by in drawn.values() for name, file in by.items() if file not in silent}:
+        raise CommandError(
+            f"{', '.join(sorted(idle))}: nothing is drawn in any file; leave the folder out, or correct --mapping or "
+            "--background"
+        )
+    found = {}
+    for image, by in drawn.items():
+        found[image] = {name: file for name, file in by.items() if file not in silent} or dict(by)
+    return found
+
+
+def _annotators(drawn: Mapping[Path, Mapping[str, Path]], training: Sequence[Path], remedy: str) -> list[str]:
     """Their names; none unless they are kept apart."""
     names = sorted({name for by in drawn.values() for name in by if name})
     learned = {name for image in training for name in drawn[image]}
     if idle := [name for name in names if name not in learned]:
-        raise CommandError(
-            f"{', '.join(idle)}: drew only images to validate on; pass another --seed, or --validation 0"
-        )
+        raise CommandError(f"{', '.join(idle)}: drew only images to validate on; {remedy}")
     return names
 
 
-def _require_drawn(classes: Classes, training: Sequence[Path], masks_too: bool) -> None:
+def _require_drawn(classes: Classes, training: Sequence[Path], masks_too: bool, remedy: str) -> None:
     """Every class, background too, has to be drawn on an image to train on, or shown by a mask that is learned from."""
     masked = classes.masked if masks_too else {}
     shown = {image: {*own, *masked.get(image, ())} for image, own in classes.drawn.items()}
@@ -170,7 +191,7 @@ def _require_drawn(classes: Classes, training: Sequence[Path], masks_too: bool) 
         if number not in learned:
             raise CommandError(
                 f"{name}: is drawn{or_masked} only on images to validate on ({listed(images)}); correct the drawing if "
-                "that is a slip, or pass another --seed, or --validation 0"
+                f"that is a slip, or {remedy}"
             )
 
 
@@ -189,7 +210,7 @@ def _decided(
     gpu = torch.cuda.is_available()
     memory = options.device_memory or (torch.cuda.get_device_properties(0).total_memory / 1e9 if gpu else 4.0)
     sizes = (len(training), len(classes.names), len(given["annotators"]))
-    plan = make_plan(facts, gpu, memory, *sizes, free_memory_gb())
+    plan = make_plan(facts, gpu, memory, *sizes, free_memory_gb(), given["num_heads"])
     settings, reasons = {**plan.settings, **_settings(options, classes), **given}, dict(plan.reasons)
     texts = ("class_names", "annotators", "mapping", "dataset_dir")
     require_text("names of classes, segments, annotators and folders", [settings[key] for key in texts])
@@ -255,16 +276,17 @@ def _heads(
     training: Sequence[Path],
     facts: Facts,
     classes: Classes,
-    settings: Mapping[str, Any],
+    given: Mapping[str, Any],
+    loops: bool,
 ) -> tuple[int, str]:
     """How many heads the segmenter gets, and why; none beside masks or loops, which were not tried with them."""
     from medcoarse.planning import num_heads
 
-    if settings["supervision"] == "semi" or settings.get("loops"):
+    if given["supervision"] == "semi" or loops:
         return 0, ""
     sizes = dict(zip(drawn, map(math.prod, facts.shapes), strict=True))
     ratios = [sum(classes.drawn[image].values()) / (sizes[image] * len(drawn[image])) for image in training]
-    return num_heads(len(settings["annotators"]), len(classes.names), statistics.fmean(ratios))
+    return num_heads(len(given["annotators"]), len(classes.names), statistics.fmean(ratios))
 
 
 def without_warmup(epochs: int) -> str:
@@ -356,7 +378,7 @@ def _said(
         shown = [image for image, own in classes.drawn.items() if number in own]
         if len(shown) == 1 < sum(map(bool, classes.drawn.values())) - 1:
             lines += [f"  {name} IS DRAWN IN {shown[0].name} ALONE: a slip, if that is not what you meant"]
-    lines += [f"  NOTHING IS DRAWN in {listed([Path(name) for name in classes.silent])}"] if classes.silent else []
+    lines += [f"  NOTHING IS DRAWN in {listed(list(classes.silent))}"] if classes.silent else []
     lines += [f"  ONE VALUE EVERYWHERE in {listed([Path(name) for name in classes.blank])}"] if classes.blank else []
     lines += _said_of_loops(*classes.loops, settings["loops"])
     lines += [f"  {key!s} -> {'nothing drawn' if claim is None else claim}" for key, claim in classes.mapping.items()]

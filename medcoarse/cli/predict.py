@@ -3,6 +3,9 @@
 IMAGES are files, folders of files, and DICOM series (folders). Segmentations get the names and the geometry of the
 images. DICOM series give DICOM SEG, pictures PNG, anything else NIfTI, unless --format says otherwise. A bundle that
 was trained on files of channels (case1_0000.nii.gz, case1_0001.nii.gz, ...) takes such, and segments case1.
+
+labels.txt beside label maps says what their values are called: to ITK-SNAP (Segmentation, Import Label Descriptions),
+and to `medcoarse evaluate`.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Any
 
 from medcoarse.cli.bundle import class_names_of, config_of, require_text
 from medcoarse.cli.channels import files_of, join_channels
-from medcoarse.cli.files import find_images, new_folder
+from medcoarse.cli.files import NAMES_FILE, find_images, new_folder
 from medcoarse.cli.main import CommandError, in_one_line
 from medcoarse.inspection import PIL_SUFFIXES
 from medcoarse.readers.dicom import require_one_series
@@ -64,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
     ]
 
     from medcoarse.transforms.saved import SaveSegmentationd  # takes seconds
+    from medcoarse.writers.itksnap import write_label_descriptions
 
     algorithm = _algorithm(bundle, weights)
     root = Path(options.images[0]) if len(options.images) == 1 and Path(options.images[0]).is_dir() else None
@@ -76,6 +80,8 @@ def run(options: argparse.Namespace) -> int:
     _require_different({image: savers[suffix].path_of(str(image)) for image, suffix in jobs})
     _require_device(options.device)
     new_folder(options.output_dir, options.overwrite)
+    if not options.probabilities and any(suffix not in (".dcm", ".seg.nrrd") for _, suffix in jobs):
+        write_label_descriptions(Path(options.output_dir) / NAMES_FILE, names)
     segment = make_segmenter(bundle, content, options.probabilities, options.device)
     seen = _planned(bundle).get("slice_spacings")
     failed = 0

@@ -64,6 +64,8 @@ def understand_strokes(
     Raises:
         CommandError: a mapping that does not fit the drawings.
     """
+    if class_names and (len(class_names) < 2 or len(set(class_names)) != len(class_names)):
+        raise CommandError(f"--class_names must be different names, background first, got {' '.join(class_names)}")
     found = set[str]().union(*(one.names if one.segments else map(str, one.values) for one in shown.values()))
     named = any(one.segments for one in shown.values())
     classes = find_classes(found, named, mapping, background, class_names[1:] if class_names else None)

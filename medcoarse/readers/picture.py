@@ -61,7 +61,11 @@ def read_bmp(path: str | os.PathLike[str], reference: Grid | None = None) -> Dra
 def require_upright(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Refuse a picture that viewers turn or mirror when they show it, so that what is drawn on it lies elsewhere.
 
-    Pillow turns TIFF by itself.
+    Of TIFF too: Pillow turns it by itself, but not all kinds of it rightly.
+
+    Args:
+        image: opened, and not yet loaded.
+        path: is named in the error.
 
     Raises:
         DataError: its EXIF orientation is not 1.
@@ -70,7 +74,7 @@ def require_upright(image: Image.Image, path: str | os.PathLike[str]) -> None:
         >>> require_upright(Image.new("L", (3, 2)), "a.png")
     """
     try:
-        turn = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+        turn = image.getexif().get(_ORIENTATION, 1)
     except (
         SyntaxError,
         struct.error,

@@ -140,11 +140,24 @@ def make_segmentation(
     checked = _probabilities(array, len(names)) if probabilities else _labels(array, len(names))
     shape = checked.shape[1:] if probabilities else checked.shape
     place = None if affine is None else np.asarray(affine, dtype=np.float64)
-    segments = tuple(
+    return Segmentation(checked, Grid(shape, place), segments_of(names, codes, colours))
+
+
+def segments_of(
+    class_names: Sequence[str],
+    codes: Mapping[str, Any] | None = None,
+    colours: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[Segment, ...]:
+    """The classes from 1 on, see `make_segmentation`.
+
+    Example:
+        >>> [segment.type.meaning for segment in segments_of(["background", "liver", "shadow"])]
+        ['Liver', 'Tissue']
+    """
+    return tuple(
         Segment(number, name, _colour(number, (colours or {}).get(name)), *_codes(name, (codes or {}).get(name)))
-        for number, name in enumerate(names[1:], 1)
+        for number, name in enumerate(class_names[1:], 1)
     )
-    return Segmentation(checked, Grid(shape, place), segments)
 
 
 def labels_only(segmentation: Segmentation, format: str) -> NDArray[Any]:

@@ -46,7 +46,10 @@ def test_planned_trained_and_predicted(tmp_path: Path, capfd: pytest.CaptureFixt
     assert "mean_dice" in json.loads((tmp_path / "run" / "output" / "metrics.json").read_text())["validation"][-1]
     words = text("predict", tmp_path / "run", tmp_path / "images", "--output_dir", tmp_path / "out")
     assert main(words) == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"case{k}.nii.gz" for k in range(3)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *(f"case{k}.nii.gz" for k in range(3)),
+        "labels.txt",
+    ]
     found = nib.load(tmp_path / "out" / "case0.nii.gz")
     assert found.shape == volume(0)[1].shape
     np.testing.assert_allclose(found.affine, OBLIQUE, atol=1e-5)
@@ -81,7 +84,10 @@ def test_channels_that_differ_by_rounding_and_in_format(tmp_path: Path) -> None:
     assert main(train_words(tmp_path, "--epochs", 1)) == 0
     words = text("predict", tmp_path / "run", tmp_path / "images", "--output_dir", tmp_path / "out")
     assert main(words) == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"case{k}.nii.gz" for k in range(3)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *(f"case{k}.nii.gz" for k in range(3)),
+        "labels.txt",
+    ]
 
 
 def test_channels_that_are_dicom_series(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

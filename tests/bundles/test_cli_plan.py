@@ -483,6 +483,54 @@ def test_a_class_that_is_drawn_on_one_image(tmp_path: Path, capfd: pytest.Captur
     assert main([*words, "--validation", "0"]) == 0
 
 
+def test_where_masks_decide_who_is_validated_on_another_seed_is_no_help(tmp_path: Path, capfd: Any) -> None:
+    write_volumes(tmp_path, 5)
+    for index in range(5):
+        (tmp_path / "people" / ("Max" if index == 1 else "Ada")).mkdir(parents=True, exist_ok=True)
+        file = tmp_path / "drawings" / f"case{index}_drawn.nii.gz"
+        file.rename(tmp_path / "people" / ("Max" if index == 1 else "Ada") / file.name)
+        if index != 1:
+            (tmp_path / "masks" / f"case{index}.nii.gz").unlink()
+    words = text("train", tmp_path / "images", tmp_path / "people", "--annotators", "--background", BACKGROUND)
+    words += text("--plan_only", "--labels", tmp_path / "masks", "--output_dir", tmp_path / "run")
+    said = refused(capfd, *words)
+    assert "Max: drew only images to validate on; leave masks of these out of --labels" in said
+    assert "or pass --validation 0" in said
+    assert main([*words, "--validation", "0"]) == 0
+
+
+def test_who_drew_nothing_is_not_among_those_who_drew(tmp_path: Path, capfd: Any) -> None:
+    write_volumes(tmp_path, 3)
+    for who in ("Ada", "Max"):
+        shutil.copytree(tmp_path / "drawings", tmp_path / "people" / who)
+    drawn = nib.load(tmp_path / "drawings" / "case1_drawn.nii.gz")
+    empty = nib.Nifti1Image(np.zeros(drawn.shape, np.uint8), drawn.affine)
+    nib.save(empty, tmp_path / "people" / "Max" / "case1_drawn.nii.gz")
+    words = text("train", tmp_path / "images", tmp_path / "people", "--annotators", "--background", BACKGROUND)
+    words += text("--plan_only", "--output_dir", tmp_path / "run", "--validation", 0)
+    assert main(words) == 0
+    assert "NOTHING IS DRAWN in case1_drawn.nii.gz" in capfd.readouterr().out
+    listed = json.loads((tmp_path / "run" / "datalist.json").read_text())["training"]
+    assert {Path(item["image"]).name[:5]: item["annotators"] for item in listed} == {
+        "case0": ["Ada", "Max"],
+        "case1": ["Ada"],
+        "case2": ["Ada", "Max"],
+    }
+    for index in (0, 2):
+        nib.save(empty, tmp_path / "people" / "Max" / f"case{index}_drawn.nii.gz")
+    shutil.rmtree(tmp_path / "run")
+    assert "Max: nothing is drawn in any file; leave the folder out" in refused(capfd, *words)
+
+
+def test_an_image_that_lies_nowhere(tmp_path: Path, capfd: Any) -> None:
+    write_volumes(tmp_path, 3)
+    file = tmp_path / "images" / "case1.nii.gz"
+    image = nib.Nifti1Image(np.asarray(nib.load(file).dataobj), np.eye(4))
+    image.header.set_sform(np.diag([1.0, 1.0, 0.0, 1.0]), 1)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), file)
+    assert "case1.nii.gz: its axes and origin define no place in space" in refused(capfd, *train_words(tmp_path))
+
+
 def test_closed_lines_of_background_are_pointed_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_volumes(tmp_path, 3)
     assert main([*train_words(tmp_path), "--loops", "--output_dir", str(tmp_path / "asked")]) == 0

@@ -14,9 +14,12 @@ import pytest
 
 from medcoarse.cli.label_maps import Shown, common_grid, name_classes
 from medcoarse.cli.main import CommandError, main
+from medcoarse.datalist import DataError
 from medcoarse.readers.drawing import Grid
 from medcoarse.readers.formats import read_drawing
+from medcoarse.readers.itksnap import read_label_descriptions
 from medcoarse.writers.formats import write_segmentation
+from medcoarse.writers.itksnap import write_label_descriptions
 from medcoarse.writers.segmentation import make_segmentation
 from tests.bundles.commands import refused, text
 from tests.cases_folders import BACKGROUND, volume, write_volumes
@@ -195,6 +198,44 @@ def test_a_label_map_beside_segments_has_their_numbers(tmp_path: Path, capfd: An
     write_nifti(tmp_path / "true" / "a.nii.gz", label_map() + 1)
     words = text("evaluate", tmp_path / "said", tmp_path / "true", "--class_names", "background", "vessel", "edge")
     assert "a.nii.gz: holds class 3, --class_names has 3 names; name all" in refused(capfd, *words)
+
+
+def test_a_label_map_is_read_by_the_names_that_were_written_beside_it(tmp_path: Path, capfd: Any) -> None:
+    """`medcoarse train` numbers names in their order, 3D Slicer as they were made."""
+    slicer(tmp_path / "true" / "a.seg.nrrd", ONE)
+    (tmp_path / "said").mkdir()
+    write_nifti(tmp_path / "said" / "a.nii.gz", np.choose(label_map(), [0, 2, 1]).astype(np.uint8))
+    assert table(tmp_path)["images"][0]["dice_vessel"] == 0
+    assert "read by the numbers of the segments beside them" in capfd.readouterr().out
+    write_label_descriptions(tmp_path / "said" / "labels.txt", ["background", "edge", "vessel"])
+    row = table(tmp_path)["images"][0]
+    assert (row["dice_edge"], row["dice_vessel"]) == (1, 1)
+    write_label_descriptions(tmp_path / "said" / "labels.txt", ["background", "edge"])
+    said = refused(capfd, *text("evaluate", tmp_path / "said", tmp_path / "true"))
+    assert "holds class 2, labels.txt has 2 names; name all with --class_names" in said
+    write_label_descriptions(tmp_path / "said" / "labels.txt", ["background", "edge", "bone"])
+    said = refused(capfd, *text("evaluate", tmp_path / "said", tmp_path / "true"))
+    assert "segment 'vessel' is none of labels.txt background edge bone; name all with --class_names" in said
+    assert table(tmp_path, "--class_names", "background", "edge", "vessel")["images"][0]["dice_vessel"] == 1
+    (tmp_path / "said" / "labels.txt").write_text("1 red\n")
+    assert "'1 red' is no label description" in refused(capfd, *text("evaluate", tmp_path / "said", tmp_path / "true"))
+
+
+def test_label_descriptions_are_those_of_itk_snap(tmp_path: Path) -> None:
+    """Columns: value, three of colour, opacity, two switches, the name."""
+    names = ["background", "left kidney", 'a "strange" one']
+    write_label_descriptions(tmp_path / "labels.txt", names)
+    rows = [line for line in (tmp_path / "labels.txt").read_text().splitlines() if not line.startswith("#")]
+    assert [len(row.split('"')[0].split()) for row in rows] == [7] * 3
+    assert read_label_descriptions(tmp_path / "labels.txt") == {0: names[0], 1: names[1], 2: "a 'strange' one"}
+    exported = (
+        '    0     0    0    0        0  0  0    "Clear Label"\n    5   255  0.5    0     0.70  1  1    "Liver"\n'
+    )
+    (tmp_path / "labels.txt").write_text("# ITK-SnAP\n\n" + exported)
+    assert read_label_descriptions(tmp_path / "labels.txt") == {0: "Clear Label", 5: "Liver"}
+    (tmp_path / "labels.txt").write_text(exported + exported.replace("Liver", "Lung"))
+    with pytest.raises(DataError, match="value 5 is called 'Liver' and 'Lung'"):
+        read_label_descriptions(tmp_path / "labels.txt")
 
 
 def test_names_that_are_spelt_differently() -> None:
@@ -378,6 +419,16 @@ def test_fusion_of_strokes_of_itk_snap(tmp_path: Path, capfd: Any) -> None:
     mapping = '{"0": null, "1": [1, "positive"]}'
     assert "'3' (5 voxels) are drawn, but not in the mapping" in refused(capfd, *words, "--mapping", mapping)
     assert not (tmp_path / "other" / "fusion.json").exists()
+
+
+@pytest.mark.parametrize("names", [["liver"], ["rest", "rest"]])
+def test_fusion_of_strokes_needs_the_name_of_background_too(names: list[str], tmp_path: Path, capfd: Any) -> None:
+    for who in ("ada", "ben"):
+        (tmp_path / who).mkdir()
+        write_nifti(tmp_path / who / "a.nii.gz")
+    words = text("fuse", tmp_path / "ada", tmp_path / "ben", "--output_dir", tmp_path / "out", "--mapping", "itksnap")
+    said = refused(capfd, *words, *text("--background", 2, "--class_names", *names))
+    assert f"--class_names must be different names, background first, got {' '.join(names)}" in said
 
 
 def test_masks_that_agree_are_fused_without_a_warning(tmp_path: Path, capfd: Any) -> None:

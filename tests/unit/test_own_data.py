@@ -23,6 +23,7 @@ from medcoarse.own_data import (
     section_items,
     section_of,
     verify_annotators,
+    who_drew_any,
 )
 from medcoarse.transforms.drawn import LoadCoarseAnnotationd, LoadStrokesOfEachd, UnlabeledIfMissingd
 from medcoarse.transforms.series import LoadImageOrSeriesd
@@ -272,6 +273,34 @@ def test_files_that_are_none_are_as_if_they_were_left_out(folder, nothing):
 def test_of_several_people_one_may_have_drawn_nothing(folder):
     path = write(folder, training=[{"image": "image.nii.gz", "drawing": ["drawing.nii.gz", None]}])
     assert prepare_drawings(path, lambda: folder, **OPTIONS) == str(path)
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_who_drew_nothing_of_an_image_did_not_draw_it(folder, nothing):
+    shared = {"image": "image.nii.gz", "annotators": ["Ada", "Max"]}
+    path = write(folder, training=[shared | {"drawing": ["drawing.nii.gz", nothing]}])
+    (item,) = section_items(path, "training")
+    assert (item["annotators"], [Path(file).name for file in item["drawing"]]) == (["Ada"], ["drawing.nii.gz"])
+    assert who_drew_any([item], ["Ada", "Max"]) == [0]
+    assert "no training image was drawn by 'Max'" in refused(path, annotators=["Ada", "Max"])
+
+
+def test_an_empty_drawing_is_none(folder):
+    """A file in which nothing is drawn must not make anybody's head vote."""
+    save(folder / "empty.nii.gz", np.full((8, 6, 4), 255, np.uint8))
+    item = {"image": "image.nii.gz", "drawing": ["drawing.nii.gz", "empty.nii.gz"], "annotators": ["Ada", "Max"]}
+    assert "no training image was drawn by 'Max'" in refused(write(folder, training=[item]), annotators=["Ada", "Max"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"annotators": [["Max"]], "drawing": ["drawing.nii.gz"]}, "who drew it is [['Max']]"),
+     ({"annotators": "Ada", "drawing": ["drawing.nii.gz"]}, "who drew it is Ada"),
+     ({"image": 5}, "'image' is 5; write a file name")],
+)  # fmt: skip
+def test_entries_of_the_wrong_kind(folder, change, message):
+    path = write(folder, training=[ITEM | change])
+    assert message in refused(path, annotators=["Ada"] if "annotators" in change else [])
 
 
 def test_drawings_that_are_no_files(folder):

@@ -16,7 +16,7 @@ from medcoarse.planning import (
     fitting_box,
     make_plan,
     mirrored_axes,
-    tells_side,
+    sided_names,
     window,
 )
 
@@ -44,28 +44,48 @@ def test_spacing(spacings: list[tuple[float, ...]], expected: list[float] | None
 
 @pytest.mark.parametrize(
     "name",
-    ["left kidney", "Kidney-Right", "l_lung", "lung (R)", "lungL", "LLung", "linke Niere", "rechts", "A. renalis dex."],
+    [
+        "left kidney",
+        "Kidney-Right",
+        "l_lung",
+        "lh.cortex",
+        "ctx-rh-x",
+        "rene dx",
+        "lung (R)",
+        "lungL",
+        "LLung",
+        "linke Niere",
+        "rechts",
+        "A. renalis dex.",
+    ],
 )
 def test_names_that_tell_sides(name: str) -> None:
-    assert tells_side(name)
+    assert sided_names([name]) == [name]
     axes, why = mirrored_axes(["background", "spine", name])
     assert axes == []
     assert repr(name) in why
+
+
+def test_names_that_differ_by_their_side_alone() -> None:
+    assert sided_names(["background", "Lkidney", "Rkidney", "lib"]) == ["Lkidney", "Rkidney"]
+    assert not sided_names(["L3", "R4", "lr", "rrr"])
 
 
 @pytest.mark.parametrize(
     "name", ["liver", "L3 vertebra", "leftover", "bright spot", "r", "type L tumour", "LV", "sinus"]
 )
 def test_names_that_tell_no_sides(name: str) -> None:
-    assert not tells_side(name)
+    assert not sided_names([name, "rib"])
     assert mirrored_axes(["background", name])[0] == [0]
 
 
 @pytest.mark.parametrize(
-    ("orientation", "line"), [("LPS", "left and right"), ("PIR", "front and back"), (None, "first")]
+    ("orientation", "axis", "line"),
+    [("LPS", 0, "0 (left and right)"), ("PIR", 2, "2 (left and right)"), (None, 0, "0 (the first)")],
 )
-def test_it_is_said_what_is_mirrored(orientation: str | None, line: str) -> None:
-    why = mirrored_axes(["background", "liver"], orientation)[1]
+def test_it_is_left_and_right_that_are_mirrored(orientation: str | None, axis: int, line: str) -> None:
+    axes, why = mirrored_axes(["background", "liver"], orientation)
+    assert axes == [axis]
     assert line in why
     assert "pass --flip_axes none" in why
 

@@ -21,7 +21,7 @@ from medcoarse.cli.facts import load_image, modality_of
 from medcoarse.cli.main import CommandError
 from medcoarse.datalist import DataError
 from medcoarse.readers.dicom import read_series, require_one_series, series_files
-from medcoarse.readers.formats import frame_of_reference
+from medcoarse.readers.formats import frame_of_reference, read_drawing
 from medcoarse.transforms.series import LoadImageOrSeriesd, SeriesReader
 from medcoarse.writers.dicom_seg import source_grid, source_headers
 from medcoarse.writers.segmentation import WriteError
@@ -256,3 +256,14 @@ def test_exif_that_cannot_be_read_turns_nothing(tmp_path, exif, turned):
             LoadImageOrSeriesd("image")({"image": str(tmp_path / "a.png")})
     else:
         assert LoadImageOrSeriesd("image")({"image": str(tmp_path / "a.png")})["image"].shape[:2] == (3, 2)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_turned_tiff_is_refused(tmp_path, compression):
+    """Pillow turns it, some kinds of it into what nobody sees."""
+    picture = Image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10))
+    picture.save(tmp_path / "a.tif", tiffinfo={274: 6}, compression=compression)
+    with pytest.raises(Exception, match="is shown turned"):
+        LoadImageOrSeriesd("image")({"image": str(tmp_path / "a.tif")})
+    with pytest.raises(DataError, match="is shown turned"):
+        read_drawing(tmp_path / "a.tif")
