@@ -28,7 +28,7 @@ from medcoarse.inspection import PIL_SUFFIXES
 from medcoarse.readers.claims import KINDS, PRESETS, drawn_names, folded
 from medcoarse.readers.dicom import first_image, read_tags, require_one_series
 from medcoarse.readers.drawing import Grid, as_affine, checked_affine
-from medcoarse.readers.formats import is_series, read_drawing
+from medcoarse.readers.formats import LABEL_MAP_SUFFIXES, is_series, read_drawing
 from medcoarse.transforms.array import spacing_of
 from medcoarse.transforms.dictionary import MergeStrokesd
 from medcoarse.transforms.drawn import LoadCoarseAnnotationd, LoadMaskd
@@ -37,7 +37,6 @@ from medcoarse.transforms.series import LoadImageOrSeriesd, join, require_intens
 
 _MAX_CLASSES = 254
 _MOST_SAMPLES = 20000
-_LABEL_MAPS = (".nii", ".nii.gz", ".nrrd", ".mha", ".png", ".tif", ".tiff", ".bmp")
 Table = dict[str, Any]
 
 
@@ -350,7 +349,7 @@ def _some(found: set[str]) -> str:
 
 def _are_binary(masks: Sequence[Path], names: Sequence[str]) -> bool:
     """Whether masks have the structure as 255, which two classes only may have."""
-    binary = are_binary(look(mask for mask in masks if mask.name.lower().endswith(_LABEL_MAPS)))
+    binary = are_binary(look(mask for mask in masks if mask.name.lower().endswith(LABEL_MAP_SUFFIXES)))
     if binary and len(names) > 2:
         raise CommandError(
             f"the masks tell 2 classes apart (0 and 255), the drawings {len(names)}: {', '.join(names)}; number the "

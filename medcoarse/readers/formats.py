@@ -46,6 +46,9 @@ _SUFFIXES = {
     ".bmp": "bmp",
     ".geojson": "geojson",
 }
+LABEL_MAP_SUFFIXES = tuple(suffix for suffix, name in _SUFFIXES.items() if name != "geojson")
+"""Of files that hold a value for each voxel; of NRRD also segments."""
+
 _KEYS = {
     "labelme": {"shapes", "imageWidth"},
     "coco": {"images", "annotations", "categories"},

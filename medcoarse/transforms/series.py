@@ -16,6 +16,7 @@ from monai.utils.enums import MetaKeys
 from monai.utils.misc import ensure_tuple
 
 from medcoarse.datalist import DataError
+from medcoarse.inspection import PIL_SUFFIXES
 from medcoarse.readers.dicom import pydicom_module, quietly
 from medcoarse.readers.formats import is_series
 from medcoarse.readers.picture import require_upright
@@ -25,7 +26,7 @@ from medcoarse.writers.segmentation import WriteError
 _TOLERANCE = 1e-3
 """By how much affines of one grid may differ: formats round them."""
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_PICTURES = tuple(suffix for suffix in PIL_SUFFIXES if suffix != ".gif")  # which says that no reader has it
 _NIFTI = (".nii", ".nii.gz")
 _METAIMAGE = (".mha", ".mhd")
 _PALETTES = ("P", "PA")
