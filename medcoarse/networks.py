@@ -25,6 +25,7 @@ from medcoarse.confusion import (
 )
 
 STRUCTURES = ("full", "low_rank", "global", "identity")
+_is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]  # TorchScript leaves out what is not for it
 
 
 class AnnotatorNet(nn.Module):
@@ -262,10 +263,7 @@ class AnnotatorHeads(nn.Module):
 
     def heads(self, image: Tensor) -> Tensor:
         """Class scores of what each annotator would draw, ``(B, R, L, *S)``."""
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM108 it leaves out the other branch
-            found = self.network(image)
-        else:
-            found = _scores(self.network, image)
+        found = self.network(image) if _is_scripting() else _scores(self.network, image)
         if found.shape[1] % self.num_annotators:
             raise ValueError(
                 f"the network gives {found.shape[1]} channels, which {self.num_annotators} annotators cannot share; "

@@ -276,7 +276,7 @@ def test_properties(bundle, trained, tmp_path):
 def test_inference_needs_only_stock_monai(bundle, monkeypatch):
     """But for heads of annotators, where a bundle has them."""
     text = (bundle.root / "configs" / "inference.json").read_text()
-    assert "medcoarse" not in text.replace("medcoarse.networks.AnnotatorHeads", "")
+    assert "medcoarse" not in text.replace("medcoarse.networks.heads_of", "")
     for name in [name for name in sys.modules if name.split(".")[0] == "medcoarse"]:
         monkeypatch.setitem(sys.modules, name, None)
     parser = ConfigParser(json.loads(text))

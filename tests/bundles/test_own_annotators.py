@@ -208,6 +208,16 @@ def test_a_list_of_ones_own_gets_the_heads_that_are_planned(volumes, tmp_path):
     assert inference.get_parsed_content("num_heads") == 0
 
 
+def test_it_is_what_most_drew_that_segmentations_are_held_against(volumes, tmp_path):
+    """Of three the second draws nothing, the third too much. What not all agree on would leave background alone."""
+    drawings = by_one_each(volumes, tmp_path / "drawings")
+    shutil.copytree(drawings / "Ada", drawings / "Eva")
+    parser = planned(volumes / "images", drawings, tmp_path / "run", "--mapping", "dense", "--validation", "0")
+    drew = torch.tensor([[0, 1, 1, 255], [0, 0, 0, 255], [0, 1, 0, 255]]).view(3, 4, 1, 1)
+    found = parser.get_parsed_content("validate#postprocessing")({"pred": torch.rand(2, 4, 1, 1), "positive": drew})
+    assert found["drawn"].flatten().tolist() == [0, 1, 0, 255]
+
+
 @pytest.mark.parametrize(("drew", "weights"), [(["Ada"] * 5 + ["Max"], True), (["Ada", "Max"] * 3, False)])
 def test_nobody_is_favoured_for_having_drawn_more(tmp_path, drew, weights):
     folder = parted(tmp_path / "volumes", {f"case{i}": [name] for i, name in enumerate(drew)})
