@@ -101,13 +101,16 @@ def write_plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any])
             raise CommandError(
                 f"--learn_labels: no image to train on has a mask; add masks of some to --labels, or {remedy}"
             )
-        given: dict[str, Any] = {
+        annotators = _annotators(drawn, sections["training"], remedy)
+        heads, why = 0, ""
+        if not options.loops:  # what lies beyond them is read, not drawn
+            heads, why = _heads(drawn, sections["training"], facts, classes, len(annotators))
+        given = {
             "supervision": "semi" if options.learn_labels else "strokes",
             "binary_labels": classes.binary_masks,
-            "annotators": _annotators(drawn, sections["training"], remedy),
+            "annotators": annotators,
+            "num_heads": heads,
         }
-        heads, why = _heads(drawn, sections["training"], facts, classes, given, options.loops)
-        given |= {"num_heads": heads}
         settings, reasons = _decided(options, facts, classes, sections["training"], given)
         reasons |= {"num_heads": why} if why else {}
         for line in _said(classes, patients, labels, sections, settings, reasons):
@@ -272,21 +275,15 @@ def _mirroring(options: argparse.Namespace, classes: Classes, settings: Mapping[
 
 
 def _heads(
-    drawn: Mapping[Path, Mapping[str, Path]],
-    training: Sequence[Path],
-    facts: Facts,
-    classes: Classes,
-    given: Mapping[str, Any],
-    loops: bool,
+    drawn: Mapping[Path, Mapping[str, Path]], training: Sequence[Path], facts: Facts, classes: Classes, people: int
 ) -> tuple[int, str]:
-    """How many heads the segmenter gets, and why; none beside masks or loops, which were not tried with them."""
+    """How many heads the segmenter gets, and why."""
     from medcoarse.planning import num_heads
 
-    if given["supervision"] == "semi" or loops:
-        return 0, ""
     sizes = dict(zip(drawn, map(math.prod, facts.shapes), strict=True))
-    ratios = [sum(classes.drawn[image].values()) / (sizes[image] * len(drawn[image])) for image in training]
-    return num_heads(len(given["annotators"]), len(classes.names), statistics.fmean(ratios))
+    by_somebody = [image for image in training if drawn[image]]  # the others have masks
+    ratios = [sum(classes.drawn[image].values()) / (sizes[image] * len(drawn[image])) for image in by_somebody]
+    return num_heads(people, len(classes.names), statistics.fmean(ratios or [0]))
 
 
 def without_warmup(epochs: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -181,6 +182,25 @@ def test_heads_are_for_images_that_everybody_drew_too(volumes, tmp_path):
     ).get_parsed_content
     assert got("num_heads") == 2
     assert got("annotator_learning_rate") == got("learning_rate")
+
+
+def test_heads_beside_masks(volumes, tmp_path, capfd):
+    """Of three of the images; one of them has nothing else."""
+    drawings, (first, *rest) = by_one_each(volumes, tmp_path / "drawings"), list(DREW)
+    (drawings / DREW[first][0] / f"{first}.nii.gz").unlink()
+    (tmp_path / "masks").mkdir()
+    for case in (first, *rest[:2]):
+        shutil.copy(volumes / "masks" / f"{case}.nii.gz", tmp_path / "masks")
+    words = ["train", volumes / "images", drawings, "--annotators", "--mapping", "dense", "--class_names", "box"]
+    words += ["--labels", tmp_path / "masks", "--learn_labels", "--output_dir", tmp_path / "run", "--epochs", 3]
+    assert main(text(*words, "--validation", 0)) == 0
+    parser = ConfigParser()
+    parser.read_config(str(tmp_path / "run" / "configs" / "train.json"))
+    parser["bundle_root"] = str(tmp_path / "run")
+    got = parser.get_parsed_content
+    assert (got("supervision"), got("num_heads"), got("loss").warmup) == ("semi", 2, "masks")
+    assert got("annotator_learning_rate") == got("learning_rate")
+    assert re.search(r"epoch 3/4 .*heads=.*nll_positive=.*dense=", "".join(capfd.readouterr()))
 
 
 def test_a_list_of_ones_own_gets_the_heads_that_are_planned(volumes, tmp_path):
