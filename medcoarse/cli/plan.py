@@ -8,6 +8,7 @@ import os
 import shutil
 import statistics
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from medcoarse.inspection import count
 if TYPE_CHECKING:  # it imports torch, which takes seconds
     from medcoarse.cli.facts import Classes
     from medcoarse.grids import Facts
+    from medcoarse.planning import Plan
 
 VALIDATION = 0.2
 """Share of the images that is validated on."""
@@ -32,11 +34,33 @@ def share(options: argparse.Namespace) -> float:
     return VALIDATION if options.validation is None else float(options.validation)
 
 
-def paired(
-    options: argparse.Namespace,
-) -> tuple[dict[Path, dict[str, Path]], list[Path], dict[Path, Path], Channels, list[str]]:
-    """Image -> who drew it -> the drawing; images that are left out; image -> mask; the files of an image and their
-    numbers, if its channels are apart."""
+@dataclass(frozen=True)
+class Folders:
+    """What the folders hold.
+
+    Args:
+        drawn: image -> who drew it (nobody named, unless they are kept apart) -> the drawing; none of an image whose
+            mask is learned from.
+        undrawn: images that are left out.
+        masks: image -> mask.
+        channels: the files of each image, if they are apart.
+        numbers: of these.
+    """
+
+    drawn: dict[Path, dict[str, Path]]
+    undrawn: list[Path]
+    masks: dict[Path, Path]
+    channels: Channels
+    numbers: list[str]
+
+    @property
+    def labels(self) -> dict[Path, Path]:
+        """The masks of images that are not left out."""
+        return {image: mask for image, mask in self.masks.items() if image in self.drawn}
+
+
+def paired(options: argparse.Namespace) -> Folders:
+    """Which files belong together, by their names."""
     images, drawings = find_images([options.images]), find_drawings(options.drawings)
     channels, numbers = join_channels(images) if are_channels(images, drawings) else ({}, [])
     images = list(channels) or images
@@ -45,7 +69,7 @@ def paired(
     masks = pair(images, find_drawings(options.labels), "mask", need_all=False) if options.labels else {}
     if options.learn_labels:
         drawn, undrawn = _with_masked(drawn, undrawn, masks, options.partial)
-    return drawn, undrawn, masks, channels, numbers
+    return Folders(drawn, undrawn, masks, channels, numbers)
 
 
 def _drawn(
@@ -73,69 +97,62 @@ def _with_masked(
 
 def write_plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any]) -> None:
     """Inspect, decide, say what was decided, and write the bundle: whole, or not at all."""
-    drawn, undrawn, masks, channels, numbers = paired(options)
-    labels = {image: mask for image, mask in masks.items() if image in drawn}
-    patients = patients_of(list(drawn), options.patient, channels)
+    found = paired(options)
+    patients = patients_of(list(found.drawn), options.patient, found.channels)
 
     from medcoarse.cli.facts import inspect
-    from medcoarse.grids import seen_spacings
 
     draft = _draft(out)
     try:
         facts, classes = inspect(
-            {image: list(by.values()) for image, by in drawn.items()},
+            {image: list(by.values()) for image, by in found.drawn.items()},
             options.mapping,
             options.background,
             options.class_names,
             options.resample,
-            channels,
+            found.channels,
             options.loops,
-            labels,
+            found.labels,
         )
-        scored = [] if options.learn_labels else labels
+        if options.annotators:
+            found = replace(found, drawn=_without_silent(found.drawn, classes.silent))
+        scored = [] if options.learn_labels else found.labels
         sections = split(patients, share(options), options.seed, scored, options.validation is not None)
-        drawn = _without_silent(drawn, classes.silent) if options.annotators else drawn
-        remedy = _remedy(options)
-        _require_drawn(classes, sections["training"], options.learn_labels, remedy)
-        if options.learn_labels and not any(image in labels for image in sections["training"]):
-            raise CommandError(
-                f"--learn_labels: no image to train on has a mask; add masks of some to --labels, or {remedy}"
-            )
-        annotators = _annotators(drawn, sections["training"], remedy)
-        heads, why = 0, ""
-        if not options.loops:  # what lies beyond them is read, not drawn
-            heads, why = _heads(drawn, sections["training"], facts, classes, len(annotators))
-        given = {
-            "supervision": "semi" if options.learn_labels else "strokes",
-            "binary_labels": classes.binary_masks,
-            "annotators": annotators,
-            "num_heads": heads,
-        }
-        settings, reasons = _decided(options, facts, classes, sections["training"], given)
-        reasons |= {"num_heads": why} if why else {}
-        for line in _said(classes, patients, labels, sections, settings, reasons):
+        _require_learnable(options, found, classes, sections["training"])
+        plan = _decided(options, found, facts, classes, sections["training"])
+        for line in _said(classes, patients, found, sections, plan):
             print(line)
         if not sections["validation"]:
             print(_said_of_nothing(patients, share(options)))
-        if undrawn:
-            unused = len(masks) - len(labels)
-            of_masks = f", with {unused} mask{'s' * (unused > 1)}" if unused else ""
-            print(f"  LEFT OUT, for nobody has drawn them yet: {len(undrawn)}, {listed(undrawn)}{of_masks}")
-        items = {
-            name: [_item(image, drawn[image], labels.get(image), out, channels, options.annotators) for image in part]
-            for name, part in sections.items()
-        }
-        plan = {"asked": dict(asked), "images": len(drawn), "classes": classes.said}
-        plan |= {"channels": numbers} if numbers else {}
-        plan |= {"slice_spacings": seen} if (seen := seen_spacings(facts)) else {}
-        make_bundle(draft, settings, _metadata(classes.names, settings, facts.modality))
-        write_json(draft / "datalist.json", items)
-        write_json(draft / "configs" / "plan.json", {**plan, "settings": settings, "reasons": reasons})
+        _write(draft, out, found, facts, classes, sections, plan, asked)
         if out.is_dir():
             shutil.rmtree(out)  # it is empty, or a bare plan
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write(
+    draft: Path,
+    out: Path,
+    found: Folders,
+    facts: Facts,
+    classes: Classes,
+    sections: Mapping[str, Sequence[Path]],
+    plan: Plan,
+    asked: Mapping[str, Any],
+) -> None:
+    """The bundle, its datalist with paths from where it will be, and the plan."""
+    from medcoarse.grids import seen_spacings
+
+    apart = bool(plan.settings["annotators"])
+    items = {name: [_item(image, found, out, apart) for image in part] for name, part in sections.items()}
+    said: dict[str, Any] = {"asked": dict(asked), "images": len(found.drawn), "classes": classes.said}
+    said |= {"channels": found.numbers} if found.numbers else {}
+    said |= {"slice_spacings": seen} if (seen := seen_spacings(facts)) else {}
+    make_bundle(draft, plan.settings, _metadata(classes.names, plan.settings, facts.modality))
+    write_json(draft / "datalist.json", items)
+    write_json(draft / "configs" / "plan.json", {**said, "settings": plan.settings, "reasons": plan.reasons})
 
 
 def _draft(out: Path) -> Path:
@@ -169,13 +186,22 @@ def _without_silent(drawn: Mapping[Path, Mapping[str, Path]], silent: Collection
     return found
 
 
-def _annotators(drawn: Mapping[Path, Mapping[str, Path]], training: Sequence[Path], remedy: str) -> list[str]:
+def _annotators(found: Folders) -> list[str]:
     """Their names; none unless they are kept apart."""
-    names = sorted({name for by in drawn.values() for name in by if name})
-    learned = {name for image in training for name in drawn[image]}
-    if idle := [name for name in names if name not in learned]:
+    return sorted({name for by in found.drawn.values() for name in by if name})
+
+
+def _require_learnable(options: argparse.Namespace, found: Folders, classes: Classes, training: Sequence[Path]) -> None:
+    """Refuse a split that leaves somebody, some class or all masks to validation."""
+    remedy = _remedy(options)
+    _require_drawn(classes, training, options.learn_labels, remedy)
+    if options.learn_labels and not any(image in found.masks for image in training):
+        raise CommandError(
+            f"--learn_labels: no image to train on has a mask; add masks of some to --labels, or {remedy}"
+        )
+    learned = {name for image in training for name in found.drawn[image]}
+    if idle := [name for name in _annotators(found) if name not in learned]:
         raise CommandError(f"{', '.join(idle)}: drew only images to validate on; {remedy}")
-    return names
 
 
 def _require_drawn(classes: Classes, training: Sequence[Path], masks_too: bool, remedy: str) -> None:
@@ -199,22 +225,21 @@ def _require_drawn(classes: Classes, training: Sequence[Path], masks_too: bool, 
 
 
 def _decided(
-    options: argparse.Namespace,
-    facts: Facts,
-    classes: Classes,
-    training: Sequence[Path],
-    given: Mapping[str, Any],
-) -> tuple[dict[str, Any], dict[str, str]]:
+    options: argparse.Namespace, found: Folders, facts: Facts, classes: Classes, training: Sequence[Path]
+) -> Plan:
     """All settings of the bundle, and the reasons for those that were chosen."""
     import torch
 
-    from medcoarse.planning import balance, make_plan
+    from medcoarse.planning import Plan, balance, make_plan
 
     gpu = torch.cuda.is_available()
     memory = options.device_memory or (torch.cuda.get_device_properties(0).total_memory / 1e9 if gpu else 4.0)
-    sizes = (len(training), len(classes.names), len(given["annotators"]))
-    plan = make_plan(facts, gpu, memory, *sizes, free_memory_gb(), given["num_heads"])
-    settings, reasons = {**plan.settings, **_settings(options, classes), **given}, dict(plan.reasons)
+    annotators = _annotators(found)
+    heads, why_heads = _heads(found, training, facts, classes, len(annotators), options.loops)
+    sizes = (len(training), len(classes.names), len(annotators))
+    plan = make_plan(facts, gpu, memory, *sizes, free_memory_gb(), heads)
+    settings, reasons = {**plan.settings, **_settings(options, classes)}, dict(plan.reasons)
+    settings |= {"annotators": annotators, "num_heads": heads}
     texts = ("class_names", "annotators", "mapping", "dataset_dir")
     require_text("names of classes, segments, annotators and folders", [settings[key] for key in texts])
     losing = [ratio for image in training for ratio in classes.losing[image]]
@@ -222,8 +247,9 @@ def _decided(
     settings["flip_axes"], reasons["flip_axes"] = _mirroring(options, classes, settings)
     voxels = [sum(classes.drawn[image].get(k, 0) for image in training) for k in range(len(classes.names))]
     settings["loss#balance"], reasons["loss#balance"] = balance(voxels)
-    asked = {"max_epochs": f"as asked for{without_warmup(options.epochs)}"} if options.epochs else {}
-    return settings, reasons | asked
+    reasons |= {"num_heads": why_heads} if why_heads else {}
+    reasons |= {"max_epochs": f"as asked for{without_warmup(options.epochs)}"} if options.epochs else {}
+    return Plan(settings, reasons)
 
 
 def _settings(options: argparse.Namespace, classes: Classes) -> dict[str, Any]:
@@ -236,6 +262,8 @@ def _settings(options: argparse.Namespace, classes: Classes) -> dict[str, Any]:
         "mapping": classes.mapping,
         "num_classes": len(classes.names),
         "class_names": classes.names,
+        "supervision": "semi" if options.learn_labels else "strokes",
+        "binary_labels": classes.binary_masks,
         "loops": options.loops,
         "resample": options.resample,
         "seed": options.seed,
@@ -275,14 +303,16 @@ def _mirroring(options: argparse.Namespace, classes: Classes, settings: Mapping[
 
 
 def _heads(
-    drawn: Mapping[Path, Mapping[str, Path]], training: Sequence[Path], facts: Facts, classes: Classes, people: int
+    found: Folders, training: Sequence[Path], facts: Facts, classes: Classes, people: int, loops: bool
 ) -> tuple[int, str]:
-    """How many heads the segmenter gets, and why."""
+    """How many heads the segmenter gets, and why; none where background is read beyond lines that were drawn."""
     from medcoarse.planning import num_heads
 
-    sizes = dict(zip(drawn, map(math.prod, facts.shapes), strict=True))
-    by_somebody = [image for image in training if drawn[image]]  # the others have masks
-    ratios = [sum(classes.drawn[image].values()) / (sizes[image] * len(drawn[image])) for image in by_somebody]
+    if loops:
+        return 0, ""
+    sizes = dict(zip(found.drawn, map(math.prod, facts.shapes), strict=True))
+    drew = {image: len(found.drawn[image]) for image in training if found.drawn[image]}  # the others have masks
+    ratios = [sum(classes.drawn[image].values()) / (sizes[image] * number) for image, number in drew.items()]
     return num_heads(people, len(classes.names), statistics.fmean(ratios or [0]))
 
 
@@ -304,13 +334,12 @@ def free_memory_gb() -> float | None:
         return None
 
 
-def _item(
-    image: Path, drawn: Mapping[str, Path], label: Path | None, out: Path, channels: Channels, apart: bool
-) -> dict[str, str | list[str]]:
+def _item(image: Path, found: Folders, out: Path, apart: bool) -> dict[str, str | list[str]]:
     def there(path: Path) -> str:
         return os.path.relpath(path.resolve(), out.resolve())
 
-    files = [there(file) for file in files_of(image, channels)]
+    drawn, label = found.drawn[image], found.masks.get(image)
+    files = [there(file) for file in files_of(image, found.channels)]
     item: dict[str, str | list[str]] = {"image": files if len(files) > 1 else files[0]}
     if list(drawn) == [""]:
         item["drawing"] = there(drawn[""])
@@ -353,17 +382,18 @@ def _metadata(names: Sequence[str], settings: Mapping[str, Any], modality: str) 
 def _said(
     classes: Classes,
     patients: Mapping[Path, str],
-    labelled: Collection[Path],
+    found: Folders,
     sections: Mapping[str, Sequence[Path]],
-    settings: Mapping[str, Any],
-    reasons: Mapping[str, str],
+    plan: Plan,
 ) -> list[str]:
+    settings = plan.settings
     parts = ", ".join(f"{len(part)} for {name}" for name, part in sections.items())
     people = len(set(patients.values()))
     of_people = f" of {people} patient{'s' * (people > 1)}" if people < len(patients) else ""
     or_masks = " or masks" if settings["supervision"] == "semi" else ""
     lines = [f"{len(patients)} images{of_people} with drawings{or_masks}: {parts}"]
     lines += [f"classes ({classes.said}): {', '.join(classes.names)}"]
+    labelled = found.labels
     if settings["supervision"] == "semi":
         learned = sum(image in labelled for image in sections["training"])
         lines += [f"masks to learn from, of images to train on: {learned}"]
@@ -379,7 +409,13 @@ def _said(
     lines += [f"  ONE VALUE EVERYWHERE in {listed([Path(name) for name in classes.blank])}"] if classes.blank else []
     lines += _said_of_loops(*classes.loops, settings["loops"])
     lines += [f"  {key!s} -> {'nothing drawn' if claim is None else claim}" for key, claim in classes.mapping.items()]
-    return lines + [f"{key} {settings[key]}: {reason}" for key, reason in reasons.items()]
+    lines += [f"{key} {settings[key]}: {reason}" for key, reason in plan.reasons.items()]
+    if found.undrawn:
+        unused = len(found.masks) - len(labelled)
+        of_masks = f", with {unused} mask{'s' * (unused > 1)}" if unused else ""
+        many = f"{len(found.undrawn)}, {listed(found.undrawn)}{of_masks}"
+        lines += [f"  LEFT OUT, for nobody has drawn them yet: {many}"]
+    return lines
 
 
 def _said_of_nothing(patients: Mapping[Path, str], share: float) -> str:

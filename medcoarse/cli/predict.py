@@ -80,8 +80,7 @@ def run(options: argparse.Namespace) -> int:
     _require_different({image: savers[suffix].path_of(str(image)) for image, suffix in jobs})
     _require_device(options.device)
     new_folder(options.output_dir, options.overwrite)
-    if not options.probabilities and any(suffix not in (".dcm", ".seg.nrrd") for _, suffix in jobs):
-        write_label_descriptions(Path(options.output_dir) / NAMES_FILE, names)
+    nameless = not options.probabilities
     segment = make_segmenter(bundle, content, options.probabilities, options.device)
     seen = _planned(bundle).get("slice_spacings")
     failed = 0
@@ -91,6 +90,9 @@ def run(options: argparse.Namespace) -> int:
         try:
             item: dict[Hashable, Any] = {"pred": segment(files), "source": str(files[0]), "image": str(image)}
             written = savers[suffix](item)["pred_path"]
+            if nameless and suffix not in (".dcm", ".seg.nrrd"):  # they hold the names
+                write_label_descriptions(Path(options.output_dir) / NAMES_FILE, names)
+                nameless = False
             print(f"[{number}/{len(jobs)}] {image} -> {written}{_said_of_size(item['pred'], seen)}", flush=True)
         except Exception as error:
             if options.debug:

@@ -245,8 +245,9 @@ def _said_of_new(out: Path, options: argparse.Namespace) -> list[str]:
     names = [name for image in listed_images for name in (image if isinstance(image, list) else [image])]
     known = {os.path.realpath(out / name) for name in names}
     try:
-        drawn, _, _, channels, _ = paired(options)
+        found = paired(options)
     except CommandError as error:
         return [f"  THE FOLDERS HAVE CHANGED since it was planned: {error}; what was planned is trained on"]
-    new = [image for image in drawn if not {os.path.realpath(file) for file in files_of(image, channels)} <= known]
+    files = {image: {os.path.realpath(file) for file in files_of(image, found.channels)} for image in found.drawn}
+    new = [image for image in found.drawn if not files[image] <= known]
     return [f"  NEW since it was planned, and not trained on: {listed(new)}; another folder plans anew"] if new else []

@@ -31,6 +31,7 @@ from medcoarse.cli.predict import _without_header
 from medcoarse.datalist import DataError
 from medcoarse.own_data import prepare_drawings
 from medcoarse.readers.formats import read_drawing
+from medcoarse.readers.itksnap import read_label_descriptions
 from medcoarse.writers.segmentation import WriteError
 from tests import label_double
 from tests.bundles.commands import refused, text, train_words
@@ -165,7 +166,8 @@ def test_one_bad_image_does_not_stop_the_others(
     shutil.copy(volumes / "images" / "case0.nii.gz", places / "b.nii.gz")
     assert main(text("predict", trained, places, "--output_dir", tmp_path / "out")) == 1
     assert "1 of 2 images" in capfd.readouterr().err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.nii.gz", "labels.txt"]
+    assert read_label_descriptions(tmp_path / "out" / "labels.txt") == {0: "background", 1: "box"}
 
 
 def test_images_of_another_kind_are_said_to_be(
@@ -224,7 +226,7 @@ def test_a_series_called_by_a_dot(place: str, trained: Path, tmp_path: Path, mon
     (tmp_path / "series" / "below").mkdir()
     monkeypatch.chdir(tmp_path / "series")
     assert main(text("predict", trained, place, "--output_dir", tmp_path / "out", "--format", "nii.gz")) == 0
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["series.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["labels.txt", "series.nii.gz"]
 
 
 def test_a_stray_dicom_file_hides_no_images(tmp_path: Path) -> None:
@@ -250,7 +252,7 @@ def test_what_was_made_beside_the_images_is_no_image(trained: Path, volumes: Pat
     words = text("predict", trained, tmp_path, "--output_dir", tmp_path / "out")
     for more in ([], ["--overwrite"]):
         assert main(words + more) == 0
-        assert all(path.parent.name == "images" for path in (tmp_path / "out").rglob("*.*"))
+        assert all(path.parent.name == "images" for path in (tmp_path / "out").rglob("*.gz"))
     assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == len(list((volumes / "images").iterdir()))
 
 
