@@ -334,7 +334,8 @@ class AnnotatorReport:
             to_drawn = None if kind == "positive" else self.transition.double().numpy()
             _, matrices = annotator_group(kind, a, to_drawn, true)
             errors = (number_text(scores[f"{score}_{name}"], 3) for score in ("cm_error", "cm_error_local"))
-            heading = "{} annotator   RMSE {}, pixel by pixel {}".format(name.capitalize(), *errors)
+            whose = f"{kind.capitalize()} annotator{name.removeprefix(kind).replace('_', ' ')}"
+            heading = "{}   RMSE {}, pixel by pixel {}".format(whose, *errors)
             groups.append((heading, matrices))
         title = f"Annotators, estimated and true: {self.num_draws} drawings of each mask, {len(found)} images"
         cases = [one.case for one in found if one.case is not None]

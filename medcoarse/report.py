@@ -53,6 +53,11 @@ LEGEND: dict[str, Any] = {
     "borderpad": 0.2,
 }
 MAX_PRINTED_CLASSES = 8  # above it, the numbers of a matrix would be too small to read
+_SMALLEST_SLOT = 2.5  # inches for a matrix with numbers
+_HEADING = 0.55  # inches, of a line of matrices
+
+Group = tuple[str, list[Matrix]]
+"""Matrices of an annotator, and what stands over them."""
 
 
 @dataclass(frozen=True)
@@ -277,7 +282,7 @@ def prediction_sheet(
 
 def confusion_sheet(
     cases: Sequence[ConfusionCase],
-    matrices: Sequence[tuple[str, list[Matrix]]],
+    matrices: Sequence[Group],
     class_names: Sequence[str] = ("background", "foreground"),
     title: str = "",
     background: int | None = 0,
@@ -319,17 +324,16 @@ def confusion_sheet(
     width = (WIDTH - 2 * MARGIN - 2 * GAP - (size - 3) * 0.1) / size
     shown = style.upright(np.empty(cases[0].image.shape[1:3]), 0).shape
     height = width * min(1.3, shown[0] * style.aspect() / shown[1])
-    slot = min(3.0, (WIDTH - 2 * MARGIN + GAP) / max(1, sum(len(group) for _, group in matrices)))
+    lines, slot = _matrix_lines(matrices, len(class_names))
     top = 0.85 if title else 0.2
     line = 0.95 + height
-    figure = new_figure(WIDTH, top + line * len(rows) + 0.75 + (slot + 0.55) * bool(matrices))
+    figure = new_figure(WIDTH, top + line * len(rows) + 0.75 + (slot + _HEADING) * len(lines))
     if title:
         _text(figure, MARGIN, 0.52, title, fontsize=20, weight="bold")
     for row, (case, maps) in enumerate(rows):
         _confusion_row(figure, top + row * line, (width, height), case, maps, style)
     _share_bar(figure, top + len(rows) * line + 0.2)
-    if matrices:
-        _matrix_line(figure, top + len(rows) * line + 0.7, slot, matrices, class_names)
+    _draw_matrices(figure, top + len(rows) * line + 0.7, slot, lines, class_names)
     return figure
 
 
@@ -365,7 +369,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 def _page(
     title: str,
     panels: Sequence[Panel],
-    matrices: Sequence[tuple[str, list[Matrix]]],
+    matrices: Sequence[Group],
     columns: int,
     style: Style,
 ) -> Figure:
@@ -376,12 +380,9 @@ def _page(
     height = width * min(1.3, max(p.picture.shape[0] * style.aspect() / p.picture.shape[1] for p in panels))
     row_heights = [0.38 + height + (0.42 if any(panel.legend for panel in row) else 0.1) for row in rows]
     key_height = 0.24 * math.ceil(num_classes / KEY_COLUMNS) + 0.15 if num_classes > 2 else 0.0
-    lines = [matrices] if num_classes <= MAX_PRINTED_CLASSES else [[group] for group in matrices]
-    longest = max((sum(len(group) for _, group in line) for line in lines), default=1)
-    slot = min(3.0 if len(lines) == 1 else 4.0, (WIDTH - 2 * MARGIN + GAP) / max(longest, 1))
-    line_height = slot + 0.55
+    lines, slot = _matrix_lines(matrices, num_classes)
     top = 0.85 if title else 0.2
-    figure = new_figure(WIDTH, top + sum(row_heights) + key_height + line_height * len(lines) * bool(matrices) + 0.15)
+    figure = new_figure(WIDTH, top + sum(row_heights) + key_height + (slot + _HEADING) * len(lines) + 0.15)
     if title:
         _text(figure, MARGIN, 0.52, title, fontsize=20, weight="bold")
     for row, row_height in zip(rows, row_heights, strict=True):
@@ -391,8 +392,7 @@ def _page(
         top += row_height
     if key_height:
         _key(_axes(figure, MARGIN, top, WIDTH - 2 * MARGIN, 0.01), style)
-    for i, line in enumerate(lines):
-        _matrix_line(figure, top + key_height + i * line_height, slot, line, style.class_names)
+    _draw_matrices(figure, top + key_height, slot, lines, style.class_names)
     return figure
 
 
@@ -454,26 +454,39 @@ def _share_bar(figure: Figure, top: float) -> None:
     _text(figure, MARGIN + 3.3, top + 0.08, note, fontsize=10)
 
 
-def _matrix_line(
-    figure: Figure,
-    top: float,
-    slot: float,
-    matrices: Sequence[tuple[str, list[Matrix]]],
-    class_names: Sequence[str],
+def _matrix_lines(matrices: Sequence[Group], num_classes: int) -> tuple[list[list[Group]], float]:
+    """As many groups of matrices a line as can be read, and the room for a matrix, in inches."""
+    room, printed = WIDTH - 2 * MARGIN + GAP, num_classes <= MAX_PRINTED_CLASSES
+    most = room / _SMALLEST_SLOT if printed else 0
+    lines: list[list[Group]] = []
+    for group in matrices:
+        if lines and sum(len(found) for _, found in [*lines[-1], group]) <= most:
+            lines[-1].append(group)
+        else:
+            lines.append([group])
+    longest = max((sum(len(found) for _, found in line) for line in lines), default=1)
+    return lines, min(3.0 if printed else 4.0, room / max(longest, 1))
+
+
+def _draw_matrices(
+    figure: Figure, top: float, slot: float, lines: Sequence[Sequence[Group]], class_names: Sequence[str]
 ) -> None:
     """The matrices side by side in slots, under the headings of their groups."""
-    left, width = MARGIN, figure.get_size_inches()[0]
+    width = figure.get_size_inches()[0]
     names = 0.95 if _names_turned(class_names) else 0.55  # room for them and for what the axis is
     side = slot - names - GAP
-    for heading, group in matrices:
-        _text(figure, left, top + 0.3, heading, fontsize=12.5)
-        y = _from_bottom(figure, top + 0.47)
-        ends = [left / width, (left + slot * len(group) - GAP) / width]
-        figure.add_artist(Line2D(ends, [y, y], color=EDGE, linewidth=0.8))
-        for matrix in group:
-            ax = _axes(figure, left + names, top + 0.8, side, side)
-            matrix_panel(ax, matrix.values, class_names, matrix.title, matrix.row_label, matrix.column_label)
-            left += slot
+    for line in lines:
+        left = MARGIN
+        for heading, group in line:
+            _text(figure, left, top + 0.3, heading, fontsize=12.5)
+            y = _from_bottom(figure, top + 0.47)
+            ends = [left / width, (left + slot * len(group) - GAP) / width]
+            figure.add_artist(Line2D(ends, [y, y], color=EDGE, linewidth=0.8))
+            for matrix in group:
+                ax = _axes(figure, left + names, top + 0.8, side, side)
+                matrix_panel(ax, matrix.values, class_names, matrix.title, matrix.row_label, matrix.column_label)
+                left += slot
+        top += slot + _HEADING
 
 
 def _picture_panel(ax: Axes, panel: Panel, aspect: float) -> None:

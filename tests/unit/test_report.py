@@ -59,6 +59,53 @@ def full_page(**changes: object) -> Figure:
     return report.validation_figure(**(parts | changes))  # type: ignore[arg-type]
 
 
+def assert_legible(figure: Figure) -> None:
+    """No text overlaps another or leaves the page."""
+    rendered(figure)
+    boxes = []
+    for text in figure.findobj(lambda artist: isinstance(artist, Text) and bool(artist.get_text())):
+        if text.get_visible():
+            boxes.append((text.get_text(), text.get_window_extent()))
+    width, height = figure.canvas.get_width_height()
+    for text, box in boxes:
+        assert box.x0 >= 0, text
+        assert box.y0 >= 0, text
+        assert box.x1 <= width, text
+        assert box.y1 <= height, text
+    for (a, first), (b, second) in itertools.combinations(boxes, 2):
+        assert not first.padded(-1).overlaps(second.padded(-1)), (a, b)
+
+
+@pytest.mark.parametrize("number", [1, 5])
+@pytest.mark.parametrize(
+    "names", [["background", "vessel"], ["background", "a long name", "tumour core", "oedema"], STREET]
+)
+def test_matrices_of_many_annotators_can_be_read(number: int, names: list[str]) -> None:
+    """In lines of whole groups: what was estimated and what was counted of one annotator stay side by side."""
+    size = len(names)
+    values = np.eye(size) * 0.9 + 0.1 / size
+    heading = "Positive annotator {}   RMSE 0.022, pixel by pixel 0.013"
+    groups = [
+        (heading.format(r), [report.Matrix("estimated A", values), report.Matrix("counted", values)])
+        for r in range(1, number + 1)
+    ]
+    drawn = np.zeros((12, 12), np.int64)
+    maps = report.AnnotatorMaps(
+        "positive", drawn, np.full((size, size, 12, 12), 1 / size), np.full((size, 12, 12), 0.5)
+    )
+    case = report.ConfusionCase("one", np.eye(12)[None], drawn[None], [maps])
+    figure = report.confusion_sheet([case], groups, names, "Annotators")
+    if names is not STREET:  # of so many classes the maps above have titles as narrow as they are
+        assert_legible(figure)
+    panels = [ax for ax in figure.axes if ax.get_title() in ("estimated A", "counted")]
+    assert len(panels) == 2 * number
+    for first, second in itertools.pairwise(panels):
+        if first.get_title() == "estimated A":
+            assert first.get_position().y0 == pytest.approx(second.get_position().y0)
+    sides = [ax.get_position().width * figure.get_size_inches()[0] for ax in panels]
+    assert min(sides) > 1.2
+
+
 class TestMatrixPanel:
     def test_numbers_and_axes(self) -> None:
         figure = report.new_figure(3, 3)
@@ -201,20 +248,7 @@ class TestValidationFigure:
                 "transition": transition,
                 "class_names": names,
             }
-            figure = full_page(**(maps | arguments | part))
-            rendered(figure)
-            boxes = []
-            for text in figure.findobj(lambda artist: isinstance(artist, Text) and bool(artist.get_text())):
-                if text.get_visible():
-                    boxes.append((text.get_text(), text.get_window_extent()))
-            width, height = figure.canvas.get_width_height()
-            for text, box in boxes:
-                assert box.x0 >= 0, text
-                assert box.y0 >= 0, text
-                assert box.x1 <= width, text
-                assert box.y1 <= height, text
-            for (a, first), (b, second) in itertools.combinations(boxes, 2):
-                assert not first.padded(-1).overlaps(second.padded(-1)), (a, b)
+            assert_legible(full_page(**(maps | arguments | part)))
 
     @pytest.mark.parametrize(
         ("changes", "message"),
