@@ -27,10 +27,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from medcoarse import guard, metrics, report
-from medcoarse.confusion import UNLABELED, Confusion, IdentityConfusion, confusion_maps
+from medcoarse.confusion import UNLABELED, Confusion, CoupledOutput, IdentityConfusion, confusion_maps
 from medcoarse.files import plain, write_json
 from medcoarse.losses import CoupledLoss
-from medcoarse.networks import CoupledModel
+from medcoarse.networks import AnnotatorHeads, CoupledModel
 from medcoarse.scores import ScoreView, SegmentationScores, score_table
 
 logger = logging.getLogger(__name__)
@@ -368,7 +368,8 @@ def drawing_metrics(
 
 
 class ValidationFigure:
-    """Save a picture at every validation: image, drawings, truth, prediction's errors, estimated and true matrices.
+    """Save a picture at every validation: image, drawings, truth, prediction's errors, estimated and true matrices; of
+    several positive annotators what each of them drew and what the model expects of them in place of matrices.
 
     A square in the middle of one validation image is shown, so that strokes can be seen. Where the truth is not known,
     it is left out with all that needs it, and the matrices are averaged where the prediction has their classes.
@@ -386,6 +387,7 @@ class ValidationFigure:
         loss: holds the fixed transition matrix.
         writer: a TensorBoard ``SummaryWriter`` that also gets the picture.
         shown_key: the image to show where it is not the one that the networks get.
+        annotator_names: of the positive annotators, where there are several; by default numbers.
     """
 
     def __init__(
@@ -401,11 +403,13 @@ class ValidationFigure:
         divisor: int | Sequence[int] = 32,
         writer: Any = None,
         shown_key: str = "image",
+        annotator_names: Sequence[str] | None = None,
     ) -> None:
         self.model, self.dataset, self.loss = model, dataset, loss
         self.directory, self.evaluator, self.writer = Path(directory), evaluator, writer
         self.class_names, self.case = tuple(class_names), case
         self.size, self.divisor, self.shown_key = size, divisor, shown_key
+        self.annotator_names = annotator_names
 
     def attach(self, engine: Engine) -> None:
         """Draw after each validation of the trainer."""
@@ -431,6 +435,19 @@ class ValidationFigure:
             output = self.model.couple(image)
         prediction = output.logits.argmax(1).cpu()  # (1, *S): of a volume one plane is shown
         label = item["label"].long() if (item["label"] != UNLABELED).any() else None
+        class_index = 1 if len(self.class_names) == 2 else None
+        if output.positive is not None and output.positive.num_annotators > 1:
+            return report.annotators_figure(
+                image=item[self.shown_key],
+                expected=self._expected(image, output),
+                drawings=item.get("positive"),
+                label=label,
+                prediction=prediction,
+                annotator_names=self.annotator_names,
+                class_names=self.class_names,
+                title=title,
+                class_index=class_index,
+            )
         classes = (prediction if label is None else label)[None]
         matrices = [self._pooled(confusion, classes) for confusion in (output.positive, output.negative)]
         return report.validation_figure(
@@ -444,8 +461,17 @@ class ValidationFigure:
             transition=transition_of(self.model, self.loss) if self.model.annotator.num_negative else None,
             class_names=self.class_names,
             title=title,
-            class_index=1 if len(self.class_names) == 2 else None,
+            class_index=class_index,
         )
+
+    def _expected(self, image: Tensor, output: CoupledOutput) -> Tensor:
+        """What each annotator would draw, ``(R, *S)``: what their heads say, or else ``A_r p``."""
+        segmenter = self.model.segmenter
+        if isinstance(segmenter, AnnotatorHeads):
+            with eval_mode(segmenter):
+                return segmenter.heads(image)[0].argmax(1).cpu()
+        assert output.positive is not None
+        return output.positive.log_annotate(output.logits.float().log_softmax(1))[0].argmax(1).cpu()
 
     def _pooled(self, confusion: Confusion | None, label: Tensor) -> Tensor | None:
         """The first annotator's table that counting drawings would show, ``(L, L)``."""

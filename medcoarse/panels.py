@@ -35,6 +35,9 @@ from medcoarse.pictures import (
 
 Indexing = Literal["xy", "ij"]
 
+_MOST_IN_A_ROW = 5
+_LONGEST_NAME = 18  # characters that fit over a picture of a fifth of the page
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -189,6 +192,54 @@ def picture_panels(image: ArrayOrTensor, maps: dict[str, ArrayOrTensor], style: 
         wrong = error_map(flat["prediction"], flat["label"], flat.get("mask"), style.class_index, background)
         panels.append(Panel(_score_line(maps, style), wrong, _error_legend(wrong, style)))
     return panels
+
+
+def annotator_panels(
+    expected: npt.NDArray[Any],
+    drawings: npt.NDArray[Any] | None,
+    names: Sequence[str] | None,
+    like: Picture,
+    style: Style,
+) -> list[list[Panel]]:
+    """Rows of pictures: what annotators drew, and below what is expected of them; some of them a row.
+
+    Args:
+        expected: classes (R, H, W).
+        drawings: alike, 255 undrawn; None leaves them out.
+        names: of the annotators; None numbers them.
+        like: the picture of the image.
+        style: what the pictures have in common.
+
+    Raises:
+        ValueError: another number of names or drawings, or another size than the image.
+
+    Example:
+        >>> undrawn, picture = np.full((1, 4, 4), 255), np.zeros((4, 4, 3), np.uint8)
+        >>> rows = annotator_panels(np.eye(4)[None], undrawn, ["Ada"], picture, Style(["a", "b"], 1, 0, "ij", None))
+        >>> [[panel.title for panel in row] for row in rows]
+        [['Ada: no drawing'], ['Ada: expected']]
+    """
+    number, size = len(expected), len(style.class_names)
+    names = [f"annotator {r}" for r in range(1, number + 1)] if names is None else list(names)
+    if len(names) != number or (drawings is not None and len(drawings) != number):
+        raise ValueError(f"{number} annotators are expected to draw, but there are {len(names)} names{_many(drawings)}")
+
+    def shown(maps: npt.NDArray[Any], r: int, says: str) -> Panel:
+        upright = label_map(style.upright(maps, -2), says, r, like[..., 0], size)
+        what = says if (upright < size).any() else "no drawing"
+        return Panel(f"{_shortened(names[r])}: {what}", label_picture(upright, size, style.background))
+
+    kinds = [(maps, says) for maps, says in ((drawings, "drawing"), (expected, "expected")) if maps is not None]
+    parts = [range(start, min(start + _MOST_IN_A_ROW, number)) for start in range(0, number, _MOST_IN_A_ROW)]
+    return [[shown(maps, r, says) for r in part] for part in parts for maps, says in kinds]
+
+
+def _many(drawings: npt.NDArray[Any] | None) -> str:
+    return "" if drawings is None else f" and {len(drawings)} drawings"
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
 def matrix_groups(

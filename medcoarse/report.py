@@ -30,12 +30,13 @@ from medcoarse.panels import (
     Matrix,
     Panel,
     Style,
+    annotator_panels,
     entries,
     matrix_groups,
     number_text,
     picture_panels,
 )
-from medcoarse.pictures import ArrayOrTensor, Colour, as_array, class_colours
+from medcoarse.pictures import ArrayOrTensor, Colour, as_array, class_colours, fullest_plane, plane_of
 
 INK, FAINT, EDGE, UNKNOWN = "#1f2430", "#6b7280", "#c9ced6", "#d5d8dd"
 SHARES = LinearSegmentedColormap.from_list("shares", ["#ffffff", "#cfe3f3", "#5fa3d3", "#135a96", "#08305a"])
@@ -231,7 +232,61 @@ def validation_figure(
     given = {name: x for name, x in maps.items() if x is not None}
     panels = picture_panels(image, given, style)
     matrices = matrix_groups(given, confusion_positive, confusion_negative, transition, style)
-    return _page(title, panels, matrices, columns=3, style=style)
+    return _page(title, _in_rows(panels, 3), matrices, style, columns=3)
+
+
+def annotators_figure(
+    image: ArrayOrTensor,
+    expected: ArrayOrTensor,
+    drawings: ArrayOrTensor | None = None,
+    label: ArrayOrTensor | None = None,
+    prediction: ArrayOrTensor | None = None,
+    annotator_names: Sequence[str] | None = None,
+    class_names: Sequence[str] = ("background", "foreground"),
+    title: str = "",
+    class_index: int | None = 1,
+    background: int | None = 0,
+    indexing: Indexing = "xy",
+    spacing: Sequence[float] | None = None,
+) -> Figure:
+    """One case of several annotators on one page: truth, prediction, errors, and of each their drawing above what
+    the model expects.
+
+    Args:
+        image: (H, W), channel-first (C, *S) or (H, W, 3).
+        expected: the classes that each annotator would draw, (R, *S).
+        drawings: what they drew, (R, *S), 255 undrawn.
+        label: true classes, (H, W) or (1, *S), 255 unknown.
+        prediction: predicted classes, alike.
+        annotator_names: R names; by default numbers.
+        class_names: L names.
+        title: heading of the page.
+        class_index: the class whose errors are shown; None for all together.
+        background: the class that is not painted; None where class 0 is a thing like the others.
+        indexing: "xy" where axis 0 of all arrays runs to the right, as MONAI loads files; "ij" where it runs down.
+        spacing: size of a pixel along each spatial axis, any unit.
+
+    Returns:
+        Figure 1600 pixels wide; any part that is None is left out.
+
+    Raises:
+        ValueError: sizes of the parts do not match, or names of another number of annotators.
+
+    Example:
+        >>> square = np.pad(np.ones((4, 4), int), 2)
+        >>> figure = annotators_figure(square / 2, np.stack([square, square]), annotator_names=["Ada", "Max"])
+        >>> [ax.get_title("left") for ax in figure.axes]
+        ['Image', 'Ada: expected', 'Max: expected']
+    """
+    style = Style(class_names, class_index, background, indexing, spacing)
+    maps = {"label": label, "expected": expected, "drawings": drawings, "prediction": prediction}
+    given = {name: x for name, x in maps.items() if x is not None}
+    plane = fullest_plane([given[name] for name in ("label", "prediction", "expected") if name in given], background)
+    flat = {name: plane_of(as_array(x), plane) for name, x in given.items()}
+    whole: dict[str, ArrayOrTensor] = {name: flat[name] for name in ("label", "prediction") if name in flat}
+    first = picture_panels(plane_of(as_array(image), plane), whole, style)
+    rows = annotator_panels(flat["expected"], flat.get("drawings"), annotator_names, first[0].picture, style)
+    return _page(title, [first, *rows], [], style)
 
 
 def prediction_sheet(
@@ -269,15 +324,15 @@ def prediction_sheet(
     if not cases:
         raise ValueError("prediction_sheet needs at least one case, got none")
     style = Style(class_names, class_index, background, indexing, spacing)
-    rows = []
+    rows: list[list[Panel]] = []
     for case in cases:
         maps = {"label": case.label, "prediction": case.prediction, "mask": case.mask}
         image, *others = picture_panels(case.image, {name: x for name, x in maps.items() if x is not None}, style)
         rows.append([replace(image, title=case.name), *others])
     legend = {entry: None for row in rows for entry in row[-1].legend}  # once, below the last
-    panels = [replace(panel, legend=()) for row in rows for panel in row]
-    panels[-1] = replace(panels[-1], legend=list(legend))
-    return _page(title, panels, [], columns=4, style=style)
+    rows = [[replace(panel, legend=()) for panel in row] for row in rows]
+    rows[-1][-1] = replace(rows[-1][-1], legend=list(legend))
+    return _page(title, rows, [], style, columns=4)
 
 
 def confusion_sheet(
@@ -366,18 +421,19 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 # the pieces of a page
 
 
+def _in_rows(panels: Sequence[Panel], columns: int) -> list[Sequence[Panel]]:
+    return [panels[i : i + columns] for i in range(0, len(panels), columns)]
+
+
 def _page(
-    title: str,
-    panels: Sequence[Panel],
-    matrices: Sequence[Group],
-    columns: int,
-    style: Style,
+    title: str, rows: Sequence[Sequence[Panel]], matrices: Sequence[Group], style: Style, columns: int | None = None
 ) -> Figure:
     """Pictures in rows, the colours of the classes, and the matrices, from top to bottom."""
     num_classes = len(style.class_names)
-    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    columns = columns or max(map(len, rows))
     width = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) / columns
-    height = width * min(1.3, max(p.picture.shape[0] * style.aspect() / p.picture.shape[1] for p in panels))
+    shapes = [panel.picture.shape for row in rows for panel in row]
+    height = width * min(1.3, max(shape[0] * style.aspect() / shape[1] for shape in shapes))
     row_heights = [0.38 + height + (0.42 if any(panel.legend for panel in row) else 0.1) for row in rows]
     key_height = 0.24 * math.ceil(num_classes / KEY_COLUMNS) + 0.15 if num_classes > 2 else 0.0
     lines, slot = _matrix_lines(matrices, num_classes)
