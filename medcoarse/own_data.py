@@ -24,6 +24,7 @@ from monai.transforms import EnsureChannelFirstd
 from medcoarse.assignment import ANNOTATORS_KEY
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError, Item, load_datalist, raise_problems, verify_datalist
+from medcoarse.files import load_weights
 from medcoarse.inspection import count
 from medcoarse.planning import WHOLE_RATIO, factors
 from medcoarse.planning import block_size as block_size  # the bundle calls it
@@ -326,14 +327,15 @@ def verify_annotators(sections: Mapping[str, Sequence[Item]], annotators: Sequen
     if not annotators:
         return
     for item in (item for items in sections.values() for item in items if item.get("drawing")):
-        files, names = item["drawing"], item.get("annotators", [])
+        files, names = item["drawing"], item.get(ANNOTATORS_KEY, [])
         fitting = isinstance(files, list) and isinstance(names, list) and len(files) == len(names)
         if not fitting or any(name not in annotators for name in names):
             raise DataError(
                 f"{item['image']}: who drew it is {names}; list its drawings, and as many of the annotators "
                 f"{list(annotators)} under 'annotators'"
             )
-    _require_busy(annotators, {name for item in sections.get("training", ()) for name in item.get("annotators", [])})
+    drawn = [item for item in sections.get("training", ()) if item.get("drawing")]
+    _require_busy(annotators, {name for item in drawn for name in item[ANNOTATORS_KEY]})
 
 
 def _require_busy(annotators: Sequence[str], drew: Collection[str]) -> None:
@@ -391,6 +393,29 @@ def num_heads(annotators: Sequence[str], num_classes: int, items: Iterable[Mappi
     number, why = planned_heads(len(annotators), num_classes, drawn_ratio(items))
     logger.info("num_heads %d: %s", number, why)
     return number
+
+
+def heads_in(weights: str | Path) -> int:
+    """The number of heads of a segmenter, by its weights; 0 where it has none, or there is no such file yet.
+
+    Raises:
+        ValueError: the file is damaged, or holds something else than weights.
+
+    Example:
+        >>> heads_in("no/such/model.pt")
+        0
+    """
+    return len(load_weights(weights).get("votes", ())) if Path(weights).is_file() else 0
+
+
+def one_each(items: Sequence[Item], annotators: Sequence[str]) -> bool:
+    """Whether several people drew, and one of them each image. What `medcoarse train` made before heads asks for it.
+
+    Example:
+        >>> one_each([{"annotators": ["Ada"]}, {"annotators": ["Max", "Max"]}], ["Ada", "Max"])
+        True
+    """
+    return len(annotators) > 1 and all(len(set(item.get("annotators", []))) == 1 for item in items)
 
 
 def verify_drawings(

@@ -296,10 +296,14 @@ def _tells_side(name: str) -> bool:
 
 
 def _mirror_each_other(one: str, other: str) -> bool:
-    """Lkidney and Rkidney."""
-    pairs = zip(one.casefold(), other.casefold(), strict=False)
-    apart = [{first, second} for first, second in pairs if first != second]
-    return len(one) == len(other) and apart == [{"l", "r"}]
+    """Lkidney and Rkidney, not glass and grass: they differ by one l and r at an end of a word."""
+    if len(one) != len(other):
+        return False
+    apart = [i for i, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]]
+    if len(apart) != 1 or {one[apart[0]].casefold(), other[apart[0]].casefold()} != {"l", "r"}:
+        return False
+    (i,) = apart
+    return not (one[i - 1 : i].isalpha() and one[i + 1 : i + 2].isalpha())
 
 
 def factors(strides: Sequence[int | Sequence[int]], spatial_dims: int) -> list[int]:

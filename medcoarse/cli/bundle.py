@@ -74,8 +74,9 @@ def make_bundle(folder: Path, settings: Mapping[str, Any], metadata: Mapping[str
             continue
         content = json.loads(file.read_text(encoding="utf-8"))
         changes = metadata if file.name == "metadata.json" else settings
-        if file.name == "inference.json":  # there `datalist` is a list of images
-            changes = {key: value for key, value in settings.items() if key != "datalist"}
+        if file.name == "inference.json":  # there `datalist` is a list of images, and heads are those of the weights
+            changes = {key: value for key, value in settings.items() if key not in ("datalist", "num_heads")}
+            changes |= {"planned_heads": settings["num_heads"]} if "num_heads" in settings else {}
         write_json(target, _changed(content, changes, add=file.name == "metadata.json"))
     shutil.copyfile(source / "LICENSE", folder / "LICENSE")
     (folder / "docs").mkdir(exist_ok=True)

@@ -35,9 +35,19 @@ from typing import Any
 import numpy as np
 
 from medcoarse.cli.files import NAMES_FILE, find_drawings, listed, match
-from medcoarse.cli.label_maps import Shown, binary_of, common_grid, look, name_classes, on_grid, read_labels
+from medcoarse.cli.label_maps import (
+    Shown,
+    binary_of,
+    common_grid,
+    look,
+    name_classes,
+    on_grid,
+    read_labels,
+    with_all_named,
+)
 from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
+from medcoarse.datalist import DataError
 from medcoarse.files import write_atomically, write_json
 from medcoarse.readers.drawing import Grid
 from medcoarse.readers.itksnap import read_label_descriptions
@@ -80,15 +90,18 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"{'; '.join(alone)}; pass --partial to leave them out")
     shown = look([*pairs, *pairs.values()])
     binary = binary_of([pairs.keys(), pairs.values()], shown)
-    described = [] if options.class_names else _described(options.predictions)
-    named_by = NAMES_FILE if described else "--class_names"
-    classes = name_classes(shown, binary, options.class_names or described, named_by)
+    described, unread = (
+        ([], "") if options.class_names else _described(options.predictions, [shown[one] for one in pairs])
+    )
+    names = with_all_named(described, shown, binary) if described else options.class_names
+    classes = name_classes(shown, binary, names)
     table = scores(pairs, binary, classes.names, options.include_background, options.surface)
     output = Path(options.output_dir or options.predictions)
     write_json(output / "scores.json", table)
     write_atomically(output / "scores.csv", lambda file: file.write(_csv(table).encode()))
     said = [
         *(f"left out: {line}" for line in alone),
+        *([unread] if unread and not options.class_names else []),
         *([classes.said] if classes.said else []),
         *_of_boxes(pairs, shown),
     ]
@@ -97,13 +110,21 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _described(folder: str) -> list[str]:
-    """The names of classes, background first, that `medcoarse predict` left beside label maps; none elsewhere."""
+def _described(folder: str, shown: Collection[Shown]) -> tuple[list[str], str]:
+    """The names of classes, background first, that `medcoarse predict` left beside label maps; and why a file of that
+    name is not used. Segments bring theirs.
+    """
     file = Path(folder) / NAMES_FILE
-    if not file.is_file():
-        return []
-    found = read_label_descriptions(file)
-    return [found.get(number, str(number)) for number in range(max(found, default=0) + 1)]
+    if not file.is_file() or all(one.segments for one in shown):
+        return [], ""
+    try:
+        found = read_label_descriptions(file)
+    except DataError as error:
+        return [], f"not used: {error}"
+    highest = max(found, default=0)
+    if highest >= UNLABELED:
+        return [], f"not used: {file}: describes value {highest}, at most 254 classes are compared"
+    return [found.get(number, f"class {number}") for number in range(highest + 1)], ""
 
 
 def scores(

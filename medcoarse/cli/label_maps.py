@@ -139,7 +139,6 @@ def name_classes(
     shown: Mapping[Path, Shown],
     binary: Collection[Path] = (),
     class_names: Sequence[str] | None = None,
-    named_by: str = "--class_names",
 ) -> Classes:
     """The classes of all files of a command: those that are given, or else from names and numbers, see above.
 
@@ -147,7 +146,6 @@ def name_classes(
         shown: what each of them shows.
         binary: those that have the structure as 255.
         class_names: background first.
-        named_by: where these are from.
 
     Raises:
         CommandError: classes that the given names lack; names that may mean two classes; or a label map beside segments
@@ -163,7 +161,7 @@ def name_classes(
     """
     maps = {path: one.highest(path in binary) for path, one in shown.items() if not one.segments}
     if class_names:
-        _require_named(shown, maps, class_names, named_by)
+        _require_named(shown, maps, class_names)
         return Classes(list(class_names))
     highest = max(maps.values(), default=0)
     segments = {path: one for path, one in shown.items() if one.named}
@@ -188,24 +186,36 @@ def name_classes(
     return Classes(found, said)
 
 
-def _require_named(
-    shown: Mapping[Path, Shown], maps: Mapping[Path, int], class_names: Sequence[str], named_by: str
-) -> None:
+def with_all_named(names: Sequence[str], shown: Mapping[Path, Shown], binary: Collection[Path] = ()) -> list[str]:
+    """Names of classes, and of what files show beyond them: values of label maps, then segments.
+
+    Args:
+        names: background first.
+        shown: what each file shows.
+        binary: files in which 255 is class 1.
+
+    Example:
+        >>> segment = Shown(True, named=frozenset([(1, "Liver"), (2, "cyst")]))
+        >>> with_all_named(["rest", "liver"], {Path("a"): segment, Path("b"): Shown(False, frozenset([0, 2]))})
+        ['rest', 'liver', 'class 2', 'cyst']
+    """
+    highest = max((one.highest(path in binary) for path, one in shown.items() if not one.segments), default=0)
+    found = [*names, *(f"class {number}" for number in range(len(names), highest + 1))]
+    others = sorted({name for one in shown.values() for name in one.names if class_named(name, found) is None})
+    return found + others
+
+
+def _require_named(shown: Mapping[Path, Shown], maps: Mapping[Path, int], class_names: Sequence[str]) -> None:
     if len(set(class_names)) != len(class_names) or len(class_names) < 2:
-        raise CommandError(f"{named_by} must be different names, background first, got {' '.join(class_names)}")
-    elsewhere = "" if named_by == "--class_names" else " with --class_names"
+        raise CommandError(f"--class_names must be different names, background first, got {' '.join(class_names)}")
     for path, highest in maps.items():
         if highest >= len(class_names):
             raise CommandError(
-                f"{path}: holds class {highest}, {named_by} has {len(class_names)} names; name all{elsewhere}, "
-                "background too"
+                f"{path}: holds class {highest}, --class_names has {len(class_names)} names; name all, background too"
             )
     for path, one in shown.items():
         if unknown := sorted(name for name in one.names if class_named(name, class_names) is None):
-            raise CommandError(
-                f"{path}: segment {unknown[0]!r} is none of {named_by} {' '.join(class_names)}"
-                + (f"; name all{elsewhere}" if elsewhere else "")
-            )
+            raise CommandError(f"{path}: segment {unknown[0]!r} is none of --class_names {' '.join(class_names)}")
 
 
 def _told_apart(files: Sequence[set[str]]) -> list[str]:

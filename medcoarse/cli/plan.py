@@ -199,7 +199,7 @@ def _require_learnable(options: argparse.Namespace, found: Folders, classes: Cla
         raise CommandError(
             f"--learn_labels: no image to train on has a mask; add masks of some to --labels, or {remedy}"
         )
-    learned = {name for image in training for name in found.drawn[image]}
+    learned = {name for image in training for name, file in found.drawn[image].items() if file not in classes.silent}
     if idle := [name for name in _annotators(found) if name not in learned]:
         raise CommandError(f"{', '.join(idle)}: drew only images to validate on; {remedy}")
 
@@ -311,8 +311,8 @@ def _heads(
     if loops:
         return 0, ""
     sizes = dict(zip(found.drawn, map(math.prod, facts.shapes), strict=True))
-    drew = {image: len(found.drawn[image]) for image in training if found.drawn[image]}  # the others have masks
-    ratios = [sum(classes.drawn[image].values()) / (sizes[image] * number) for image, number in drew.items()]
+    drawn = {image: sum(classes.drawn[image].values()) / sizes[image] for image in training}
+    ratios = [ratio / len(found.drawn[image]) for image, ratio in drawn.items() if ratio]  # nobody drew the others
     return num_heads(people, len(classes.names), statistics.fmean(ratios or [0]))
 
 
@@ -405,7 +405,9 @@ def _said(
         shown = [image for image, own in classes.drawn.items() if number in own]
         if len(shown) == 1 < sum(map(bool, classes.drawn.values())) - 1:
             lines += [f"  {name} IS DRAWN IN {shown[0].name} ALONE: a slip, if that is not what you meant"]
-    lines += [f"  NOTHING IS DRAWN in {listed(list(classes.silent))}"] if classes.silent else []
+    apart = settings["annotators"]
+    silent = [Path(f"{file.parent.name}: {file.name}") if apart else file for file in classes.silent]
+    lines += [f"  NOTHING IS DRAWN in {listed(silent)}"] if silent else []
     lines += [f"  ONE VALUE EVERYWHERE in {listed([Path(name) for name in classes.blank])}"] if classes.blank else []
     lines += _said_of_loops(*classes.loops, settings["loops"])
     lines += [f"  {key!s} -> {'nothing drawn' if claim is None else claim}" for key, claim in classes.mapping.items()]

@@ -181,6 +181,7 @@ def make_segmenter(
 
     folder = str(bundle.absolute())
     require_text("a path", folder)
+    weights = load_weights(bundle / "models" / "model.pt")  # before the configuration looks into it
     content = copy.deepcopy(content) | {"bundle_root": folder, "datalist": [], "output_dir": folder}
     content |= {"device": f"$torch.device({device!r})"} if device else {}
     loading = content["preprocessing"]["transforms"][0]
@@ -194,7 +195,7 @@ def make_segmenter(
     network, inferer, place = (parser.get_parsed_content(key) for key in ("network", "inferer", "device"))
     preprocessing = parser.get_parsed_content("preprocessing")
     postprocessing: Compose = parser.get_parsed_content("postprocessing")
-    network.load_state_dict(load_weights(bundle / "models" / "model.pt", place))
+    network.load_state_dict(weights)
     network.to(place).eval()
 
     def segment(files: list[Path]) -> Any:

@@ -68,7 +68,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _without_training(content: Mapping[str, Any]) -> dict[str, Any]:
     """How fast annotators learn and who votes is settled, and to tell it all that was trained on would be read."""
-    return {key: value for key, value in (("whole_beside_masks", False), ("voters", None)) if key in content}
+    settled = (("whole_beside_masks", False), ("one_each", False), ("voters", None))  # the second of earlier versions
+    return {key: value for key, value in settled if key in content}
 
 
 def _cases(bundle: Path, places: list[str]) -> list[str | list[str]]:

@@ -127,7 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="AXIS",
         help="along which images are mirrored for training: 0 1 for the first two, or none; after the folders. By "
-        "default 0, and none where names of classes tell sides",
+        "default left and right, of pictures the first axis, and none where names of classes tell sides",
     )
     add("--seed", type=int, default=0, help="of the split and of training (default 0)")
     add("--epochs", type=int, help="in place of the planned number")

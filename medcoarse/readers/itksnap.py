@@ -25,7 +25,7 @@ def read_label_descriptions(path: str | os.PathLike[str]) -> dict[int, str]:
         {0: 'Clear Label', 2: 'left kidney'}
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: cannot be read ({type(error).__name__}); export the label descriptions again"

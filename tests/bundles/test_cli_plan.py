@@ -509,16 +509,33 @@ def test_who_drew_nothing_is_not_among_those_who_drew(tmp_path: Path, capfd: Any
     words = text("train", tmp_path / "images", tmp_path / "people", "--annotators", "--background", BACKGROUND)
     words += text("--plan_only", "--output_dir", tmp_path / "run", "--validation", 0)
     assert main(words) == 0
-    assert "NOTHING IS DRAWN in case1_drawn.nii.gz" in capfd.readouterr().out
+    assert "NOTHING IS DRAWN in Max: case1_drawn.nii.gz" in capfd.readouterr().out
     listed = json.loads((tmp_path / "run" / "datalist.json").read_text())["training"]
     assert {Path(item["image"]).name[:5]: item["annotators"] for item in listed} == {
         "case0": ["Ada", "Max"],
         "case1": ["Ada"],
         "case2": ["Ada", "Max"],
     }
+    shutil.rmtree(tmp_path / "run")
+    shutil.rmtree(tmp_path / "people" / "Ada")
+    (tmp_path / "people" / "Ada").mkdir()
+    for index in (0, 2):
+        name = f"case{index}_drawn.nii.gz"
+        shutil.copy(tmp_path / "drawings" / name, tmp_path / "people" / "Ada" / name)
+    (tmp_path / "people" / "Max" / "case0_drawn.nii.gz").unlink()  # leaves case1, which is empty, and case2
+    words = [*words[: words.index("--validation")], *text("--validation", 0.34)]
+    outcomes = set()
+    for seed in range(8):
+        code = main([*words, *text("--seed", seed, "--output_dir", tmp_path / f"run{seed}")])
+        kept = tmp_path / f"run{seed}" / "datalist.json"
+        outcomes.add(code)
+        assert (code == 0) == (kept.is_file() and "case2" not in json.dumps(json.loads(kept.read_text())["validation"]))
+    assert outcomes == {0, 1}, "who drew on the image for validation and left the other empty is refused"
+    shutil.rmtree(tmp_path / "people" / "Ada")
+    shutil.copytree(tmp_path / "drawings", tmp_path / "people" / "Ada")
+    words = [*words[: words.index("--validation")], *text("--validation", 0)]
     for index in (0, 2):
         nib.save(empty, tmp_path / "people" / "Max" / f"case{index}_drawn.nii.gz")
-    shutil.rmtree(tmp_path / "run")
     assert "Max: nothing is drawn in any file; leave the folder out" in refused(capfd, *words)
 
 

@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser, ckpt_export
 
 from medcoarse.bundle_files import serve
 from medcoarse.cli.main import main
+from medcoarse.cli.report import _without_training
 from medcoarse.networks import AnnotatorHeads
 from tests import label_double
 from tests.bundles.commands import refused, text
@@ -203,6 +204,54 @@ def test_heads_beside_masks(volumes, tmp_path, capfd):
     assert re.search(r"epoch 3/4 .*heads=.*nll_positive=.*dense=", "".join(capfd.readouterr()))
 
 
+def test_an_image_that_nobody_drew_on_says_nothing_of_heads(volumes, tmp_path):
+    """Neither to the plan nor to the bundle: of six it alone would leave five sixths drawn."""
+    drawings = by_one_each(volumes, tmp_path / "drawings")
+    for case, (name,) in DREW.items():
+        file = drawings / name / f"{case}.nii.gz"
+        mask = nib.load(file)
+        values = np.full(mask.shape, 255, np.uint8) if case == "case0" else np.asarray(mask.dataobj)
+        nib.save(nib.Nifti1Image(values, mask.affine), file)
+    told = ["--mapping", "unlabeled_255", "--validation", "0"]
+    parser = planned(volumes / "images", drawings, tmp_path / "run", *told)
+    assert parser["num_heads"] == 2
+    bundle = ConfigParser()
+    bundle.read_config(str(BUNDLE / "configs" / "train.json"))
+    for key in ("annotators", "mapping", "class_names", "num_classes", "in_channels"):
+        bundle[key] = parser[key]
+    bundle["bundle_root"], bundle["datalist"] = str(tmp_path), str(tmp_path / "run" / "datalist.json")
+    assert bundle.get_parsed_content("num_heads") == 2
+
+
+def test_what_is_evaluated_has_the_heads_of_the_weights(tmp_path):
+    """Whatever was drawn of the images that are looked at."""
+    (tmp_path / "models").mkdir()
+    for overlay, heads in itertools.product(("evaluate", "review", "case_report"), (3, 0)):
+        votes = {"votes": torch.ones(heads)} if heads else {}
+        torch.save({"weight": torch.ones(1)} | votes, tmp_path / "models" / "model.pt")
+        bundle = ConfigParser()
+        bundle.read_config([str(BUNDLE / "configs" / f"{name}.json") for name in ("train", overlay)])
+        bundle["bundle_root"] = str(tmp_path)
+        assert bundle.get_parsed_content("num_heads") == heads
+
+
+def test_a_plan_that_is_served_untrained_has_the_heads_that_are_trained_there(volumes, tmp_path):
+    """One reader's scribbles: none. Without weights it is exported as planned, with them as they are."""
+    drawings = by_one_each(volumes, tmp_path / "drawings")
+    planned(volumes / "images", drawings, tmp_path / "run", "--mapping", "dense", "--validation", "0")
+    served = serve(tmp_path / "run", tmp_path / "model")
+    found = {}
+    for weights in (False, True):
+        for name in ("train", "inference"):
+            parser = ConfigParser()
+            parser.read_config(str(served / "configs" / f"{name}.json"))
+            parser["bundle_root"] = str(served)
+            found[name, weights] = parser.get_parsed_content("num_heads")
+        (served / "models").mkdir(exist_ok=True)
+        torch.save({"weight": torch.ones(1)}, served / "models" / "model.pt")
+    assert found == {("train", False): 0, ("inference", False): 2, ("train", True): 0, ("inference", True): 0}
+
+
 def test_a_list_of_ones_own_gets_the_heads_that_are_planned(volumes, tmp_path):
     """By the bundle itself, whose inference finds them in the weights."""
     drawings = by_one_each(volumes, tmp_path / "drawings")
@@ -226,6 +275,17 @@ def test_a_list_of_ones_own_gets_the_heads_that_are_planned(volumes, tmp_path):
     (tmp_path / "models" / "model.pt").unlink()
     inference.parse(reset=True)
     assert inference.get_parsed_content("num_heads") == 0
+
+
+def test_what_an_earlier_version_made_is_reviewed_and_trained_on(volumes, tmp_path):
+    """Its configurations ask for `one_each`."""
+    parser = planned(volumes / "images", volumes / "drawings", tmp_path / "run", "--background", str(BACKGROUND))
+    parser["one_each"] = (
+        "$own_data.one_each(@training_items, @annotators) and own_data.drawn_ratio(@train#drawings) > 0.9"
+    )
+    assert parser.get_parsed_content("one_each") is False
+    earlier = {"one_each": "...", "voters": "...", "other": 1}
+    assert _without_training(earlier) == {"one_each": False, "voters": None}
 
 
 def test_it_is_what_most_drew_that_segmentations_are_held_against(volumes, tmp_path):

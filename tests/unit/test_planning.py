@@ -68,7 +68,8 @@ def test_names_that_tell_sides(name: str) -> None:
 
 def test_names_that_differ_by_their_side_alone() -> None:
     assert sided_names(["background", "Lkidney", "Rkidney", "lib"]) == ["Lkidney", "Rkidney"]
-    assert not sided_names(["L3", "R4", "lr", "rrr"])
+    assert sided_names(["kidneyl", "kidneyr"]) == ["kidneyl", "kidneyr"]
+    assert not sided_names(["L3", "R4", "lr", "rrr", "glass", "grass"])
 
 
 @pytest.mark.parametrize(
