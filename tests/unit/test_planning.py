@@ -312,3 +312,12 @@ def test_window_without_drawings() -> None:
 def test_no_plan_for_a_mixture(shapes: list[tuple[int, ...]]) -> None:
     with pytest.raises(ValueError, match="not for both"):
         make_plan(Facts(shapes, None, 1))
+
+
+def test_heads_take_memory_of_their_own() -> None:
+    """64 channels at 45 bytes are nearly as much as the network's 3000 bytes a voxel."""
+    facts = volumes([(1, 1, 1)] * 4, (200, 200, 200))
+    plans = [make_plan(facts, True, 2.0, num_classes=4, num_annotators=16, num_heads=heads) for heads in (0, 16)]
+    without, with_heads = (math.prod(plan.settings["patch_size"]) * plan.settings["batch_size"] for plan in plans)
+    assert with_heads * (3000 + 64 * 45) <= 2e9
+    assert with_heads < 0.7 * without
