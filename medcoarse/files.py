@@ -9,7 +9,8 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,22 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def short_names(files: Sequence[str]) -> list[str]:
+    """The name of each file, with so many of its folders before it as tell it from the others.
+
+    Example:
+        >>> short_names(["data/ada/1/image.nii.gz", "data/ben/1/image.nii.gz", "data/scan.png", "data/scan.png"])
+        ['ada/1/image.nii.gz', 'ben/1/image.nii.gz', 'scan.png', 'scan.png']
+    """
+    parts = {file: Path(file).parts for file in files}
+    found: dict[str, str] = {}
+    for depth in range(1, max(map(len, parts.values()), default=0) + 1):
+        tails = {file: "/".join(parts[file][-depth:]) for file in parts if file not in found}
+        counted = Counter(tails.values())
+        found |= {file: tail for file, tail in tails.items() if counted[tail] == 1 or depth >= len(parts[file])}
+    return [found[file] for file in files]
 
 
 def add_to_json(path: Path, key: str, value: Any) -> None:

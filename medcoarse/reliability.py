@@ -149,23 +149,32 @@ def drawn_counts(annotations: Annotations, probs: Tensor) -> Tensor:
     return soft_annotation_counts(drawings_of(annotations), probs)
 
 
+_SMALL = 0.1
+"""Of the median size of an annotator's structures: as much counts as drawn right besides, see `annotation_quality`."""
+
+
 def annotation_quality(counts: Tensor, kinds: Sequence[Kind]) -> Tensor:
     """How well each drawing fits the estimated truth: Dice of what was drawn, over all foreground classes together.
 
     A positive drawing of k should cover k, a negative one everything but k. With two classes the background, which
-    always fits, is left out.
+    always fits, is left out. Where there is nothing to draw, a few voxels of the estimate would decide; so a tenth of
+    the size that structures have in the median, where the annotator drew any, is added to both sides of the fraction
+    (one voxel for who never drew any). Nothing drawn where nothing is has 1.
 
     Args:
-        counts: :func:`drawn_counts` (B, R, L, L).
+        counts: :func:`drawn_counts` of N images (N, R, L, L), best of the likeliest classes: of probabilities a rare
+            class has most of its own far from it.
         kinds: of the R annotators.
 
     Returns:
-        float64 (B, R) in [0, 1]; NaN where nothing was drawn.
+        float64 (N, R) in [0, 1]; NaN where nothing was drawn.
+
+    Source: ours. Shares from 0.01 to 0.2 rank drawn tumours with errors planted among them alike.
 
     Example:
-        >>> counts = torch.tensor([[[[6.0, 1.0], [1.0, 2.0]]]])
-        >>> round(annotation_quality(counts, ["positive"]).item(), 3)  # 2 * 2 / (3 + 3)
-        0.667
+        >>> counts = torch.tensor([[6.0, 1.0], [1.0, 2.0]]).view(1, 1, 2, 2)
+        >>> round(annotation_quality(counts, ["positive"]).item(), 3)  # (2 * 2 + 0.6) / (3 + 3 + 0.6)
+        0.697
     """
     counts = counts.double()
     rows, columns, hit = counts.sum(-1), counts.sum(-2), torch.diagonal(counts, dim1=-2, dim2=-1)
@@ -175,9 +184,9 @@ def annotation_quality(counts: Tensor, kinds: Sequence[Kind]) -> Tensor:
     truth = torch.where(negative, total - columns, columns)
     classes = torch.arange(counts.shape[-1], device=counts.device)
     background = torch.where(negative, classes == (1 if len(classes) == 2 else len(classes)), classes == 0)
-    shown = ~background
-    dice = 2 * (right * shown).sum(-1) / ((rows + truth) * shown).sum(-1)
-    return torch.where(total[..., 0] > 0, dice, torch.nan)
+    covered, sizes, drawn = ((values * ~background).sum(-1) for values in (2 * right, rows + truth, rows))
+    little = (_SMALL * sizes.where(drawn > 0, torch.nan).nanmedian(0).values).nan_to_num(2.0)
+    return torch.where(total[..., 0] > 0, (covered + little) / (sizes + little), torch.nan)
 
 
 def suspicion(quality: Tensor) -> Tensor:

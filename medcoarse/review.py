@@ -24,7 +24,7 @@ from tqdm import tqdm
 from medcoarse import reliability
 from medcoarse.confusion import UNLABELED, Annotations
 from medcoarse.estimation import Estimate, as_drawn, estimate
-from medcoarse.files import plain, write_atomically, write_json
+from medcoarse.files import plain, short_names, write_atomically, write_json
 from medcoarse.inspection import PIL_SUFFIXES
 from medcoarse.losses import CoupledLoss
 from medcoarse.metrics import conditional_table
@@ -113,13 +113,23 @@ class AnnotatorReview:
         looks = [self._look(n) for n in tqdm(numbers, "Reviewing", disable=not sys.stderr.isatty())]
         _require_one_unit(looks)
         undrawn = [self._glance(n) for n in tqdm(range(len(self.pool)), "Pool", disable=not sys.stderr.isatty())]
-        content = self._content(looks) | {"ask_next": self._ask_next(looks, undrawn)}
-        shown = [self._show(*pair) for pair in self._worst(looks)]
+        names = short_names([look.file for look in looks] + [glance.file for glance in undrawn])
+        quality = reliability.annotation_quality(torch.stack([look.drawn for look in looks]), self._kinds())
+        suspicion = reliability.suspicion(quality)
+        places = reliability.most_suspicious(suspicion, self.num_worst).tolist()
+        worst = [divmod(place, quality.shape[1]) for place in places]
+        content = self._content(looks, quality) | {
+            "worst": [self._entry(names[n], quality[:, r], n, r) for n, r in worst],
+            "ask_next": self._ask_next(looks, undrawn, names),
+        }
+        if any(errors := [look.planted for look in looks]):
+            content["planted"] = reliability.planted_found(suspicion, errors)
+        shown = [self._show(n, r, names[n]) for n, r in worst]
         for entry, one in zip(content["worst"], shown, strict=True):
             entry["regions"] = [region._asdict() for region in one.regions]
-        errors = [self._show(n, None) for n in self._most_drawn(looks)]
+        erring = [self._show(n, None, names[n]) for n in self._most_drawn(looks)]
         write_json(self.directory / "annotators.json", plain(content))
-        page = review_page(content, shown, errors).encode()
+        page = review_page(content, shown, erring).encode()
         write_atomically(self.directory / "annotators.html", lambda file: file.write(page))
         for one in content["annotators"]:
             logger.info("%s: reliability %.3f (%.3f to %.3f)", one["name"], *one["reliability"].values())
@@ -150,14 +160,11 @@ class AnnotatorReview:
         (probs, cm), annotations = self._estimate(item)
         kinds = reliability.kinds_of(annotations)
         likeliest = one_hot(probs.argmax(1, keepdim=True), probs.shape[1])
-        quality = reliability.annotation_quality(reliability.drawn_counts(annotations, probs), kinds)
         return _Look(
-            _name(item),
-            case_of(_file(item)),
+            _file(item),
             reliability.expected_counts(cm, probs)[0],
             # not of the probabilities: a rare class has most of its own far from it, a percent at each voxel
             reliability.drawn_counts(annotations, likeliest)[0],
-            quality[0],
             reliability.error_grid(reliability.error_probability(cm, probs, kinds))[0],
             reliability.uncertainty(probs)[0],
             self._tendencies(probs, annotations, kinds, self._spacing(item)[0]),
@@ -168,7 +175,7 @@ class AnnotatorReview:
     def _glance(self, index: int) -> _Glance:
         item = self.pool[index]
         probs, cm = self._networks(item)
-        return _Glance(_name(item), reliability.expected_counts(cm, probs)[0], reliability.uncertainty(probs)[0])
+        return _Glance(_file(item), reliability.expected_counts(cm, probs)[0], reliability.uncertainty(probs)[0])
 
     def _spacing(self, item: Mapping[str, Any]) -> tuple[Sequence[float], str]:
         """Of the image, whose grid is that of the drawings, and its unit."""
@@ -193,20 +200,14 @@ class AnnotatorReview:
                 found[r, k] = reliability.tendency_mm(meant, truth == k, spacing, drawings[r] != UNLABELED)
         return found
 
-    def _worst(self, looks: Sequence[_Look]) -> list[tuple[int, int]]:
-        """(image, annotator) of the drawings that are most likely wrong, see `reliability.suspicion`."""
-        quality = torch.stack([look.quality for look in looks])
-        places = reliability.most_suspicious(reliability.suspicion(quality), self.num_worst).tolist()
-        return [divmod(place, quality.shape[1]) for place in places]
-
     def _most_drawn(self, looks: Sequence[_Look], number: int = 3) -> list[int]:
         """The images with the most drawn foreground: one of each case, where names tell cases apart."""
         drawn = reliability.drawn_foreground(torch.stack([look.drawn for look in looks]), self._kinds()).tolist()
         order = sorted(range(len(looks)), key=lambda n: -drawn[n])
-        first = set({looks[n].case: n for n in reversed(order)}.values())
+        first = set({case_of(looks[n].file): n for n in reversed(order)}.values())
         return sorted(order, key=lambda n: n not in first)[:number]
 
-    def _show(self, index: int, who: int | None) -> Shown:
+    def _show(self, index: int, who: int | None, name: str) -> Shown:
         """An image of the page: a drawing that fits badly, or where each annotator is expected to err."""
         item = self.dataset[index]
         (probs, cm), annotations = self._estimate(item)
@@ -215,14 +216,20 @@ class AnnotatorReview:
         regions = []
         if who is not None:
             regions = reliability.suspicious_regions(drawings[who], probs[0], kinds[who], self._spacing(item)[0])
-        return Shown(
-            _name(item), self.names, kinds, who, _tensor(item[self.shown_key]).cpu(), drawings, probs[0], errs, regions
-        )
+        image = _tensor(item[self.shown_key]).cpu()
+        return Shown(name, self.names, kinds, who, image, drawings, probs[0], errs, regions)
 
-    def _content(self, looks: Sequence[_Look]) -> dict[str, Any]:
-        expected, drawn, quality = (
-            torch.stack([getattr(look, name) for look in looks]) for name in ("expected", "drawn", "quality")
-        )
+    def _entry(self, image: str, quality: Tensor, n: int, r: int) -> dict[str, Any]:
+        """A drawing that is likely wrong; `quality` is that of all drawings of its annotator."""
+        return {
+            "image": image,
+            "annotator": self.names[r],
+            "quality": quality[n].item(),
+            "usual": quality.nanmedian().item(),
+        }
+
+    def _content(self, looks: Sequence[_Look], quality: Tensor) -> dict[str, Any]:
+        expected, drawn = (torch.stack([getattr(look, name) for look in looks]) for name in ("expected", "drawn"))
         kinds = self._kinds()
         errs = torch.stack([look.errs for look in looks]).mean(0)
         trust = reliability.reliability(drawn, kinds, seed=self.seed)
@@ -245,28 +252,18 @@ class AnnotatorReview:
             }
             for r, name in enumerate(self.names)
         ]
-        errors = [look.planted for look in looks]
-        found = {"planted": reliability.planted_found(reliability.suspicion(quality), errors)} if any(errors) else {}
         return {
             "class_names": list(self.class_names),
             "unit": looks[0].unit,
             "num_images": len(looks),
-            **found,
             "annotators": sorted(annotators, key=_least_reliable_last),
-            "worst": [
-                {
-                    "image": looks[n].name,
-                    "annotator": self.names[r],
-                    "quality": quality[n, r].item(),
-                    "usual": quality[:, r].nanmedian().item(),
-                }
-                for n, r in self._worst(looks)
-            ],
         }
 
-    def _ask_next(self, looks: Sequence[_Look], undrawn: Sequence[_Glance]) -> list[dict[str, Any]]:
+    def _ask_next(
+        self, looks: Sequence[_Look], undrawn: Sequence[_Glance], names: Sequence[str]
+    ) -> list[dict[str, Any]]:
         """Whom to ask about which image, with the names of those who drew it; nobody has drawn those of the pool."""
-        seen = [_Glance(look.name, look.expected, look.uncertainty) for look in looks] + list(undrawn)
+        seen = [_Glance(look.file, look.expected, look.uncertainty) for look in looks] + list(undrawn)
         drawn = torch.zeros(len(seen), len(self.names), dtype=torch.bool)
         drawn[: len(looks)] = torch.stack([look.drawn.sum((-2, -1)) > 0 for look in looks])
         uncertainties, counts = (
@@ -275,7 +272,7 @@ class AnnotatorReview:
         )
         return [
             one._asdict()
-            | {"image": seen[one.image].name, "annotator": self.names[one.annotator]}
+            | {"image": names[one.image], "annotator": self.names[one.annotator]}
             | {"drawn_by": [name for name, drew in zip(self.names, drawn[one.image], strict=True) if drew]}
             for one in reliability.next_questions(uncertainties, counts, self._kinds(), drawn)[: self.num_questions]
         ]
@@ -340,11 +337,9 @@ def case_of(file: str) -> str:
 class _Look(NamedTuple):
     """What is kept of an image."""
 
-    name: str
-    case: str
+    file: str  # of the image
     expected: Tensor  # (R, observed, true)
     drawn: Tensor  # (R, observed, true)
-    quality: Tensor  # (R,)
     errs: Tensor  # (R, 8, 8) or (R, 8, 8, 4)
     uncertainty: Tensor  # ()
     tendency: Tensor  # (R, L)
@@ -355,7 +350,7 @@ class _Look(NamedTuple):
 class _Glance(NamedTuple):
     """What is kept of an image to ask about."""
 
-    name: str
+    file: str
     expected: Tensor  # (R, observed, true)
     uncertainty: Tensor  # ()
 
@@ -363,7 +358,7 @@ class _Glance(NamedTuple):
 def _require_one_unit(looks: Sequence[_Look]) -> None:
     names: dict[str, str] = {}
     for look in looks:
-        names.setdefault(look.unit, look.name)
+        names.setdefault(look.unit, Path(look.file).name)
     if len(names) > 1:
         which = ", ".join(f"{name} in {unit}" for unit, name in names.items())
         raise ValueError(f"lengths must have one unit, got {which}; pass spacing, or images that all have one")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform
+from monai.transforms import LoadImage, MapTransform
 from torch import Tensor
 
 from medcoarse.confusion import UNLABELED
@@ -26,6 +26,7 @@ def plant_errors(
     seed: int = 0,
     errors: Sequence[str] = ERRORS,
     label_key: str = "label",
+    among: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
     """Choose items at random whose annotations are to be wrong, about as many with each error, and write down which.
 
@@ -38,13 +39,15 @@ def plant_errors(
         seed: >= 0; the same seed chooses the same items and errors.
         errors: of :data:`ERRORS`.
         label_key: of what is drawn.
+        among: numbers of the items to choose from, and to take another image's mask from, such as those of
+            :func:`with_foreground`; by default all.
 
     Returns:
         New items, those that are wrong with the key `planted`: the `error`, and where everything goes of what is
         `shifted`, as shares of the image's sides along its first two axes.
 
     Raises:
-        ValueError: more than there are items, or an unknown error.
+        ValueError: more than there are items to choose from, or an unknown error.
 
     Example:
         >>> items = plant_errors([{"label": f"{n}.png"} for n in range(4)], num_planted=2, errors=["another", "blank"])
@@ -55,13 +58,14 @@ def plant_errors(
     if unknown or not errors:
         got = repr(unknown[0]) if unknown else "nothing"
         raise ValueError(f"errors must be some of {', '.join(ERRORS)}, got {got}")
-    if not 0 <= num_planted <= len(items) or (num_planted and len(items) < 2):
-        raise ValueError(f"num_planted must be from 0 to the number of items, {len(items)}, got {num_planted}")
+    chosen = list(range(len(items)) if among is None else among)
+    if not 0 <= num_planted <= len(chosen) or (num_planted and len(chosen) < 2):
+        raise ValueError(f"num_planted must be from 0 to the number of items, {len(chosen)}, got {num_planted}")
     rng = np.random.default_rng(seed)
     planted = [dict(item) for item in items]
-    for place, n in enumerate(rng.permutation(len(items))[:num_planted].tolist()):
+    for place, start in enumerate(rng.permutation(len(chosen))[:num_planted].tolist()):
+        n, other = chosen[start], chosen[(start + int(rng.integers(1, len(chosen)))) % len(chosen)]
         record: dict[str, Any] = {"error": errors[place % len(errors)]}
-        other = (n + int(rng.integers(1, len(items)))) % len(items)
         shift = (rng.choice([-0.25, 0.25], 2)).tolist()
         if record["error"] == "another":
             planted[n][label_key] = items[other][label_key]
@@ -69,6 +73,24 @@ def plant_errors(
             record["shift"] = shift
         planted[n][PLANTED_KEY] = record
     return planted
+
+
+def with_foreground(items: Sequence[Mapping[str, Any]], label_key: str = "label") -> list[int]:
+    """The numbers of the items whose label has any foreground: where there is nothing, few drawings can be wrong.
+
+    Args:
+        items: entries of a datalist.
+        label_key: of the path of a label map.
+
+    Example:
+        >>> import nibabel, tempfile
+        >>> path = f"{tempfile.mkdtemp()}/label.nii.gz"
+        >>> nibabel.save(nibabel.Nifti1Image(np.ones((2, 2, 1), np.uint8), np.eye(4)), path)
+        >>> with_foreground([{"label": path}])
+        [0]
+    """
+    load = LoadImage(image_only=True)
+    return [n for n, item in enumerate(items) if bool((load(item[label_key]) != 0).any())]
 
 
 class PlantErrorsd(MapTransform):

@@ -285,6 +285,20 @@ def test_review_of_those_who_drew(bundle, trained, tmp_path):
     assert content["unit"] == "mm"
 
 
+@pytest.mark.parametrize("bundle", ["brats"], indirect=True)
+def test_errors_are_planted_where_there_is_a_tumour(bundle, tmp_path):
+    configs, options = ("train.json", "heads.json", "planted.json"), bundle.small | bundle.places(tmp_path)
+    built = bundle.run(*configs, **options, num_planted=2)
+    drawings = built.parser.get_parsed_content("train#drawings")
+    planted = [item for item in drawings if "planted" in item]
+    assert len(planted) == 2
+    for item in planted:
+        assert (torch.as_tensor(item["label"]) != 0).any()
+    found = json.loads((tmp_path / "annotators.json").read_text())
+    assert found["planted"]["number"] == 2
+    assert len({one["image"] for one in found["worst"]}) == len(found["worst"]) == 2
+
+
 @pytest.mark.parametrize("method", ["majority", "staple", "spatial_staple"])
 def test_training_on_fused_labels(bundle, tmp_path, method):
     who = {"positive_profiles": ["level_5_positive", "dhe_over", "dhe_under", "dhe_wrong", "dhe_blank"]}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ from medcoarse.reliability import planted_found
 from medcoarse.review import AnnotatorReview
 from medcoarse.synthetic.digits import add_noise, stroke_digits
 from medcoarse.transforms.array import SimulateCoarse
-from medcoarse.transforms.planted import ERRORS, PlantErrorsd, plant_errors
+from medcoarse.transforms.planted import ERRORS, PlantErrorsd, plant_errors, with_foreground
 
 
 def items(number):
@@ -41,6 +42,30 @@ def test_an_image_is_never_drawn_from_its_own_mask_by_another():
     for seed in range(20):
         planted = plant_errors(items(2), 2, seed, ["another"])
         assert [item["label"] for item in planted] == ["mask_1.png", "mask_0.png"]
+
+
+def test_only_among_those_that_are_told():
+    among = [3, 7, 8, 11, 30]
+    planted = plant_errors(items(40), 4, seed=1, errors=["another", "blank"], among=among)
+    chosen = [n for n, item in enumerate(planted) if "planted" in item]
+    assert len(chosen) == 4
+    assert set(chosen) < set(among)
+    for n in chosen:
+        if planted[n]["planted"]["error"] == "another":
+            assert planted[n]["label"] in {f"mask_{m}.png" for m in among} - {f"mask_{n}.png"}
+    with pytest.raises(ValueError, match="from 0 to the number of items, 5, got 6"):
+        plant_errors(items(40), 6, among=among)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 1), (6, 5, 4)])
+def test_items_with_foreground(tmp_path, shape):
+    listed = []
+    for n in range(4):
+        label = np.zeros(shape, np.uint8)
+        label[-1, -1, -1] = n % 2
+        nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), tmp_path / f"{n}.nii.gz")
+        listed.append({"label": str(tmp_path / f"{n}.nii.gz")})
+    assert with_foreground(listed) == [1, 3]
 
 
 DRAWN = torch.tensor([[[0, 1, 2, 255], [0, 0, 1, 1], [0, 0, 0, 0], [2, 0, 0, 0]]], dtype=torch.uint8)

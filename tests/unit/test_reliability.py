@@ -96,9 +96,27 @@ def test_quality_is_dice_of_the_foreground():
     probs = one_hot(label, 3)
     drawn = torch.tensor([[[0, 1, 1, 1, 2, 0], [0, 0, 1, 1, 2, 2], [0] * 6, [255] * 6]])
     found = annotation_quality(drawn_counts(Annotations(drawn), probs), ["positive"] * 4)[0].tolist()
-    assert found[0] == pytest.approx(2 * 3 / (4 + 4))
-    assert found[1:3] == [1, 0]
+    assert found[0] == pytest.approx((2 * 3 + 0.8) / (4 + 4 + 0.8)), "a tenth of what is covered, on both sides"
+    assert found[1] == 1
+    assert found[2] == pytest.approx(2 / (4 + 2)), "one voxel of who never drew any"
     assert math.isnan(found[3])
+
+
+def test_a_few_voxels_of_the_estimate_do_not_make_an_empty_drawing_wrong():
+    """Ten images with a structure of 100 voxels, and 20 without any, where 0 to 6 voxels are estimated."""
+    truth = torch.zeros(31, 400, dtype=torch.long)
+    truth[:11, :100] = 1
+    for n in range(20):
+        truth[11 + n, : n % 7] = 1
+    drawn = torch.where(torch.arange(31)[:, None] < 10, truth, 0)  # on the eleventh nothing is drawn by mistake
+    counts = drawn_counts(Annotations(drawn[:, None]), one_hot(truth, 2))
+    quality = annotation_quality(counts, ["positive"])[:, 0]
+    assert quality.argmin() == 10
+    assert quality[10] == pytest.approx(20 / 120)
+    assert quality[11:].min() == pytest.approx(20 / 26)
+    assert quality[:10].tolist() == [1.0] * 10
+    alone = annotation_quality(counts[11:12], ["positive"])
+    assert alone.item() == 1, "nothing anywhere"
 
 
 def test_quality_of_negative_drawings():
@@ -106,9 +124,9 @@ def test_quality_of_negative_drawings():
     label = torch.tensor([[0, 0, 0, 1]])
     ruled_out = torch.tensor([[[1, 1, 0, 0]]])
     quality = annotation_quality(drawn_counts(Annotations(negative=ruled_out), one_hot(label, 2)), ["negative"])
-    assert quality.item() == pytest.approx(2 * 1 / (2 + 1))
+    assert quality.item() == pytest.approx((2 * 1 + 0.3) / (2 + 1 + 0.3))
     right, wrong = torch.tensor([[[1, 2, 1, 0]]]), torch.tensor([[[0, 0, 0, 1]]])
-    for drawing, expected in ((right, 2 * 4 / (4 + 1 + 3 + 4)), (wrong, 0.0)):
+    for drawing, expected in ((right, (2 * 4 + 1.2) / (12 + 1.2)), (wrong, 0.8 / (8 + 0.8))):
         counts = drawn_counts(Annotations(negative=drawing), one_hot(label, 3))
         assert annotation_quality(counts, ["negative"]).item() == pytest.approx(expected)
 
@@ -257,7 +275,7 @@ def test_planted_bad_drawings_are_found():
     rng = np.random.default_rng(0)
     fields = np.stack([ndimage.gaussian_filter(rng.standard_normal((32, 32)), 3) for _ in range(100)])
     label = torch.from_numpy(fields > np.quantile(fields, 0.8, axis=(1, 2), keepdims=True)).long()
-    probs = 0.9 * one_hot(label, 2) + 0.05
+    probs = one_hot(label, 2)
     drawings = torch.stack(
         [label, torch.from_numpy(ndimage.binary_dilation(label, np.ones((1, 3, 3)))).long(), label], 1
     )

@@ -112,6 +112,20 @@ def test_a_ring_of_mistakes_in_words():
     assert habit_text(habit, names) == "takes core for edema, edema for ring and ring for core on 36%"
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    items = [item(n, case(n, None)[None].clone(), None) for n in range(3)]
+    for n, one in enumerate(items):
+        one["image"].meta["filename_or_obj"] = f"/secret/cases/{'ab'[n % 2]}/image_{n // 2}.png"
+    items[2]["positive"][0, 20:23, 0:5] = 2
+    pool = [{"image": MetaTensor(case(4, None)[None].float(), meta={"filename_or_obj": "/secret/cases/c/image_1.png"})}]
+    content, page = review(tmp_path, items, 1, pool=pool)
+    assert content["worst"][0]["image"] == "a/image_1.png"
+    assert {one["image"] for one in content["worst"]} == {"a/image_0.png", "b/image_0.png", "a/image_1.png"}
+    assert [one["image"] for one in content["ask_next"]] == ["c/image_1.png"]
+    assert "b/image_0.png" in page
+    assert "/secret" not in page + json.dumps(content)
+
+
 def test_regions_of_a_planted_error(tmp_path):
     drawings = [case(n, None)[None].clone() for n in range(3)]
     drawings[1][0, 20:23, 0:5] = 2
@@ -231,7 +245,7 @@ def test_errors_are_shown_where_most_was_drawn_one_image_a_case(tmp_path):
         part = page.split("one a case where file names tell")[1].split("<h2>")[0]
         return [one for one in re.findall("<figcaption>([^<]*)<", part) if one != "positive"]
 
-    assert shown(*sizes) == ["s_2.png", "s_7.png", "s_1.png"]
+    assert shown(*sizes) == ["s_2.png", "s_7.png", "p02/s_1.png"]
     assert shown("p01/s_1.png", "p01/s_2.png", "p01/s_3.png") == ["s_2.png", "s_3.png", "s_1.png"]
 
 
