@@ -24,7 +24,8 @@ th { font-weight: 600; border-bottom: 1px solid var(--line); } td.number { text-
 grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); } .bar { position: relative; width: 12rem; height: 1rem;
 background: var(--line); } .bar i { position: absolute; top: 0; bottom: 0; left: 0; background: var(--bar); }
 .bar b { position: absolute; top: 35%; height: 30%; background: var(--ink); }
-figure { margin: 0 0 1rem; display: inline-block; } figcaption { font-size: .85rem; max-width: 11rem; overflow-wrap: anywhere; }
+figure { margin: 0 0 1rem; display: inline-block; } figcaption { font-size: .85rem;
+max-width: 11rem; overflow-wrap: anywhere; }
 img { width: 11rem; image-rendering: pixelated; border: 1px solid var(--line); }
 .grids img { width: auto; height: 6rem; }
 .row { display: flex; gap: .75rem; flex-wrap: wrap; }

@@ -6,6 +6,9 @@ was trained on files of channels (case1_0000.nii.gz, case1_0001.nii.gz, ...) tak
 
 labels.txt beside label maps says what their values are called: to ITK-SNAP (Segmentation, Import Label Descriptions),
 and to `medcoarse evaluate`.
+
+With several bundles (--with), such as those of the same `medcoarse train` with other seeds, the mean of their
+probabilities decides; each prepares the image in its own way.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import argparse
 import copy
 import hashlib
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ EXAMPLES = """examples:
   medcoarse predict run case7.nii.gz --output_dir segmented --format seg.nrrd       for 3D Slicer
   medcoarse predict run dicom/ --output_dir segmented                               DICOM SEG for each series
   medcoarse predict run images/ --output_dir probabilities --probabilities
+  medcoarse predict run images/ --with run2 run3 --output_dir segmented             the mean of three networks
 """
 FORMATS = ("nii.gz", "nii", "nrrd", "seg.nrrd", "dcm", "png")
 
@@ -44,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder that `medcoarse train` wrote, or any bundle with configs/inference.json",
     )
     add("images", metavar="IMAGES", nargs="+", help="images, folders of images, DICOM series")
+    add("--with", dest="others", metavar="BUNDLE", nargs="+", default=[], help="more bundles, of the same classes")
     add("--output_dir", required=True, help="where the segmentations go")
     add("--format", choices=FORMATS, help="by default that of the images")
     add("--probabilities", action="store_true", help="write the probability of every class in place of labels")
@@ -53,13 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Segment one image after the other; go on after one that fails."""
-    bundle = Path(options.bundle)
+    bundle, *others = bundles = [Path(one) for one in (options.bundle, *options.others)]
     images = find_images(options.images, besides=options.output_dir)
     names = class_names_of(bundle)
-    content = config_of(bundle, "inference.json")
-    weights = bundle / "models" / "model.pt"
-    if not weights.is_file():
-        raise CommandError(f"{weights}: no weights; train first")
+    for one in bundles:
+        if not _weights_of(one).is_file():
+            raise CommandError(f"{_weights_of(one)}: no weights; train first")
+    for other in others:
+        _require_same_task(bundle, other)
     channels = channels_of(bundle, images)
     jobs = [
         (image, _format_of(files_of(image, channels)[0], options.format, options.probabilities))
@@ -69,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     from medcoarse.transforms.saved import SaveSegmentationd  # takes seconds
     from medcoarse.writers.itksnap import write_label_descriptions
 
-    algorithm = _algorithm(bundle, weights)
+    algorithm = _algorithm(bundles)
     root = Path(options.images[0]) if len(options.images) == 1 and Path(options.images[0]).is_dir() else None
     savers = {
         suffix: SaveSegmentationd(
@@ -81,8 +87,8 @@ def run(options: argparse.Namespace) -> int:
     _require_device(options.device)
     new_folder(options.output_dir, options.overwrite)
     nameless = not options.probabilities
-    segment = make_segmenter(bundle, content, options.probabilities, options.device)
-    seen = _planned(bundle).get("slice_spacings")
+    segment = make_segmenter(bundles, options.probabilities, options.device)
+    seen = [_planned(one).get("slice_spacings") for one in bundles]
     failed = 0
     for number, (image, suffix) in enumerate(jobs, 1):
         files = files_of(image, channels)
@@ -115,18 +121,17 @@ def _planned(bundle: Path) -> dict[str, Any]:
     return config_of(bundle, "plan.json") if (bundle / "configs" / "plan.json").is_file() else {}
 
 
-def _said_of_size(pred: Any, seen: list[list[float]] | None) -> str:
-    """Of a single slice, which is not resampled: that it was trained on others."""
+def _said_of_size(pred: Any, seen: list[list[list[float]] | None]) -> str:
+    """Of a single slice, which is not resampled: that a bundle was trained on others."""
     import numpy as np
 
     from medcoarse.grids import is_unseen
 
-    if seen is None:
-        return ""
     spacing = np.linalg.norm(np.asarray(pred.affine)[:3, :2], axis=0)
-    if not is_unseen(spacing.tolist(), seen):
+    others = next((one for one in seen if one is not None and is_unseen(spacing.tolist(), one)), None)
+    if others is None:
         return ""
-    here, *there = dict.fromkeys(" x ".join(f"{step:.4g}" for step in steps) for steps in (spacing, *seen))
+    here, *there = dict.fromkeys(" x ".join(f"{step:.4g}" for step in steps) for steps in (spacing, *others))
     return f"  ITS PIXELS HAVE {here} mm, those trained on {' to '.join(there)}, and slices are not resampled"
 
 
@@ -160,61 +165,88 @@ def _require_device(device: str | None) -> None:
 
 
 def make_segmenter(
-    bundle: Path, content: dict[str, Any], probabilities: bool, device: str | None = None
+    bundles: Sequence[Path], probabilities: bool, device: str | None = None
 ) -> Callable[[list[Path]], Any]:
     """Pre-processing, network and post-processing of a bundle, without what it saves: file of an image, or files of its
     channels -> labels (1, *S) or probabilities (L, *S), where the image lies. Images are read as for training.
 
     Args:
-        bundle: its folder.
-        content: its inference.json.
+        bundles: their folders; of several the mean of the probabilities, from which the first one's steps go on.
         probabilities: whether to stop before the class is chosen.
         device: by default the bundle's.
     """
-    import torch
-    from monai.bundle import ConfigParser
-    from monai.data.meta_tensor import MetaTensor
-    from monai.transforms import Compose
-
-    from medcoarse.files import load_weights
-    from medcoarse.transforms.series import require_intensities
-
-    folder = str(bundle.absolute())
-    require_text("a path", folder)
-    weights = load_weights(bundle / "models" / "model.pt")  # before the configuration looks into it
-    content = copy.deepcopy(content) | {"bundle_root": folder, "datalist": [], "output_dir": folder}
-    content |= {"device": f"$torch.device({device!r})"} if device else {}
-    loading = content["preprocessing"]["transforms"][0]
-    if loading.get("image_only", True):
-        loading["_target_"] = "medcoarse.transforms.series.LoadImageOrSeriesd"
-    steps = [step for step in content["postprocessing"]["transforms"] if step.get("_target_") != "SaveImaged"]
-    chosen = next((i for i, step in enumerate(steps) if step.get("_target_") == "AsDiscreted"), len(steps))
-    content["postprocessing"]["transforms"] = steps[:chosen] if probabilities else steps
-    parser = ConfigParser(content)
-    parser.parse(True)
-    network, inferer, place = (parser.get_parsed_content(key) for key in ("network", "inferer", "device"))
-    preprocessing = parser.get_parsed_content("preprocessing")
-    postprocessing: Compose = parser.get_parsed_content("postprocessing")
-    network.load_state_dict(weights)
-    network.to(place).eval()
+    first, *others = networks = [_Network(bundle, device) for bundle in bundles]
 
     def segment(files: list[Path]) -> Any:
         for file in files:
             require_one_series(file)
-        item = preprocessing({"image": [str(file) for file in files] if len(files) > 1 else str(files[0])})
+        item = first(files)
+        meta = item["image"].meta
+        if probabilities or others:
+            item["pred"] = first.probabilities(item["pred"])
+            for network in others:
+                item["pred"] += network.probabilities(network(files)["pred"])
+            item["pred"] /= len(networks)
+        return _with_slice((item if probabilities else first.choose(item))["pred"], meta)
+
+    return segment
+
+
+class _Network:
+    """A bundle's network, with what comes before it and after it up to the choice of a class."""
+
+    def __init__(self, bundle: Path, device: str | None) -> None:
+        from monai.bundle import ConfigParser
+
+        from medcoarse.files import load_weights
+
+        folder = str(bundle.absolute())
+        require_text("a path", folder)
+        weights = load_weights(_weights_of(bundle))  # before the configuration looks into it
+        content = copy.deepcopy(config_of(bundle, "inference.json"))
+        content |= {"bundle_root": folder, "datalist": [], "output_dir": folder}
+        content |= {"device": f"$torch.device({device!r})"} if device else {}
+        loading = content["preprocessing"]["transforms"][0]
+        if loading.get("image_only", True):
+            loading["_target_"] = "medcoarse.transforms.series.LoadImageOrSeriesd"
+        steps = [step for step in content["postprocessing"]["transforms"] if step.get("_target_") != "SaveImaged"]
+        choice = next((i for i, step in enumerate(steps) if step.get("_target_") == "AsDiscreted"), len(steps))
+        content["postprocessing"]["transforms"] = steps[:choice]
+        content["choosing"] = {"_target_": "Compose", "transforms": steps[choice:]}
+        self.gives_probabilities = any(step.get("_target_") == "Activationsd" for step in steps[:choice])
+        parser = ConfigParser(content)
+        parser.parse(True)
+        self.content = content
+        self.network, self.inferer, self.place = (
+            parser.get_parsed_content(key) for key in ("network", "inferer", "device")
+        )
+        self.preprocess, self.postprocess, self.choose = (
+            parser.get_parsed_content(key) for key in ("preprocessing", "postprocessing", "choosing")
+        )
+        self.network.load_state_dict(weights)
+        self.network.to(self.place).eval()
+
+    def __call__(self, files: list[Path]) -> dict[Hashable, Any]:
+        """The image as the network saw it, and under `pred` what it says (L, *S), where the image lies."""
+        import torch
+        from monai.data.meta_tensor import MetaTensor
+
+        from medcoarse.transforms.series import require_intensities
+
+        item = self.preprocess({"image": [str(file) for file in files] if len(files) > 1 else str(files[0])})
         loaded = item["image"]
         require_intensities(loaded, files[0])
-        require_alike(loaded, content)
+        require_alike(loaded, self.content)
         if not bool(loaded.isfinite().all()):  # the network would call all of it background
             raise CommandError("has values that are not numbers (NaN or infinity); repair it")
         with torch.no_grad():
-            logits = inferer(loaded.as_tensor()[None].to(place), network)
+            logits = self.inferer(loaded.as_tensor()[None].to(self.place), self.network)
         pred = MetaTensor(logits[0].cpu(), affine=loaded.affine, meta=loaded.meta)
-        found = postprocessing({**item, "pred": pred})["pred"]
-        found = found.softmax(0) if probabilities else found
-        return _with_slice(found, loaded.meta)
+        return {**item, **self.postprocess({**item, "pred": pred})}
 
-    return segment
+    def probabilities(self, pred: Any) -> Any:
+        """Of what the network says."""
+        return pred if self.gives_probabilities else pred.softmax(0)
 
 
 def require_alike(image: Any, content: dict[str, Any]) -> None:
@@ -251,8 +283,30 @@ def _format_of(image: Path, given: str | None, probabilities: bool) -> str:
     return "." + given
 
 
-def _algorithm(bundle: Path, weights: Path) -> Any:
-    """Who made it, as DICOM asks: the bundle, its version, and the checksum of its weights."""
+def _weights_of(bundle: Path) -> Path:
+    return bundle / "models" / "model.pt"
+
+
+def _require_same_task(bundle: Path, other: Path) -> None:
+    """Refuse bundles whose probabilities are of other classes, or that take other channels."""
+    for what, one, two in (
+        ("classes", class_names_of(bundle), class_names_of(other)),
+        ("channels", _planned(bundle).get("channels"), _planned(other).get("channels")),
+    ):
+        if one != two:
+            raise CommandError(f"--with {other}: its {what} are {_list(two)}, those of {bundle} {_list(one)}")
+
+
+def _list(names: Sequence[Any] | None) -> str:
+    return ", ".join(map(str, names)) if names else "one file"
+
+
+def _algorithm(bundles: Sequence[Path]) -> Any:
+    """Who made it, as DICOM asks: the bundle, its version, and the checksum of its weights, or of all one after the
+    other."""
     from medcoarse.writers.dicom_seg import algorithm_of
 
-    return algorithm_of(config_of(bundle, "metadata.json"), hashlib.sha256(weights.read_bytes()).hexdigest())
+    checksum = hashlib.sha256()
+    for bundle in bundles:
+        checksum.update(_weights_of(bundle).read_bytes())
+    return algorithm_of(config_of(bundles[0], "metadata.json"), checksum.hexdigest())

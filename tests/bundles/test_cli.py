@@ -143,6 +143,51 @@ def test_predictions_lie_where_the_images_do(trained: Path, volumes: Path, tmp_p
     np.testing.assert_array_equal(probabilities.argmax(-1), drawing.layers[0].values)
 
 
+def other_seed(trained: Path, folder: Path) -> Path:
+    """The same bundle with other weights."""
+    shutil.copytree(trained, folder)
+    weights = torch.load(folder / "models" / "model.pt", weights_only=True)
+    generator = torch.Generator().manual_seed(0)
+    other = {
+        name: value + 0.1 * torch.randn(value.shape, generator=generator) if value.is_floating_point() else value
+        for name, value in weights.items()
+    }
+    torch.save(other, folder / "models" / "model.pt")
+    return folder
+
+
+def test_several_bundles_answer_together(trained: Path, volumes: Path, tmp_path: Path) -> None:
+    image = volumes / "images" / "case0.nii.gz"
+    other = other_seed(trained, tmp_path / "other")
+
+    def predicted(name: str, bundle: Path, *words: object) -> np.ndarray:
+        assert main(text("predict", bundle, image, "--output_dir", tmp_path / name, *words)) == 0
+        return np.asarray(nib.load(tmp_path / name / image.name).dataobj)
+
+    one = predicted("one", trained, "--probabilities")
+    two = predicted("two", other, "--probabilities")
+    assert np.abs(one - two).max() > 0.05
+    both = predicted("both", trained, "--with", other, "--probabilities")
+    np.testing.assert_allclose(both, (one + two) / 2, atol=1e-6)
+    twice = predicted("twice", trained, "--with", other, other)
+    np.testing.assert_array_equal(twice, (one + 2 * two).argmax(-1))
+
+
+def test_bundles_of_other_classes_do_not_answer_together(
+    trained: Path, volumes: Path, tmp_path: Path, capfd: Any
+) -> None:
+    other = other_seed(trained, tmp_path / "other")
+    words = ("predict", trained, volumes / "images", "--output_dir", tmp_path / "out", "--with", other)
+    metadata = other / "configs" / "metadata.json"
+    metadata.write_text(metadata.read_text().replace('"box"', '"bag"'))
+    assert f"--with {other}: its classes are background, bag, those of {trained} background, box" in refused(
+        capfd, *words
+    )
+    (other / "models" / "model.pt").unlink()
+    assert f"{other}/models/model.pt: no weights" in refused(capfd, *words)
+    assert not (tmp_path / "out").exists()
+
+
 def test_dicom_in_and_dicom_out(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     slices = write_series(tmp_path / "in" / "first", reverse=True)
     write_series(tmp_path / "in" / "second")

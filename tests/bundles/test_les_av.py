@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import subprocess
 import time
 
+import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from PIL import Image
 
+from medcoarse.cli.main import main
 from tests.bundles.conftest import ROOT
 
 pytestmark = pytest.mark.parametrize("bundle", ["les_av"], indirect=True)
@@ -96,6 +101,36 @@ def test_resuming_a_finished_run_changes_nothing_and_says_so(bundle, trained, ca
     bundle.train(trained, resume=True)
     assert "has been trained for 2 epochs already, of 2; to go on, raise max_epochs" in capsys.readouterr().out
     assert (trained / "models" / "model.pt").read_bytes() == before
+
+
+def test_probabilities_by_the_command_are_those_that_the_bundle_decides_by(bundle, trained, tmp_path):
+    """Its own steps make probabilities already, before they are brought to the photograph's grid."""
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle.root / "configs", copy / "configs")
+    shutil.copytree(trained / "models", copy / "models")
+    parser = ConfigParser(json.loads((copy / "configs" / "inference.json").read_text()))
+    for name, value in bundle.small_network.items():
+        parser[name.replace("#", "::")] = value
+    (copy / "configs" / "inference.json").write_text(json.dumps(parser.get()))
+    image = bundle.data / bundle.items("test")[0]["image"]
+    for words in (["--probabilities"], []):
+        assert main(["predict", str(copy), str(image), "--output_dir", str(tmp_path / f"out{len(words)}"), *words]) == 0
+    soft = nibabel.load(next((tmp_path / "out1").glob("*.nii.gz"))).get_fdata().squeeze()
+    np.testing.assert_allclose(soft.sum(-1), 1, atol=1e-5)
+    with Image.open(next((tmp_path / "out0").glob("*.png"))) as picture:
+        np.testing.assert_array_equal(soft.argmax(-1).T, np.asarray(picture) > 0)
+    built = bundle.workflow("train.json", **(bundle.small | bundle.places(tmp_path)), section="test")
+    built.initialize()
+    built.parser.parse()
+    network = built.parser.get_parsed_content("network")
+    network.load_state_dict(torch.load(trained / "models" / "model.pt", weights_only=True))
+    item = built.parser.get_parsed_content("validate#dataset")[0]
+    with torch.no_grad():
+        logits = built.parser.get_parsed_content("validate#inferer")(
+            torch.as_tensor(item["image"])[None], network.eval()
+        )
+    surest = logits.softmax(1).max().item()
+    assert soft.max() == pytest.approx(surest, abs=0.05), "a second softmax would leave 0.73 at most"
 
 
 def test_training_sees_the_whole_frame_and_scores_the_field_of_view_only(bundle, tmp_path):
