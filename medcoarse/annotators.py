@@ -300,7 +300,7 @@ def merge_strokes(positive: NDArray[Any], negative: NDArray[Any], num_classes: i
         (1, *S) uint8. Of dense annotations with two classes it is their consensus.
 
     Raises:
-        ValueError: the spatial shapes differ.
+        ValueError: the spatial shapes differ, or values are neither classes nor 255.
 
     Example:
         >>> merge_strokes(np.array([[1, 1, 255, 255]]), np.array([[1, 255, 1, 255]]))
@@ -308,6 +308,8 @@ def merge_strokes(positive: NDArray[Any], negative: NDArray[Any], num_classes: i
     """
     if positive.shape[1:] != negative.shape[1:]:
         raise ValueError(f"positive and negative must share (*S), got {positive.shape} and {negative.shape}.")
+    check_values(positive, None, num_classes, "positive")
+    check_values(negative, None, num_classes, "negative")
     merged = np.full(positive.shape[1:], UNLABELED, np.uint8)
     contradicted = np.zeros(merged.shape, bool)
     for k in range(num_classes):
@@ -320,23 +322,26 @@ def merge_strokes(positive: NDArray[Any], negative: NDArray[Any], num_classes: i
     return merged[None]
 
 
-def check_values(label: Values, target: int | None, num_classes: int) -> None:
+def check_values(label: Values, target: int | None, num_classes: int, name: str = "label") -> None:
     """Raise for a target or values of a label map that are no classes.
 
     Example:
         >>> check_values(np.array([[2]]), 1, num_classes=2)
         Traceback (most recent call last):
-        ValueError: label values must be below num_classes=2 or 255, got 2; of more classes pass num_classes.
+        ValueError: label values must be whole numbers below num_classes=2, or 255, got 2; of more classes pass...
     """
     if target is not None and not 0 <= target < num_classes:
         raise ValueError(f"target must be None or a class below num_classes={num_classes}, got {target!r}.")
-    if 0 in label.shape or (label.max() < num_classes and label.min() >= 0):  # most are, and this is quick
+    fractions = "float" in str(label.dtype)
+    if 0 in label.shape or (not fractions and label.max() < num_classes and label.min() >= 0):  # most are: quick
         return
     wrong = (label < 0) | ((label >= num_classes) & (label != UNLABELED))
+    if fractions:
+        wrong = wrong | (label != label.round())  # NaN, too
     if wrong.any():
         raise ValueError(
-            f"label values must be below num_classes={num_classes} or {UNLABELED}, got {label[wrong][0]}; "
-            "of more classes pass num_classes."
+            f"{name} values must be whole numbers below num_classes={num_classes}, or {UNLABELED}, got "
+            f"{label[wrong][0]}; of more classes pass num_classes, and move label maps by the nearest voxel."
         )
 
 

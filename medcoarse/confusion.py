@@ -559,6 +559,7 @@ class CoupledOutput(NamedTuple):
         finished: whether the segmenter stays as it is, and the annotators are fitted to it.
         heads: class scores of what each positive annotator would draw, ``(B, R, L, *S)``, while a segmenter learns
             that predicts it (:class:`medcoarse.networks.AnnotatorHeads`); else ``None``.
+        num_annotators: R and C of the model in the warm-up, so that drawings which will not fit are noticed at once.
     """
 
     logits: Tensor
@@ -567,6 +568,7 @@ class CoupledOutput(NamedTuple):
     log_transition: Tensor | None = None
     finished: bool = False
     heads: Tensor | None = None
+    num_annotators: tuple[int, int] | None = None
 
     @property
     def is_warmup(self) -> bool:

@@ -530,13 +530,13 @@ class CoupledLoss(nn.Module):
             raise ValueError(
                 f"label must have one channel, got {target.label.shape[1]}: classes are values, not channels"
             )
-        if output.is_warmup:
+        if output.is_warmup and output.num_annotators is None:
             return
-        for name in ("positive", "negative"):
-            drawing, confusion = getattr(target, name), getattr(output, name)
+        learned = [0 if one is None else one.num_annotators for one in (output.positive, output.negative)]
+        for name, modelled in zip(("positive", "negative"), output.num_annotators or learned, strict=True):
+            drawing = getattr(target, name)
             if drawing is None:
                 continue
-            modelled = 0 if confusion is None else confusion.num_annotators
             drew = 1 if name == "negative" and self.negative_sets else drawing.shape[1]
             if modelled != drew:
                 raise ValueError(

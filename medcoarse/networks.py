@@ -140,7 +140,13 @@ class AnnotatorNet(nn.Module):
         if max(self.reduction) > 1:
             blocks = [-(-length // block) for length, block in zip(image.shape[2:], self.reduction, strict=True)]
             image = F.interpolate(image, blocks, mode="area")
-        values = self.head(self.backbone(image)).float()
+        features = self.backbone(image)
+        if features.ndim != image.ndim or features.shape[1] != self.head.in_channels:
+            raise ValueError(
+                f"the annotators' backbone must give features (B, {self.head.in_channels}, *S) (feature_channels), got "
+                f"{tuple(features.shape)}"
+            )
+        values = self.head(features).float()
         return torch.split(torch.unflatten(values, 1, (self.num_annotators, -1)), self._numbers, 1)
 
     def _structured(self, values: Tensor, size: tuple[int, ...]) -> Confusion:
@@ -382,7 +388,8 @@ class CoupledModel(nn.Module):
         if self.annotating:
             return self.couple(image)
         logits, heads = self._scores_and_heads(image)
-        return CoupledOutput(logits, heads=heads)
+        numbers = self.annotator.num_positive, self.annotator.num_negative
+        return CoupledOutput(logits, heads=heads, num_annotators=numbers)
 
     def couple(self, image: Tensor) -> CoupledOutput:
         """Both networks, in training and in evaluation: class scores and how the annotators err."""

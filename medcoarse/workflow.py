@@ -199,11 +199,15 @@ class AnnotatorSchedule:
         engine.add_event_handler(Events.ITERATION_STARTED, self)
 
     def _check(self, engine: Engine) -> None:
+        self._require_learners(engine.state.max_epochs or 0)
+
+    def _require_learners(self, epoch: int) -> None:
+        """In an epoch in which the annotators learn alone."""
         own = any(not name.startswith("segmenter.") for name, _ in self.model.named_parameters())
-        if self.last_epoch is not None and engine.state.max_epochs > self.last_epoch and not own:
+        if self.last_epoch is not None and epoch > self.last_epoch and not own:
             raise ValueError(
-                f"after epoch {self.last_epoch} of {engine.state.max_epochs} the annotators learn alone, and these "
-                "have nothing to learn; end with that epoch (annotator_epochs 0) or give them another structure"
+                f"after epoch {self.last_epoch} of {epoch} the annotators learn alone, and these have nothing to "
+                "learn; end with that epoch (annotator_epochs 0) or give them another structure"
             )
 
     def __call__(self, engine: Engine) -> None:
@@ -212,6 +216,7 @@ class AnnotatorSchedule:
 
     def start(self, epoch: int, iteration: int = 0) -> None:
         """Put the model into the phase of an epoch, from 1, and an iteration: what a loop without ignite calls."""
+        self._require_learners(epoch)
         alone = self.last_epoch is not None and epoch > self.last_epoch
         self.model.annotating = alone or epoch > self.warmup_epochs
         self.model.segmenter_learns = not alone

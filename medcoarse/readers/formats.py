@@ -89,7 +89,7 @@ def format_of(path: Path) -> str:
         if name.endswith(suffix):
             return found
     if name.endswith(".json"):
-        content = set(read_json(path, "JSON file of drawings")[1])
+        content = set(read_json(path, "JSON file of drawings", features=True)[1])
         named = next((found for found, keys in _KEYS.items() if keys <= content), None)
     else:
         named = _dicom_format(path)

@@ -22,8 +22,13 @@ MAX_PIXELS = 1 << 27
 Pieces: TypeAlias = Iterable[tuple[str, tuple[slice, ...], NDArray[np.bool_]]]
 
 
-def read_json(path: str | os.PathLike[str], what: str) -> tuple[Path, dict[str, Any]]:
+def read_json(path: str | os.PathLike[str], what: str, features: bool = False) -> tuple[Path, dict[str, Any]]:
     """The object in a JSON file.
+
+    Args:
+        path: of the file.
+        what: it should be, for errors.
+        features: whether a list is one of GeoJSON's features, as QuPath writes them, and not an error.
 
     Raises:
         DataError: no such file, too large, not JSON, or something else than an object.
@@ -43,6 +48,8 @@ def read_json(path: str | os.PathLike[str], what: str) -> tuple[Path, dict[str, 
         content = json.loads(path.read_bytes(), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise damaged(path, what, error) from None
+    if features and isinstance(content, list):
+        content = {"type": "FeatureCollection", "features": content}
     if not isinstance(content, dict):
         raise damaged(path, what)
     return path, content

@@ -31,7 +31,8 @@ def read_rtstruct(path: str | os.PathLike[str], reference: Grid | None = None) -
 
     Args:
         path: the DICOM file.
-        reference: grid of the image; contours must lie in its slices, along any of its axes.
+        reference: grid of the image as it was drawn on, before any resampling; contours must lie in its slices, along
+            any of its axes.
 
     Raises:
         DataError: damaged, absurd, no structure set, no reference, or contours that lie in no slice of the image.

@@ -246,7 +246,7 @@ class MergeStrokesd(MapTransform):
         allow_missing_keys: an item may carry none of them.
 
     Raises:
-        ValueError: not two keys.
+        ValueError: not two keys; when called, values that are neither classes nor 255.
         KeyError: an item with neither, unless that is allowed.
 
     Example:

@@ -50,7 +50,8 @@ class LoadCoarseAnnotationd(MapTransform):
     k"; uint8, one channel per annotator, 255 = nothing drawn. A kind that the mapping does not have gets no key.
 
     Convention: the maps are MetaTensors with the affine of the image, so that MONAI's transforms move both alike. The
-    image comes channel first, before or after any transform that keeps its affine right.
+    image comes channel first, before or after any transform that keeps its affine right. Contours and outlines are
+    filled on the grid that the image was loaded with, so one that was resampled since takes `resample` for them too.
 
     Args:
         keys: key of the file, or of a list of files: one for each person, None where someone drew nothing. The
@@ -130,21 +131,22 @@ class LoadCoarseAnnotationd(MapTransform):
                     item[name] = _like(image, maps, [str(file) for file in files])
         return item
 
-    def _read(self, file: str | os.PathLike[str] | None, grid: Grid, picture: Grid | None) -> Maps:
-        """What a file says on the grid of the image, or of the picture that the image was before it was moved."""
+    def _read(self, file: str | os.PathLike[str] | None, grid: Grid, loaded: Grid) -> Maps:
+        """What a file says on the grid of the image; contours are filled on the one that it was loaded with."""
         if file is None:
             return {kind: np.full((num_annotators(self.claims, kind), *grid.shape), 255, np.uint8) for kind in KINDS}
-        drawing = read_drawing(file, picture or grid, self.format)
+        drawing = read_drawing(file, loaded, self.format)
         drawing, claims = self._understood(drawing, file)
         maps = claimed(drawing, claims, file, self.contradictions)
         fills = {kind: outside(drawing, claims, kind) for kind in KINDS}
 
         def brought(kind: Kind) -> NDArray[np.uint8]:
             source, found = drawing.grid, maps[kind]
-            if picture is not None:  # it has no place in space, so what is drawn on it lies on its pixels
-                whole = replace(picture, affine=np.eye(4))
+            if loaded.affine is None and grid.affine is not None:
+                # a picture that was moved: it has no place in space, so what is drawn on it lies on its pixels
+                whole = replace(loaded, affine=np.eye(4))
                 return place(
-                    place(found, source, picture, file, fills[kind]), whole, grid, file, fills[kind], resample=True
+                    place(found, source, loaded, file, fills[kind]), whole, grid, file, fills[kind], resample=True
                 )
             return place(found, source, grid, file, fills[kind], drawing.segments, **self.placing)
 
@@ -335,8 +337,11 @@ def _shows(maps: NDArray[np.uint8], fills: Sequence[int]) -> bool:
     return any((one != fill).any() for one, fill in zip(maps, fills, strict=True))
 
 
-def _grids(image: Any, key: Hashable) -> tuple[Grid, Grid | None]:
-    """Grid of a loaded image, with what DICOM says; and of its file, where that is a picture that was moved since."""
+def _grids(image: Any, key: Hashable) -> tuple[Grid, Grid]:
+    """Grid of a loaded image, with what DICOM says, and the one it was loaded with.
+
+    Of a picture the latter has no affine; the former has one only if the picture was moved since, from pixel to pixel.
+    """
     if not isinstance(image, MetaTensor) or image.ndim not in (3, 4):
         raise ValueError(
             f"{key!r} must be an image as LoadImaged and EnsureChannelFirstd leave it, a MetaTensor (C, *S) with 2 or "
@@ -346,14 +351,20 @@ def _grids(image: Any, key: Hashable) -> tuple[Grid, Grid | None]:
     frame = frame_of_reference(file) if file else None
     affine = as_affine(image.affine.cpu().numpy())
     grid = Grid(tuple(image.shape[1:]), affine, frame, Path(file).name or None)
-    if not file.lower().endswith(PIL_SUFFIXES):
-        return grid, None
-    moved = np.linalg.inv(as_affine(image.meta.get("original_affine", np.eye(4)))) @ affine
     shape = tuple(int(size) for size in image.meta.get("spatial_shape", grid.shape))[: len(grid.shape)]
+    if not file.lower().endswith(PIL_SUFFIXES):
+        whole = len(shape) == len(grid.shape) and "original_affine" in image.meta
+        return grid, replace(grid, shape=shape, affine=as_affine(image.meta["original_affine"])) if whole else grid
+    moved = np.linalg.inv(as_affine(image.meta.get("original_affine", np.eye(4)))) @ affine
     lattice = np.rint(moved)
     whole_steps = np.allclose(moved, lattice, atol=1e-3)
     if not image.applied_operations and not (whole_steps and is_whole(lattice, grid.shape, shape)):
-        return replace(grid, affine=None), None  # whatever affine somebody gave it
+        if shape == grid.shape[::-1]:
+            raise DataError(
+                f"{grid.name}: its axes are (y, x), those of drawings (x, y); load it as LoadImaged does by default, "
+                "without reverse_indexing=False, and do not swap its axes before its drawing is read"
+            )
+        return (flat := replace(grid, affine=None)), flat  # whatever affine somebody gave it
     if not whole_steps or abs(round(float(np.linalg.det(moved[:3, :3])))) != 1:
         raise DataError(
             f"{grid.name}: was resampled or given another spacing since it was loaded, and a picture has no place in "

@@ -14,6 +14,7 @@ from monai.utils.type_conversion import convert_to_dst_type
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from medcoarse.annotators import check_values
 from medcoarse.confusion import UNLABELED
 from medcoarse.distance import squared_distances
 from medcoarse.transforms.array import spacing_of
@@ -193,6 +194,13 @@ def safe_ratio(losing: Sequence[float], looped: bool = False, unknown: float = 0
     return min(0.3 if looped else 0.5, max(0, tenths) / 10)
 
 
+def _checked(strokes: Any, key: Hashable) -> np.ndarray[Any, Any]:
+    """As an array of classes and 255: a stroke that was interpolated would become one of background."""
+    values = np.asarray(strokes)
+    check_values(values, None, UNLABELED, repr(key))
+    return values
+
+
 class FillBeyondLoopsd(MapTransform):
     """Read a closed line of background around a structure, and background alone past its ends, as "all beyond is too".
 
@@ -203,6 +211,9 @@ class FillBeyondLoopsd(MapTransform):
         keys: strokes (R, *S), one channel an annotator, with values of classes, 255 where nothing was drawn; slices lie
             along the third axis.
         allow_missing_keys: skip items without strokes.
+
+    Raises:
+        ValueError: when called, strokes with values that are neither whole numbers of classes nor 255.
 
     Example:
         >>> import torch
@@ -220,7 +231,7 @@ class FillBeyondLoopsd(MapTransform):
         """The item with more background."""
         item = dict(data)
         for key in self.key_iterator(item):
-            filled = np.stack([fill_beyond_loops(one) for one in np.asarray(item[key])])
+            filled = np.stack([fill_beyond_loops(one) for one in _checked(item[key], key)])
             item[key] = convert_to_dst_type(filled, item[key], dtype=np.uint8)[0]
         return item
 
@@ -238,7 +249,7 @@ class SpreadBackgroundd(MapTransform):
         allow_missing_keys: skip items without strokes.
 
     Raises:
-        ValueError: a ratio that is no number from 0 to 1.
+        ValueError: a ratio that is no number from 0 to 1; when called, as `FillBeyondLoopsd`.
 
     Example:
         >>> import torch
@@ -268,6 +279,6 @@ class SpreadBackgroundd(MapTransform):
         for key in self.key_iterator(item):
             strokes = item[key]
             spacing = spacing_of(strokes, self.spacing)
-            spread = np.stack([spread_background(one, spacing, self.ratio) for one in np.asarray(strokes)])
+            spread = np.stack([spread_background(one, spacing, self.ratio) for one in _checked(strokes, key)])
             item[key] = convert_to_dst_type(spread, strokes, dtype=np.uint8)[0]
         return item

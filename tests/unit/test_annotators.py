@@ -204,8 +204,8 @@ class TestEncoding:
     @pytest.mark.parametrize(
         ("label", "target", "message"),
         [
-            (row(0, 3), 1, "label values must be below num_classes=2 or 255, got 3"),
-            (row(0, 1).astype(np.int16) - 1, 1, "must be below num_classes=2 or 255, got -1"),
+            (row(0, 3), 1, "label values must be whole numbers below num_classes=2, or 255, got 3"),
+            (row(0, 1).astype(np.int16) - 1, 1, "must be whole numbers below num_classes=2, or 255, got -1"),
             (row(0, 1).astype(float), 1, "label must hold integers and have 2 or 3 axes, got float64"),
             (row(0, 1)[0], 1, r"2 or 3 axes, got uint8 of shape \(2,\)"),
             (row(0, 1), 2, "target must be None or a class below num_classes=2, got 2"),
@@ -408,6 +408,15 @@ class TestMergeStrokes:
         assert a.merge_strokes(row(0, 0)[:0], row(0, 0)[:0]).tolist() == [[U, U]]
         with pytest.raises(ValueError, match=r"must share \(\*S\), got \(1, 2\) and \(1, 3\)"):
             a.merge_strokes(row(1, 1), row(1, 1, 1))
+
+    @pytest.mark.parametrize("value", [2, -1, 0.5, np.nan])
+    def test_what_is_no_class_is_refused_and_not_left_out(self, value):
+        strange, right = np.array([[0.0, value, 255.0]]), row(0, 1, U)
+        for pair, name in (((strange, right), "positive"), ((right, strange), "negative")):
+            with pytest.raises(ValueError, match=f"{name} values must be whole numbers below num_classes=2, or 255"):
+                a.merge_strokes(*pair)
+        if value == 2:
+            assert a.merge_strokes(strange, row(U, U, U), 3).tolist() == [[0, 2, U]]
 
 
 class TestHowGoodTheyAre:

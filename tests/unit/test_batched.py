@@ -115,8 +115,8 @@ class TestDrawing:
             (torch.zeros(2, 4, 4), [0, 1], r"labels must hold integers and have shape \(B, \*S\).* got torch.float32"),
             (torch.zeros(4, 4).int(), [0] * 4, r"2 or 3 spatial axes, got torch.int32 of shape \(4, 4\)"),
             (torch.zeros(2, 4, 4).int(), [0], "seeds must be one for each of the 2 label maps, got 1"),
-            (torch.full((1, 4, 4), 7), [0], "label values must be below num_classes=2 or 255, got 7"),
-            (torch.full((1, 4, 4), -1, dtype=torch.int8), [0], "below num_classes=2 or 255, got -1"),
+            (torch.full((1, 4, 4), 7), [0], "label values must be whole numbers below num_classes=2, or 255, got 7"),
+            (torch.full((1, 4, 4), -1, dtype=torch.int8), [0], "below num_classes=2, or 255, got -1"),
         ],
     )
     def test_errors(self, labels, seeds, message):

@@ -191,6 +191,14 @@ def test_a_ratio_that_makes_no_sense_is_refused(ratio):
         SpreadBackgroundd("strokes", ratio)
 
 
+@pytest.mark.parametrize("value", [0.5, -1, 300, np.nan])
+@pytest.mark.parametrize("transform", [FillBeyondLoopsd("strokes"), SpreadBackgroundd("strokes")])
+def test_strokes_that_were_interpolated_do_not_become_background(transform, value):
+    strokes = torch.tensor([[[0.0, 255, value, 255, 1]]])
+    with pytest.raises(ValueError, match="'strokes' values must be whole numbers below num_classes=255, or 255"):
+        transform({"strokes": strokes})
+
+
 def test_a_stroke_far_from_the_others_is_lost_early():
     """By hand, in a row of 1 mm: the third stroke has background 2 mm away, and the next stroke 21 mm."""
     row = np.full(40, 255, np.uint8)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -628,6 +630,23 @@ def test_what_does_not_fit(logits, target, message):
     output = CoupledOutput(torch.zeros(logits), FullConfusion(torch.zeros(1, 1, 2, 2, 4, 4)))
     drawings = {name: torch.zeros(shape, dtype=torch.long) for name, shape in target.items()}
     with pytest.raises(ValueError, match=message):
+        CoupledLoss(2)(output, Annotations(**drawings))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "target", "message"),
+    [
+        ((1, 1), {"positive": 2, "negative": 1}, "2 positive annotators drew and the model has 1"),
+        ((2, 1), {"positive": 2, "negative": 1}, None),
+        ((2, 1), {"label": 1}, None),
+        ((1, 0), {"positive": 1, "negative": 1}, "1 negative annotators drew and the model has 0"),
+        (None, {"positive": 3}, None),
+    ],
+)
+def test_annotators_that_do_not_fit_are_noticed_in_the_warm_up(numbers, target, message):
+    output = CoupledOutput(torch.zeros(1, 2, 4, 4), num_annotators=numbers)
+    drawings = {name: torch.zeros(1, number, 4, 4, dtype=torch.long) for name, number in target.items()}
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
         CoupledLoss(2)(output, Annotations(**drawings))
 
 

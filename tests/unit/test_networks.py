@@ -76,6 +76,8 @@ def test_warm_up_runs_no_annotator():
     output = model(torch.rand(1, 1, 8, 8))
     assert output.positive is None
     assert output.negative is None
+    assert output.num_annotators == (1, 1)
+    assert output.is_warmup
 
 
 def test_annotators_that_do_not_learn_get_no_gradient():
@@ -145,6 +147,13 @@ def test_images_of_other_axes_are_refused():
         net = AnnotatorNet(nn.Conv2d(1, 4, 1), 2, 4, num_classes=2, reduction=reduction)
         with pytest.raises(ValueError, match=r"of 2 axes \(spatial_dims\), got \(1, 1, 4, 4, 4\)"):
             net(torch.rand(1, 1, 4, 4, 4))
+
+
+def test_features_of_another_number_are_refused():
+    for backbone in (nn.Conv2d(1, 3, 1), nn.Flatten()):
+        net = AnnotatorNet(backbone, 2, 4, num_classes=2)
+        with pytest.raises(ValueError, match=r"must give features \(B, 4, \*S\) \(feature_channels\), got \(1, "):
+            net(torch.rand(1, 1, 4, 4))
 
 
 class Checkpointed(nn.Sequential):

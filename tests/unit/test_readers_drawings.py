@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, PILReader
 from monai.transforms import (
     Compose,
     EnsureChannelFirst,
@@ -24,6 +24,7 @@ from monai.transforms import (
     LoadImaged,
     Orientationd,
     Rotate90,
+    Spacingd,
     SpatialCrop,
     SpatialPad,
     Zoom,
@@ -266,6 +267,74 @@ def test_geojson_holes_lines_and_several_parts(tmp_path: Path):
     assert np.array_equal(found["Tumor: Positive"], expected)
     assert np.argwhere(found["two"]).tolist() == [[0, 0], [7, 4]]
     assert np.argwhere(found["line"]).tolist() == [[x, 2] for x in range(8)]
+
+
+def test_geojson_as_qupath_writes_it_without_a_collection(tmp_path: Path):
+    """A list of features; one of them has no class."""
+    features = made.geojson()["features"]
+    del features[1]["properties"]["classification"]
+    for name, content in (("a.geojson", features), ("b.json", features), ("c.geojson", features[1])):
+        found = masks_of(read_drawing(made.write_json(tmp_path / name, content), Grid(made.PICTURE)))
+        assert np.array_equal(found["unclassified"], made.picture_map() == 2)
+        if len(content) == 2 and isinstance(content, list):
+            assert np.array_equal(found["vessel"], made.picture_map() == 1)
+    Image.new("RGB", made.PICTURE).save(tmp_path / "image.png")
+    image = EnsureChannelFirst()(LoadImage(image_only=True)(tmp_path / "image.png"))
+    read = LoadCoarseAnnotationd("drawing", {"vessel": (1, "positive")}, 2)
+    with pytest.raises(DataError, match=r"'unclassified' \(2 voxels\) are drawn, but not in the mapping"):
+        read({"image": image, "drawing": tmp_path / "a.geojson"})
+
+
+@pytest.mark.parametrize("by", [(9.5, 0), (-2.5, 0), (0, 6.5), (0, -2.5)])
+def test_geojson_of_a_larger_picture_is_refused(by: tuple[float, float], tmp_path: Path):
+    """One pixel beyond the border is the most that rounding explains."""
+
+    def shape(x: float, y: float) -> Path:
+        geometry = {"type": "Polygon", "coordinates": [[[2, 2], [3, 2], [x, y], [2, 2]]]}
+        return made.write_json(tmp_path / "a.geojson", [{"geometry": geometry, "properties": {"name": "a"}}])
+
+    read_drawing(shape(9, 6), Grid(made.PICTURE))
+    read_drawing(shape(-1, -1), Grid(made.PICTURE))
+    with pytest.raises(
+        DataError, match=r"pixels beyond the picture, which has 8 x 5; pass the picture it was drawn on"
+    ):
+        read_drawing(shape(*(4 if step == 0 else step for step in by)), Grid(made.PICTURE))
+
+
+@pytest.mark.parametrize("kind", ["geojson", "labelme"])
+def test_a_picture_with_its_axes_the_other_way_round(kind: str, tmp_path: Path):
+    Image.new("RGB", made.PICTURE).save(tmp_path / "image.png")
+    loading = [LoadImaged("image", reader=PILReader(reverse_indexing=False)), EnsureChannelFirstd("image")]
+    pipeline = Compose([*loading, LoadCoarseAnnotationd("drawing", NAMES, 2)])
+    with pytest.raises(RuntimeError) as error:
+        pipeline({"image": tmp_path / "image.png", "drawing": write_outlines(kind, tmp_path)})
+    assert "image.png: its axes are (y, x), those of drawings (x, y)" in str(error.value.__cause__)
+
+
+def test_contours_on_an_image_that_was_resampled_since(tmp_path: Path):
+    """They are filled on the slices that they were drawn on, and never every third one of thinner slices."""
+    nib.save(nib.Nifti1Image(np.zeros(made.SHAPE, np.float32), made.AFFINE), tmp_path / "image.nii.gz")
+    drawn = made.write_rtstruct(tmp_path / "a.dcm", "1.2")
+    spacing = np.array(made.SPACING) / (1, 1, 3)
+    loading = [LoadImaged("image"), EnsureChannelFirstd("image")]
+    item = {"image": tmp_path / "image.nii.gz", "drawing": drawn}
+    expected = Compose(
+        [
+            *loading,
+            LoadCoarseAnnotationd("drawing", NAMES, 2),
+            Spacingd(["image", "positive"], spacing, mode=["bilinear", "nearest"]),
+        ]
+    )(item)
+    resampled = [*loading, Spacingd("image", spacing)]
+    with pytest.raises(RuntimeError) as error:
+        Compose([*resampled, LoadCoarseAnnotationd("drawing", NAMES, 2)])(item)
+    assert "lies on another grid than the image" in str(error.value.__cause__)
+    found = Compose([*resampled, LoadCoarseAnnotationd("drawing", NAMES, 2, resample=True)])(item)
+    assert found["positive"].shape == found["image"].shape
+    vessel = [(one["positive"] == 1).sum().item() for one in (found, expected)]
+    assert vessel[0] == pytest.approx(vessel[1], rel=0.2)
+    slices = (found["positive"] == 1).any(1).any(1)[0].nonzero().flatten().tolist()
+    assert slices == list(range(slices[0], slices[-1] + 1)), "no slice is left out"
 
 
 def test_labelme_shapes(tmp_path: Path):

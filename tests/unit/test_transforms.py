@@ -180,7 +180,7 @@ class TestArrays:
             (np.zeros((2, 4, 4)), r"one label map of shape \(1, \*S\).*got \(2, 4, 4\); turn one-hot channels"),
             (np.zeros((4, 4)), r"one label map of shape \(1, \*S\).*got \(4, 4\)"),
             (np.zeros((1, 1, 4, 4, 4)), r"got \(1, 1, 4, 4, 4\)"),
-            (np.full((1, 4, 4), 7), "label values must be below num_classes=2 or 255, got 7"),
+            (np.full((1, 4, 4), 7), "label values must be whole numbers below num_classes=2, or 255, got 7"),
             (
                 np.kron([[[0, 255]]], np.ones((1, 4, 2))),
                 r"^label holds only 0 and 255: a 0/255 mask\? 255 means unlabeled; map it with "
@@ -475,7 +475,7 @@ class TestOnAnotherDevice:
             (torch.full((1, 4, 4), 256), "label must hold integers from 0 to 255, got 256"),
             (torch.full((1, 4, 4), torch.nan), "label must hold integers, got NaN"),
             (torch.zeros(2, 4, 4), r"one label map of shape \(1, \*S\).*got \(2, 4, 4\)"),
-            (torch.full((1, 4, 4), 7), "label values must be below num_classes=2 or 255, got 7"),
+            (torch.full((1, 4, 4), 7), "label values must be whole numbers below num_classes=2, or 255, got 7"),
             (torch.tensor([[[0, 255]]]), r"^label holds only 0 and 255: a 0/255 mask\?"),
         ],
     )

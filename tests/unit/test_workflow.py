@@ -100,6 +100,8 @@ def test_annotators_without_parameters_cannot_learn_alone():
         AnnotatorSchedule(model, 0, last_epoch=2).attach(engine)
         with pytest.raises(ValueError, match="after epoch 2 of 3 the annotators") if epochs == 3 else nullcontext():
             engine.run(**run)
+    with pytest.raises(ValueError, match="after epoch 2 of 3 the annotators"):
+        AnnotatorSchedule(model, 0, last_epoch=2).start(3)
 
 
 def test_rates_fall_to_nothing_twice():
