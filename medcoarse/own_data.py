@@ -281,8 +281,8 @@ def prepare_drawings(
         SpreadBackgroundd("positive", spread_background)  # refuses what is no ratio
         read = _reading(annotators, mapping, num_classes, class_names, reading)
         names = _names(num_classes, class_names)
-        placing = {"resample": reading.get("resample", False), "allow_missing_keys": True}
-        read_mask = LoadMaskd("label", num_classes, names, binary_labels, **placing)
+        placing = {key: value for key, value in reading.items() if key in ("resample", "contradictions")}
+        read_mask = LoadMaskd("label", num_classes, names, binary_labels, allow_missing_keys=True, **placing)
         options = (supervision, loops, spread_background, annotators)
         verify_drawings(sections, read, read_mask, spatial_dims, in_channels, names, *options)
     except (ValueError, FileExistsError) as error:

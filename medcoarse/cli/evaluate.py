@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("masks", metavar="MASKS", help="folder of masks, one for each segmentation")
     add("--output_dir", help="where scores.json and scores.csv go; by default PREDICTIONS")
     add("--class_names", nargs="+", metavar="NAME", help="background first; segments are recognized by them")
+    add("--nested", action="store_true", help="where segments overlap, the class that comes later counts")
     add("--surface", action="store_true", help="how far surfaces lie apart, too: HD95 and ASSD")
     add("--include_background", action="store_true", help="count class 0 in the means over classes")
     add(
@@ -95,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     )
     names = with_all_named(described, shown, binary) if described else options.class_names
     classes = name_classes(shown, binary, names)
-    table = scores(pairs, binary, classes.names, options.include_background, options.surface)
+    table = scores(pairs, binary, classes.names, options.include_background, options.surface, options.nested)
     output = Path(options.output_dir or options.predictions)
     write_json(output / "scores.json", table)
     write_atomically(output / "scores.csv", lambda file: file.write(_csv(table).encode()))
@@ -133,6 +134,7 @@ def scores(
     class_names: Sequence[str],
     include_background: bool = False,
     surface: bool = False,
+    nested: bool = False,
 ) -> dict[str, Any]:
     """The table of `medcoarse.scores.score_table`, of segmentations and their masks, read one after the other.
 
@@ -141,6 +143,7 @@ def scores(
         binary: files in which 255 is class 1.
         class_names: background first.
         include_background: whether class 0 counts in the means over classes.
+        nested: whether later classes cover earlier ones where segments overlap.
         surface: whether to add ``hd95_mm_...`` and ``assd_mm_...``, or ``..._pixels_...`` of pictures.
 
     Raises:
@@ -153,7 +156,7 @@ def scores(
 
     counts, apart = [], list[dict[str, float | None]]()
     for prediction, mask in pairs.items():
-        said, true, grid = _both(prediction, mask, class_names, binary)
+        said, true, grid = _both(prediction, mask, class_names, binary, nested)
         if ((said == UNLABELED) & (true != UNLABELED)).any():
             raise CommandError(
                 f"{prediction}: has unlabeled voxels (255), which cannot be scored; it is no segmentation"
@@ -197,10 +200,12 @@ def _with_distances(table: dict[str, Any], apart: Sequence[Mapping[str, float | 
     return table
 
 
-def _both(prediction: Path, mask: Path, class_names: Sequence[str], binary: Collection[Path]) -> tuple[Any, Any, Grid]:
+def _both(
+    prediction: Path, mask: Path, class_names: Sequence[str], binary: Collection[Path], nested: bool
+) -> tuple[Any, Any, Grid]:
     """Segmentation and mask, and the grid on which they lie."""
-    said, own, own_segments = read_labels(prediction, class_names, prediction in binary)
-    true, grid, segments = read_labels(mask, class_names, mask in binary)
+    said, own, own_segments = read_labels(prediction, class_names, prediction in binary, nested)
+    true, grid, segments = read_labels(mask, class_names, mask in binary, nested)
     if segments and not own_segments:  # segments are cut to a box: the whole grid is the other's
         return said, on_grid(true, grid, own, mask, True), own
     if segments and own_segments:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +25,7 @@ from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
 from medcoarse.grids import Facts
 from medcoarse.inspection import PIL_SUFFIXES
-from medcoarse.readers.claims import KINDS, PRESETS, drawn_names, folded
+from medcoarse.readers.claims import KINDS, PRESETS, ContradictionError, drawn_names, folded
 from medcoarse.readers.dicom import first_image, read_tags, require_one_series
 from medcoarse.readers.drawing import Grid, as_affine, checked_affine
 from medcoarse.readers.formats import LABEL_MAP_SUFFIXES, is_series, read_drawing
@@ -49,6 +49,7 @@ class Classes:
         mapping: value or name -> [class, "positive" or "negative"], or None; see `LoadCoarseAnnotationd`.
         said: how the mapping was found, in words.
         silent: drawings in which nothing is drawn.
+        contradicted: drawings that say two things of a voxel.
         blank: images with one value everywhere, by name.
         loops: slices with strokes of a class, and how many of them have a closed line of background round them.
         losing: of each image, at which ratios its strokes would be called background; see
@@ -62,6 +63,7 @@ class Classes:
     mapping: Table
     said: str
     silent: tuple[Path, ...] = ()
+    contradicted: tuple[Path, ...] = ()
     blank: tuple[str, ...] = ()
     loops: tuple[int, int] = (0, 0)
     losing: Mapping[Path, Sequence[float]] = field(default_factory=dict)
@@ -123,6 +125,7 @@ def inspect(
     channels: Channels = MappingProxyType({}),
     loops: bool = False,
     masks: Mapping[Path, Path] = MappingProxyType({}),
+    nested: bool = False,
 ) -> tuple[Facts, Classes]:
     """Decode every image, drawing and mask; two passes over the drawings, for the first tells what is in them.
 
@@ -153,7 +156,7 @@ def inspect(
     classes = find_classes(found, True in named, mapping, background, class_names)
     blank = tuple(image.name for image, row in zip(pairs, rows, strict=True) if row["low"] == row["high"])
     classes = replace(classes, binary_masks=_are_binary(list(masks.values()), classes.names), blank=blank)
-    ranges, checked = _check_drawings(pairs, masks, classes, resample, channels, loops)
+    ranges, checked = _check_drawings(pairs, masks, classes, resample, channels, loops, nested)
     dims = {len(row["shape"]) for row in rows}
     modalities = {row["modality"] for row in rows}
     pictures = "picture" in modalities
@@ -312,7 +315,8 @@ def _by_name(found: set[str], background: str | None, class_names: Sequence[str]
         raise CommandError(
             f"the drawings name {_some(found)}, --class_names {names}; name all but background, each once"
         )
-    table: Table = {name: [order[things[name]], kinds[name]] for name in sorted(found)}
+    in_order = sorted(found, key=lambda name: (order[things[name]], name))
+    table: Table = {name: [order[things[name]], kinds[name]] for name in in_order}
     if not any(label == 0 or (kind == "negative" and len(names) == 1) for label, kind in table.values()):
         raise CommandError(
             f"the drawings name {_some(found)}, but not what is background; draw a segment 'background'"
@@ -365,26 +369,35 @@ def _check_drawings(
     resample: bool,
     channels: Channels,
     read_loops: bool,
+    nested: bool,
 ) -> tuple[tuple[float, float] | None, Classes]:
     """Read every drawing and mask onto its image, as training will; the range of intensities of what is drawn as
     foreground, and the classes with what the drawings and masks showed.
     """
     number = len(classes.names)
+    placing: Any = {"resample": resample, "contradictions": "last" if nested else "error"}
     try:
-        read = LoadCoarseAnnotationd("file", classes.mapping, number, contradictions="unlabeled", resample=resample)
+        read = LoadCoarseAnnotationd("file", classes.mapping, number, **placing)
+        read_again = LoadCoarseAnnotationd("file", classes.mapping, number, **placing | {"contradictions": "unlabeled"})
     except ValueError as error:
         raise CommandError(f"--mapping: {error}") from None
-    read_mask = LoadMaskd("file", number, classes.names, classes.binary_masks, resample=resample)
+    read_mask = LoadMaskd("file", number, classes.names, classes.binary_masks, **placing)
     merge = MergeStrokesd(num_classes=number, allow_missing_keys=True)
     values = _Values(number)
-    silent, problems, loops, crossed = list[Path](), list[str](), (0, 0), np.zeros((number, number), np.int64)
+    silent, contradicted, problems = list[Path](), list[Path](), list[str]()
+    loops, crossed = (0, 0), np.zeros((number, number), np.int64)
     seen, masked = {path: Counter[int]() for path in pairs}, dict[Path, Mapping[int, int]]()
     losing: dict[Path, list[float]] = {path: [] for path in pairs}
     for path, drawings in tqdm(pairs.items(), "reading drawings", leave=False, disable=None):
         image, every = load_image(path, channels), list[NDArray[np.uint8]]()
         for drawing in drawings:
+            item: dict[Hashable, Any] = {"image": image, "file": str(drawing)}
             try:
-                maps = read({"image": image, "file": str(drawing)})
+                try:
+                    maps = read(item)
+                except ContradictionError:
+                    contradicted.append(drawing)
+                    maps = read_again(item)
             except DataError as error:
                 problems.append(str(error))
                 continue
@@ -411,8 +424,8 @@ def _check_drawings(
         files, what = sum(map(len, pairs.values())) + len(masks), "drawings and masks" if masks else "drawings"
         raise CommandError(f"{len(problems)} of {files} {what} cannot be used: {'; '.join(problems[:3])}")
     _require_same_numbers(crossed, classes)
-    checked = replace(classes, silent=tuple(silent), loops=loops, losing=losing, drawn=seen, masked=masked)
-    return values.range(), checked
+    checked = replace(classes, silent=tuple(silent), contradicted=tuple(contradicted), loops=loops)
+    return values.range(), replace(checked, losing=losing, drawn=seen, masked=masked)
 
 
 class _Values:

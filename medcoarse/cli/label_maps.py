@@ -266,7 +266,9 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"{number} {name}" for number, name in enumerate(names) if number)
 
 
-def read_labels(path: Path, class_names: Sequence[str], binary: bool = False) -> tuple[Labels, Grid, bool]:
+def read_labels(
+    path: Path, class_names: Sequence[str], binary: bool = False, nested: bool = False
+) -> tuple[Labels, Grid, bool]:
     """A label map *S, its grid, and whether the file holds segments; what lies in no segment is background.
 
     Args:
@@ -274,6 +276,7 @@ def read_labels(path: Path, class_names: Sequence[str], binary: bool = False) ->
         class_names: background first: a segment is the class of its name, in capitals or not, and those of background
             give way to the others.
         binary: whether 255 is class 1, see `are_binary`; in files of segments it never is.
+        nested: whether later classes cover earlier ones where segments overlap.
 
     Raises:
         CommandError: damaged, no label map, classes or segments without a name, segments that overlap, or both 1 and
@@ -281,7 +284,7 @@ def read_labels(path: Path, class_names: Sequence[str], binary: bool = False) ->
     """
     drawing = _read(path)
     try:
-        return mask_labels(drawing, class_names, path, binary), drawing.grid, drawing.segments
+        return mask_labels(drawing, class_names, path, binary, nested), drawing.grid, drawing.segments
     except DataError as error:
         raise CommandError(str(error)) from None
 

@@ -113,6 +113,7 @@ def write_plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any])
             found.channels,
             options.loops,
             found.labels,
+            options.nested,
         )
         if options.annotators:
             found = replace(found, drawn=_without_silent(found.drawn, classes.silent))
@@ -213,9 +214,10 @@ def _require_drawn(classes: Classes, training: Sequence[Path], masks_too: bool, 
     for number, name in enumerate(classes.names):
         images = [image for image, numbers in shown.items() if number in numbers]
         if not images:
+            nested = f"; {_said_of_contradictions(classes)}" if classes.contradicted else ""
             raise CommandError(
                 f"{name}: is drawn{or_masked} nowhere; draw it, or correct --mapping, --background or --class_names if "
-                "it is"
+                f"it is{nested}"
             )
         if number not in learned:
             raise CommandError(
@@ -265,6 +267,7 @@ def _settings(options: argparse.Namespace, classes: Classes) -> dict[str, Any]:
         "supervision": "semi" if options.learn_labels else "strokes",
         "binary_labels": classes.binary_masks,
         "loops": options.loops,
+        "contradictions": "last" if options.nested else "unlabeled",
         "resample": options.resample,
         "seed": options.seed,
     }
@@ -409,6 +412,7 @@ def _said(
     silent = [Path(f"{file.parent.name}: {file.name}") if apart else file for file in classes.silent]
     lines += [f"  NOTHING IS DRAWN in {listed(silent)}"] if silent else []
     lines += [f"  ONE VALUE EVERYWHERE in {listed([Path(name) for name in classes.blank])}"] if classes.blank else []
+    lines += [f"  {_said_of_contradictions(classes)}"] if classes.contradicted else []
     lines += _said_of_loops(*classes.loops, settings["loops"])
     lines += [f"  {key!s} -> {'nothing drawn' if claim is None else claim}" for key, claim in classes.mapping.items()]
     lines += [f"{key} {settings[key]}: {reason}" for key, reason in plan.reasons.items()]
@@ -433,6 +437,11 @@ def _said_of_masks(labelled: Collection[Path], validated: Sequence[Path]) -> str
         return "masks for scores: NONE of an image to validate on, so there will be no Dice"
     where = "to validate on" if validated else "to train on, which are scored as nothing is held back"
     return f"masks for scores: {scored if validated else len(labelled)} of images {where}"
+
+
+def _said_of_contradictions(classes: Classes) -> str:
+    where = f"TWO THINGS ARE SAID OF A VOXEL in {listed(classes.contradicted)}, and nothing is learned there"
+    return f"{where}: if structures lie in one another, pass --nested"
 
 
 def _said_of_loops(slices: int, closed: int, read: bool) -> list[str]:

@@ -72,6 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the structures, in the order of their values; after the folders",
     )
     add(
+        "--nested",
+        action="store_true",
+        help="segments lie in one another, as a tumour in a liver: the class that comes later in --class_names covers "
+        "the earlier one, in drawings and masks; without it nothing is learned where segments overlap",
+    )
+    add(
         "--loops",
         action="store_true",
         help="a closed line of background says that all beyond it, on that slice (of the third axis), is too; "
@@ -200,6 +206,7 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         for key in ("images", "drawings", "labels")
     }
     later = (
+        "nested",
         "loops",
         "spread_background",
         "resample",

@@ -145,7 +145,8 @@ def claimed(drawing: Drawing, claims: Claims, source: Any, contradictions: str =
         claims: from `as_claims`.
         source: what to call the drawing in errors.
         contradictions: what to do where one annotator says that a voxel is two classes, that it is and isn't a class,
-            or that it isn't two classes (which one map cannot hold): "error", or "unlabeled" for 255.
+            or that it isn't two classes (which one map cannot hold): "error"; "unlabeled" for 255; or "last", for
+            structures in one another: what comes later in `claims` covers what comes earlier.
 
     Raises:
         DataError: something drawn that the mapping does not have, or contradictions.
@@ -163,6 +164,10 @@ def claimed(drawing: Drawing, claims: Claims, source: Any, contradictions: str =
     _require_mapped(drawing, claims, source)
     shape = drawing.layers[0].values.shape
     maps = {kind: np.full((num_annotators(claims, kind), *shape), UNLABELED, np.uint8) for kind in KINDS}
+    if contradictions == "last":
+        _add_outside(maps, drawing, claims)
+        _paint(maps, drawing, claims)
+        return maps
     clashes: dict[int, NDArray[np.bool_]] = {}
     for layer in drawing.layers:
         for kind in KINDS:
@@ -265,6 +270,24 @@ def _add(
     before[speaks] = said[speaks]
 
 
+def _paint(maps: Maps, drawing: Drawing, claims: Claims) -> None:
+    """One claim over the other, in their order."""
+    shown: dict[str, list[tuple[int, int]]] = {}
+    for number, layer in enumerate(drawing.layers):
+        for value, name in drawn_names(layer).items():
+            if value or not drawing.segments:
+                shown.setdefault(name, []).append((number, value))
+    for name, claim in claims.items():
+        for number, value in shown.get(name, ()) if claim else ():
+            assert claim
+            where = drawing.layers[number].values == value
+            maps[claim.kind][claim.annotator][where] = claim.label
+            for others in (others for kind, others in maps.items() if kind != claim.kind):
+                if claim.annotator < len(others):
+                    denied = others[claim.annotator]
+                    denied[where & (denied == claim.label)] = UNLABELED
+
+
 def _clash(clashes: dict[int, NDArray[np.bool_]], annotator: int, where: NDArray[np.bool_]) -> None:
     if where.any():
         clashes[annotator] = clashes[annotator] | where if annotator in clashes else where
@@ -285,5 +308,5 @@ def _contradiction(clashes: Mapping[int, NDArray[np.bool_]], source: Any) -> str
     )
     return (
         f"{source}: contradicts itself: {listed}; correct the drawing, map its parts to different annotators, or pass "
-        "contradictions='unlabeled'"
+        "contradictions='unlabeled' (or 'last', where structures lie in one another)"
     )

@@ -16,7 +16,9 @@ from medcoarse.readers.drawing import Drawing
 _LISTED = 10
 
 
-def mask_labels(drawing: Drawing, class_names: Sequence[str], source: Any, binary: bool = False) -> NDArray[np.uint8]:
+def mask_labels(
+    drawing: Drawing, class_names: Sequence[str], source: Any, binary: bool = False, nested: bool = False
+) -> NDArray[np.uint8]:
     """The label map *S of a mask: value k is class k, 255 is unlabeled.
 
     A segment is the class of its name, in capitals or not, and what lies in no segment is background. Segments of
@@ -27,9 +29,11 @@ def mask_labels(drawing: Drawing, class_names: Sequence[str], source: Any, binar
         class_names: L names, background first.
         source: what to call the mask in errors.
         binary: whether 255 is class 1 in a label map, as in pictures of masks; in files of segments it never is.
+        nested: whether segments may lie in one another: the class that comes later covers the earlier one.
 
     Raises:
-        DataError: values or segments that are no class, segments that overlap, or a binary mask with both 1 and 255.
+        DataError: values or segments that are no class, segments that overlap unless `nested`, or a binary mask with
+            both 1 and 255.
 
     Example:
         >>> from medcoarse.readers.drawing import Grid, Layer
@@ -41,7 +45,7 @@ def mask_labels(drawing: Drawing, class_names: Sequence[str], source: Any, binar
         medcoarse.datalist.DataError: m.png: shows both 1 and 255, and where masks are binary 255 is class 1; ...
     """
     if drawing.segments:
-        return _of_segments(drawing, class_names, source)
+        return _of_segments(drawing, class_names, source, nested)
     shown = drawn_names(drawing.layers[0])
     known = {0, 1, UNLABELED} if binary else {*range(len(class_names)), UNLABELED}
     if unknown := [name for value, name in shown.items() if value not in known]:
@@ -55,7 +59,7 @@ def mask_labels(drawing: Drawing, class_names: Sequence[str], source: Any, binar
     return np.asarray(values > 0 if binary else values, np.uint8)
 
 
-def _of_segments(drawing: Drawing, class_names: Sequence[str], source: Any) -> NDArray[np.uint8]:
+def _of_segments(drawing: Drawing, class_names: Sequence[str], source: Any, nested: bool) -> NDArray[np.uint8]:
     shown = [{value: name for value, name in drawn_names(layer).items() if value} for layer in drawing.layers]
     classes = {name: class_named(name, class_names) for names in shown for name in names.values()}
     if unknown := sorted(name for name, label in classes.items() if label is None):
@@ -65,8 +69,11 @@ def _of_segments(drawing: Drawing, class_names: Sequence[str], source: Any) -> N
         table = np.zeros(max(names, default=0) + 1, np.uint8)
         table[list(names)] = [classes[name] or 0 for name in names.values()]
         said = table[layer.values]
-        if ((labels > 0) & (said > 0) & (labels != said)).any():
-            raise DataError(f"{source}: its segments overlap, and a mask has one class at a voxel; cut them")
+        if not nested and ((labels > 0) & (said > 0) & (labels != said)).any():
+            raise DataError(
+                f"{source}: its segments overlap, and a mask has one class at a voxel; cut them or, where structures "
+                "lie in one another, let later classes cover earlier ones (--nested, contradictions='last' in Python)"
+            )
         np.maximum(labels, said, out=labels)
     return labels
 

@@ -40,7 +40,7 @@ from medcoarse.transforms.array import MergeStrokes
 Item = dict[Hashable, Any]
 
 _BACKEND = [TransformBackends.NUMPY]
-_CONTRADICTIONS = ("error", "unlabeled")
+_CONTRADICTIONS = ("error", "unlabeled", "last")
 
 
 class LoadCoarseAnnotationd(MapTransform):
@@ -68,7 +68,8 @@ class LoadCoarseAnnotationd(MapTransform):
         resample: whether a drawing on another grid is brought onto the image's, by the nearest voxel; otherwise it is
             an error. In another DICOM frame of reference it always is.
         tolerance: by which grids may differ, in voxels at the corners of the image.
-        contradictions: "error", or "unlabeled" for 255 where one annotator contradicts himself.
+        contradictions: "error", or "unlabeled" for 255 where one annotator contradicts himself; "last" where segments
+            lie in one another, as a tumour in a liver: what comes later in the mapping covers what comes earlier.
         allow_missing_keys: skip items without a drawing.
 
     Raises:
@@ -182,7 +183,8 @@ class LoadMaskd(LoadCoarseAnnotationd):
         class_names: L names, background first. A segment is the class of its name, in capitals or not; what lies in no
             segment is background, and segments of background give way to others.
         binary: whether 255 is class 1 and not unlabeled, as in pictures of masks; in files of segments it never is.
-        reading: what `LoadCoarseAnnotationd` takes besides: image_key, format, resample, tolerance, allow_missing_keys.
+        reading: what `LoadCoarseAnnotationd` takes besides: image_key, format, resample, tolerance, allow_missing_keys,
+            and contradictions: segments that overlap are an error but with "last", by the order of the classes.
 
     Raises:
         ValueError: names that are not L different ones; when called, as `LoadCoarseAnnotationd`, or a mask with values
@@ -215,7 +217,7 @@ class LoadMaskd(LoadCoarseAnnotationd):
         return super().__call__(data)
 
     def _understood(self, drawing: Drawing, file: str | os.PathLike[str]) -> tuple[Drawing, Claims]:
-        labels = mask_labels(drawing, self.class_names, file, self.binary)
+        labels = mask_labels(drawing, self.class_names, file, self.binary, self.contradictions == "last")
         return replace(drawing, layers=(Layer(labels),)), self.claims
 
 

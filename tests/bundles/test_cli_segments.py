@@ -12,12 +12,14 @@ import nrrd
 import numpy as np
 import pytest
 
+from medcoarse.cli.facts import load_image
 from medcoarse.cli.label_maps import Shown, common_grid, name_classes
 from medcoarse.cli.main import CommandError, main
 from medcoarse.datalist import DataError
 from medcoarse.readers.drawing import Grid
 from medcoarse.readers.formats import read_drawing
 from medcoarse.readers.itksnap import read_label_descriptions
+from medcoarse.transforms.drawn import LoadCoarseAnnotationd
 from medcoarse.writers.formats import write_segmentation
 from medcoarse.writers.itksnap import write_label_descriptions
 from medcoarse.writers.segmentation import make_segmentation
@@ -323,6 +325,61 @@ def test_segments_that_overlap_are_not_scored(tmp_path: Path, capfd: pytest.Capt
     words = ("evaluate", tmp_path / "said", tmp_path / "true")
     assert "its segments overlap" in refused(capfd, *words)
     assert "its segments overlap" in refused(capfd, *words, "--class_names", "background", "edge", "vessel")
+
+
+def test_segments_in_one_another_are_scored_by_the_later_class(tmp_path: Path, capfd: Any) -> None:
+    """The organ holds the lesion, in the masks; the segmentation has one class at a voxel."""
+    lesion, organ = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    organ[1:5, 1:5, 1:3], lesion[2:4, 2:3, 1:3] = True, True
+    for folder, masks, layered in (
+        ("said", {"organ": organ & ~lesion, "lesion": lesion}, False),
+        ("true", {"organ": organ, "lesion": lesion}, True),
+    ):
+        (tmp_path / folder).mkdir()
+        write_seg_nrrd(tmp_path / folder / "a.seg.nrrd", masks, layered=layered)
+    words = ("evaluate", tmp_path / "said", tmp_path / "true", "--class_names", "background", "organ", "lesion")
+    assert "its segments overlap" in refused(capfd, *words)
+    assert main(text(*words, "--nested")) == 0
+    scores = json.loads((tmp_path / "said" / "scores.json").read_text())
+    assert [scores["images"][0][f"dice_{name}"] for name in ("organ", "lesion")] == [1, 1]
+
+
+def test_drawings_in_one_another_are_learned_from_by_the_later_class(tmp_path: Path, capfd: Any) -> None:
+    """A lesion in an organ in the body, all three drawn as segments: without --nested nothing of it is left."""
+    for index in range(3):
+        image, mask, _ = volume(index)
+        organ, lesion, body = mask > 0, np.zeros(mask.shape, bool), np.ones(mask.shape, bool)
+        lesion[10:14, 10:12, 3:5] = True
+        assert organ[lesion].all()
+        for folder in ("images", "drawings"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "images" / f"case{index}.nii.gz")
+        header = seg_header({name: (n, 1) for n, name in enumerate(("lesion", "body", "organ"))}, True)
+        header["space directions"] = np.vstack([np.full(3, np.nan), np.diag([-1.0, -1.0, 1.0])])
+        header["space origin"] = np.zeros(3)
+        nrrd.write(
+            str(tmp_path / "drawings" / f"case{index}.seg.nrrd"),
+            np.stack([lesion, body, organ]).astype(np.uint8),
+            header,
+        )
+    words = ["train", tmp_path / "images", tmp_path / "drawings", "--background", "body", "--plan_only"]
+    words += ["--class_names", "organ", "lesion", "--output_dir"]
+    said = refused(capfd, *words, tmp_path / "flat")
+    assert "organ: is drawn nowhere" in said
+    assert "TWO THINGS ARE SAID OF A VOXEL in case0.seg.nrrd, case1.seg.nrrd" in said
+    assert "pass --nested" in said
+    assert main(text(*words, tmp_path / "nested", "--nested")) == 0
+    assert "TWO THINGS" not in capfd.readouterr().out
+    train = json.loads((tmp_path / "nested" / "configs" / "train.json").read_text())
+    assert (train["contradictions"], list(train["mapping"])) == ("last", ["body", "organ", "lesion"])
+    item = {
+        "image": load_image(tmp_path / "images" / "case0.nii.gz"),
+        "drawing": tmp_path / "drawings" / "case0.seg.nrrd",
+    }
+    read = LoadCoarseAnnotationd("drawing", train["mapping"], 3, contradictions=train["contradictions"])(item)[
+        "positive"
+    ]
+    assert [(read == k).sum().item() for k in range(3)] == [mask.size - organ.sum(), organ.sum() - 16, 16]
 
 
 def test_segments_in_boxes_far_apart_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -509,6 +509,36 @@ def test_contradictions_of_one_annotator(first: tuple, second: tuple, clash: boo
         assert maps[second[1]][Claim(*second).annotator, 1] == second[0]
 
 
+def test_structures_in_one_another_are_covered_in_the_order_of_the_mapping():
+    """The order of the segments in the file says nothing; other annotators and other voxels stay as they are."""
+    drawing = drawing_of(
+        {1: "tumour", 2: "else"}, {1: "liver"}, {1: "not tumour"}, values=[[0, 1, 1, 2], [1, 1, 1, 0], [1, 1, 0, 0]]
+    )
+    told = {
+        "liver": (1, "positive"),
+        "tumour": (2, "positive"),
+        "else": (1, "positive", 1),
+        "not tumour": (2, "negative"),
+    }
+    maps = claimed(drawing, as_claims(told, 3), "f", "last")
+    assert maps["positive"].tolist() == [[1, UNLABELED, 2, UNLABELED], [UNLABELED] * 3 + [1]]
+    assert maps["negative"].tolist() == [[2, 2, UNLABELED, UNLABELED]]
+    told["tumour"] = told.pop("tumour")  # now last of all
+    maps = claimed(drawing, as_claims(told, 3), "f", "last")
+    assert maps["positive"][0].tolist() == [1, 2, 2, UNLABELED]
+    assert maps["negative"].tolist() == [[2, UNLABELED, UNLABELED, UNLABELED]]
+    told["liver"] = told.pop("liver")
+    assert claimed(drawing, as_claims(told, 3), "f", "last")["positive"][0].tolist() == [1, 1, 1, UNLABELED]
+
+
+def test_in_no_segment_means_what_it_is_mapped_to_beside_structures_in_one_another():
+    drawing = drawing_of({1: "tumour"}, {1: "liver"}, values=[[0, 0, 1], [0, 1, 1]])
+    claims = as_claims({"liver": (1, "positive"), "tumour": (2, "positive"), "0": (0, "positive")}, 3)
+    assert claimed(drawing, claims, "f", "last")["positive"].tolist() == [[0, 1, 2]]
+    plain = drawing_of(None, values=[[0, 2, 1]], segments=False)
+    assert claimed(plain, as_claims(preset("dense", 3), 3), "f", "last")["positive"].tolist() == [[0, 2, 1]]
+
+
 # ---- geometry ----
 
 
