@@ -17,6 +17,7 @@ from medcoarse.confusion import UNLABELED, check_num_classes, plain_tensor
 SILENT = 0
 """Vote of an annotator who said nothing; class k is vote k + 1."""
 
+_MANY = 64  # more annotators than this of fewer images are rather the first axis of a single one
 _FEW = 2**22  # so many codes are counted in a table; more than that are sorted
 _PIECE = 2**14  # voxels looked at at a time: they stay in the processor's cache, and one thread does them
 
@@ -106,6 +107,12 @@ def check_annotations(annotations: Tensor, num_classes: int) -> Tensor:
         raise ValueError(
             f"annotations must be (B, R, *S), none of them 0, got {tuple(annotations.shape)}; stack the label maps of "
             "the annotators on axis 1 and add the batch axis"
+        )
+    if annotations.shape[1] > _MANY > len(annotations):
+        warnings.warn(
+            f"annotations {tuple(annotations.shape)} are taken as (B, R, *S), of {annotations.shape[1]} annotators; label "
+            "maps (R, *S) of one image lack the batch axis: pass annotations[None]",
+            stacklevel=3,
         )
     if annotations.shape[1] == 1 < len(annotations):
         warnings.warn(

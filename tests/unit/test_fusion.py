@@ -138,6 +138,11 @@ class TestInput:
         with pytest.warns(UserWarning, match="are of one annotator, so there is nothing to fuse"):
             method(said, 2)
 
+    def test_a_missing_axis_of_the_batch_is_suspected(self, method):
+        said = torch.randint(0, 2, (3, 70, 2, 2))
+        with pytest.warns(UserWarning, match=r"taken as \(B, R, \*S\), of 70 annotators; .* pass annotations\[None\]"):
+            method(said, 2)
+
     def test_bool_maps_are_taken(self, method):
         said = annotators(3, (6, 5), 2, missing=0)
         assert torch.equal(result_of(method(said.bool(), 2)), result_of(method(said, 2)))
