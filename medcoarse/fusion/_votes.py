@@ -108,10 +108,10 @@ def check_annotations(annotations: Tensor, num_classes: int) -> Tensor:
             f"annotations must be (B, R, *S), none of them 0, got {tuple(annotations.shape)}; stack the label maps of "
             "the annotators on axis 1 and add the batch axis"
         )
-    if annotations.shape[1] > _MANY > len(annotations):
+    if annotations.shape[1] > _MANY > len(annotations) > 1:
         warnings.warn(
-            f"annotations {tuple(annotations.shape)} are taken as (B, R, *S), of {annotations.shape[1]} annotators; label "
-            "maps (R, *S) of one image lack the batch axis: pass annotations[None]",
+            f"annotations {tuple(annotations.shape)} are taken as (B, R, *S), of {annotations.shape[1]} annotators; "
+            "label maps (R, *S) of one image lack the batch axis: pass annotations[None]",
             stacklevel=3,
         )
     if annotations.shape[1] == 1 < len(annotations):
