@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from medcoarse.annotators import AnnotatorProfile, Drawing, Kind, Values, apply, draw, merge_strokes
 from medcoarse.assignment import annotator_numbers
 from medcoarse.batched import apply_batch, draw_batch
-from medcoarse.confusion import UNLABELED
+from medcoarse.confusion import UNLABELED, check_num_classes
 from medcoarse.morphology import as_spacing
 from medcoarse.profiles import as_dict, as_profile
 
@@ -122,6 +122,20 @@ def batch_spacing_of(label: torch.Tensor, spacing: Sequence[float] | float | Non
     return as_spacing(spacing, spatial_dims)
 
 
+def _check_drawing(target: Any, num_classes: Any, spacing: Any) -> None:
+    """What is wrong before there is a label map, and not in a worker in the middle of an epoch."""
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer):
+        raise ValueError(f"num_classes must be a whole number, got {num_classes!r}.")
+    check_num_classes(int(num_classes))
+    known = target is None or (isinstance(target, int | np.integer) and not isinstance(target, bool))
+    if not known or (target is not None and not 0 <= target < num_classes):
+        raise ValueError(f"target must be None or a class below num_classes={num_classes}, got {target!r}.")
+    if spacing is not None:
+        numbers = [spacing] if isinstance(spacing, str) or np.ndim(spacing) == 0 else list(spacing)
+        if not all(isinstance(one, int | float | np.number) and 0 < one < np.inf for one in numbers):
+            raise ValueError(f"spacing must be positive numbers (mm per voxel), got {spacing!r}.")
+
+
 class _Coarse(Transform):
     """What the simulating transforms share: profiles, and how to draw and stack them."""
 
@@ -136,6 +150,7 @@ class _Coarse(Transform):
         kind: Kind | None = None,
     ) -> None:
         self.profiles = as_profiles(profiles, kind)
+        _check_drawing(target, num_classes, spacing)
         self.target = target
         self.num_classes = num_classes
         self.spacing = spacing
@@ -169,7 +184,8 @@ class SimulateCoarse(_Coarse):
         kind: "positive" or "negative", if all profiles have to be of one kind.
 
     Raises:
-        ValueError: an unknown profile; when called, a label that is not a label map (1, *S) with values below L or 255;
+        ValueError: an unknown profile, a target that is no class, or another argument out of range; when called, a
+            label that is not a label map (1, *S) with values below L or 255;
             or one that holds 0 and 255 and nothing else: most likely a 0/255 mask, in which 255 would count as
             unlabeled. So draw first, then restrict to a field of view; `medcoarse.annotators.draw` accepts both.
 
@@ -189,8 +205,8 @@ class SimulateCoarse(_Coarse):
         kind: Kind | None = None,
     ) -> None:
         super().__init__(profiles, target, num_classes, spacing, kind)
-        if seed < 0:
-            raise ValueError(f"seed must be >= 0, got {seed}.")
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+            raise ValueError(f"seed must be a whole number >= 0, got {seed!r}.")
         self.seed = seed
 
     def __call__(self, label: NdarrayOrTensor) -> NdarrayOrTensor:

@@ -193,6 +193,28 @@ class TestArrays:
         with pytest.raises(ValueError, match=message):
             transform("coarse_positive")(values)
 
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"target": 2}, "target must be None or a class below num_classes=2, got 2"),
+            ({"target": "1"}, "target must be None or a class below num_classes=2, got '1'"),
+            ({"num_classes": 1}, "num_classes must be between 2 and 254"),
+            ({"num_classes": 300}, "num_classes must be between 2 and 254"),
+            ({"num_classes": 2.5}, "num_classes must be a whole number, got 2.5"),
+            ({"spacing": "1"}, r"spacing must be positive numbers \(mm per voxel\), got '1'"),
+            ({"spacing": [1.0, 0.0]}, r"spacing must be positive numbers \(mm per voxel\), got \[1.0, 0.0\]"),
+        ],
+    )
+    @pytest.mark.parametrize("transform", [SimulateCoarse, RandSimulateCoarse])
+    def test_arguments_are_checked_before_the_first_item(self, transform, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            transform("good", **arguments)
+
+    @pytest.mark.parametrize("spacing", [1, 0.5, (1, 2.0), np.array([1.0, 2.0]), np.float32(0.5), None])
+    def test_spacings_that_are_numbers(self, spacing):
+        values = np.zeros((1, 6, 5), np.uint8)
+        assert SimulateCoarse("good", np.int64(1), spacing=spacing)(values).shape == (1, 6, 5)
+
     @pytest.mark.parametrize("values", [[0, 0], [U, U], [0, 1], [1, U], [0, 1, U]])
     @pytest.mark.parametrize("transform", [SimulateCoarse, RandSimulateCoarse])
     def test_labels_that_are_no_0_255_masks(self, transform, values):
@@ -201,7 +223,7 @@ class TestArrays:
         assert same(a.draw(profiles.GOOD, empty).annotation, empty)
 
     def test_bad_seed(self):
-        with pytest.raises(ValueError, match="seed must be >= 0, got -1"):
+        with pytest.raises(ValueError, match="seed must be a whole number >= 0, got -1"):
             SimulateCoarse("good", seed=-1)
 
 
