@@ -47,7 +47,8 @@ class SaveSegmentationd(MapTransform):
 
     Raises:
         WriteError: a suffix that is none; when called, maps that the format cannot hold, a file in the way, maps that
-            do not say which image they are of, or two maps that would be one file.
+            do not say which image they are of, two maps that would be one file, or one of a picture whose axes are
+            (y, x) as a picture.
 
     Example:
         >>> import tempfile
@@ -90,6 +91,8 @@ class SaveSegmentationd(MapTransform):
         for key in self.key_iterator(item):
             source = self._source(item, key)
             array, affine = _array(item[key], key, source)
+            if self.suffix == ".png":
+                _require_columns_first(item[key], array.shape[1:], key)
             name = source if self.name_key is None else item[self.name_key]
             path = self.path_of(name)
             self._require_apart(path, str(name), key)
@@ -136,6 +139,17 @@ class SaveSegmentationd(MapTransform):
         if self.root is not None and first.is_relative_to(self.root):
             folder = folder / first.relative_to(self.root).parent
         return folder / f"{stem_of(first)}{self.postfix}{self.suffix}"
+
+
+def _require_columns_first(value: Any, shape: tuple[int, ...], key: Hashable) -> None:
+    """Refuse the map of a picture that was loaded as (y, x): it would be written on its side."""
+    loaded = tuple(int(side) for side in getattr(value, "meta", {}).get("spatial_shape", shape))[:2]
+    moved = bool(getattr(value, "applied_operations", None))
+    if not moved and loaded != shape[:2] and loaded == shape[:2][::-1]:
+        raise WriteError(
+            f"{key!r}: its axes are (y, x), those of pictures are written as (x, y); load them as LoadImaged does by "
+            "default, without reverse_indexing=False"
+        )
 
 
 def _array(value: Any, key: Hashable, source: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -16,6 +17,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+from monai.data import PILReader
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
@@ -498,6 +500,18 @@ def test_probabilities_by_their_channels(tmp_path: Path) -> None:
     assert nib.load(path).shape == (*SHAPE, 3)
     with pytest.raises(WriteError, match="must be"):
         save({"pred": torch.zeros(3), "name": "x"})
+
+
+def test_a_picture_loaded_on_its_side_is_not_written_on_its_side(tmp_path: Path) -> None:
+    Image.fromarray(picture_map().T).save(tmp_path / "a.png")
+    save = SaveSegmentationd("image", tmp_path / "out", NAMES, ".png")
+    for reader in (PILReader(), PILReader(reverse_indexing=False)):
+        item = Compose([LoadImaged("image", reader=reader), EnsureChannelFirstd("image")])(
+            {"image": tmp_path / "a.png"}
+        )
+        with pytest.raises(WriteError, match=r"axes are \(y, x\)") if not reader.reverse_indexing else nullcontext():
+            save(item)
+    np.testing.assert_array_equal(read_drawing(tmp_path / "out" / "a.png").layers[0].values, picture_map())
 
 
 def test_a_picture_has_no_affine(tmp_path: Path) -> None:
