@@ -74,8 +74,8 @@ def review_page(content: Mapping[str, Any], worst: Sequence[Shown], errors: Sequ
         parts.append("<h2>Drawings to look at again</h2>")
         parts.append(
             '<p class="note">Those that fit the estimated truth least, going half by what is usual of who drew them. '
-            "Quality is Dice between the two, a tenth of the usual size added to both sides of the fraction, so that a few "
-            "voxels matter little; orange is where the drawing is likely wrong.</p>"
+            "Quality is Dice between the two, a tenth of the usual size added to both sides of the fraction, so that a "
+            "few voxels matter little; orange is where the drawing is likely wrong.</p>"
         )
         parts += [_drawing(entry, one, unit) for entry, one in zip(content["worst"], worst, strict=True)]
     parts += ["<h2>Images to draw next, and whom to ask</h2>", _questions(content["ask_next"])]
