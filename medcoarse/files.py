@@ -45,7 +45,7 @@ def short_names(files: Sequence[str]) -> list[str]:
     parts = {file: Path(file).parts for file in files}
     found: dict[str, str] = {}
     for depth in range(1, max(map(len, parts.values()), default=0) + 1):
-        tails = {file: "/".join(parts[file][-depth:]) for file in parts if file not in found}
+        tails = {file: Path(*parts[file][-depth:]).as_posix() for file in parts if file not in found}
         counted = Counter(tails.values())
         found |= {file: tail for file, tail in tails.items() if counted[tail] == 1 or depth >= len(parts[file])}
     return [found[file] for file in files]

@@ -141,10 +141,11 @@ class AnnotatorNet(nn.Module):
             blocks = [-(-length // block) for length, block in zip(image.shape[2:], self.reduction, strict=True)]
             image = F.interpolate(image, blocks, mode="area")
         features = self.backbone(image)
-        if features.ndim != image.ndim or features.shape[1] != self.head.in_channels:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else ()
+        if len(shape) != image.ndim or shape[1] != self.head.in_channels:
             raise ValueError(
                 f"the annotators' backbone must give features (B, {self.head.in_channels}, *S) (feature_channels), got "
-                f"{tuple(features.shape)}"
+                f"{type(features).__name__}{shape}"
             )
         values = self.head(features).float()
         return torch.split(torch.unflatten(values, 1, (self.num_annotators, -1)), self._numbers, 1)

@@ -203,8 +203,9 @@ class AnnotatorSchedule:
 
     def _require_learners(self, epoch: int) -> None:
         """In an epoch in which the annotators learn alone."""
-        own = any(not name.startswith("segmenter.") for name, _ in self.model.named_parameters())
-        if self.last_epoch is not None and epoch > self.last_epoch and not own:
+        if self.last_epoch is None or epoch <= self.last_epoch:
+            return
+        if all(name.startswith("segmenter.") for name, _ in self.model.named_parameters()):
             raise ValueError(
                 f"after epoch {self.last_epoch} of {epoch} the annotators learn alone, and these have nothing to "
                 "learn; end with that epoch (annotator_epochs 0) or give them another structure"

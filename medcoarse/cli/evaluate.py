@@ -96,6 +96,11 @@ def run(options: argparse.Namespace) -> int:
     )
     names = with_all_named(described, shown, binary) if described else options.class_names
     classes = name_classes(shown, binary, names)
+    if options.nested and not names and len(classes.names) > 2:
+        raise CommandError(
+            f"--nested: which of {', '.join(classes.names[1:])} lies in which? Pass --class_names, background first, "
+            "then the outer ones"
+        )
     table = scores(pairs, binary, classes.names, options.include_background, options.surface, options.nested)
     output = Path(options.output_dir or options.predictions)
     write_json(output / "scores.json", table)
@@ -143,8 +148,8 @@ def scores(
         binary: files in which 255 is class 1.
         class_names: background first.
         include_background: whether class 0 counts in the means over classes.
-        nested: whether later classes cover earlier ones where segments overlap.
         surface: whether to add ``hd95_mm_...`` and ``assd_mm_...``, or ``..._pixels_...`` of pictures.
+        nested: whether later classes cover earlier ones where segments overlap.
 
     Raises:
         CommandError: files that cannot be read, do not lie on one grid, or a segmentation with unlabeled voxels.

@@ -29,6 +29,7 @@ from medcoarse.readers.claims import KINDS, PRESETS, ContradictionError, drawn_n
 from medcoarse.readers.dicom import first_image, read_tags, require_one_series
 from medcoarse.readers.drawing import Grid, as_affine, checked_affine
 from medcoarse.readers.formats import LABEL_MAP_SUFFIXES, is_series, read_drawing
+from medcoarse.readers.geojson import UNCLASSIFIED
 from medcoarse.transforms.array import spacing_of
 from medcoarse.transforms.dictionary import MergeStrokesd
 from medcoarse.transforms.drawn import LoadCoarseAnnotationd, LoadMaskd
@@ -154,6 +155,8 @@ def inspect(
             named.add(segments)
     _require_alike(list(pairs), rows)
     classes = find_classes(found, True in named, mapping, background, class_names)
+    if nested:
+        classes = _nested(classes, class_names)
     blank = tuple(image.name for image, row in zip(pairs, rows, strict=True) if row["low"] == row["high"])
     classes = replace(classes, binary_masks=_are_binary(list(masks.values()), classes.names), blank=blank)
     ranges, checked = _check_drawings(pairs, masks, classes, resample, channels, loops, nested)
@@ -304,6 +307,11 @@ def _by_name(found: set[str], background: str | None, class_names: Sequence[str]
     """Segments "liver", "not liver" and "background", in capitals or not."""
     ground = folded(background or "background")
     _require_foreground(class_names, ground)
+    if UNCLASSIFIED in found and not class_names and ground != UNCLASSIFIED:
+        raise CommandError(
+            f"some annotations have neither a class nor a name ({UNCLASSIFIED!r} here); give them a class in QuPath, "
+            "or name all structures in --class_names, these too"
+        )
     kinds = {name: KINDS[folded(name).startswith("not ")] for name in found}
     things = {name: folded(name).removeprefix("not ") for name in found}
     spelt: dict[str, str] = {}  # as in a positive drawing, if there is one
@@ -324,6 +332,16 @@ def _by_name(found: set[str], background: str | None, class_names: Sequence[str]
             + ", or pass --background NAME"
         )
     return Classes(["background", *names], table, "names in the drawings")
+
+
+def _nested(classes: Classes, class_names: Sequence[str] | None) -> Classes:
+    """The mapping in the order in which structures cover one another, that of the classes."""
+    if len(classes.names) > 2 and not class_names:
+        raise CommandError(
+            f"--nested: which of {', '.join(classes.names[1:])} lies in which? Pass --class_names, the outer ones first"
+        )
+    in_order = sorted(classes.mapping.items(), key=lambda pair: -1 if pair[1] is None else pair[1][0])
+    return replace(classes, mapping=dict(in_order), said=f"{classes.said}, later ones cover earlier ones")
 
 
 def _explicit(text: str, class_names: Sequence[str] | None) -> Classes:

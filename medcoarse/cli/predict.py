@@ -48,7 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder that `medcoarse train` wrote, or any bundle with configs/inference.json",
     )
     add("images", metavar="IMAGES", nargs="+", help="images, folders of images, DICOM series")
-    add("--with", dest="others", metavar="BUNDLE", nargs="+", default=[], help="more bundles, of the same classes")
+    add(
+        "--with",
+        dest="others",
+        metavar="BUNDLE",
+        nargs="+",
+        default=[],
+        help="more bundles, of the same classes; after IMAGES",
+    )
     add("--output_dir", required=True, help="where the segmentations go")
     add("--format", choices=FORMATS, help="by default that of the images")
     add("--probabilities", action="store_true", help="write the probability of every class in place of labels")

@@ -30,8 +30,8 @@ def read_geojson(path: str | os.PathLike[str], reference: Grid | None = None) ->
         reference: grid of the picture, whose size the format does not state.
 
     Raises:
-        DataError: damaged, no reference, a geometry of another kind, or one that reaches further beyond the picture
-            than a pixel, as on a smaller copy of the one it was drawn on.
+        DataError: damaged, no reference, a geometry of another kind, or one that reaches beyond the picture by more
+            than a pixel and a fiftieth of its side, as on a smaller copy of the one it was drawn on.
 
     Example:
         >>> import json, pathlib, tempfile
@@ -69,10 +69,10 @@ def _name(properties: Mapping[str, Any]) -> str:
 
 
 def _require_inside(path: Path, rings: Sequence[Points], size: tuple[int, ...]) -> None:
-    """Refuse what QuPath cannot have drawn on a picture of this size, which the file does not state."""
+    """Refuse what lies clearly outside: the file does not state the size of the picture that it was drawn on."""
     points = np.concatenate(rings)
     beyond = np.maximum(-0.5 - points, points - (np.array(size) - 0.5)).max()
-    if beyond > 1:
+    if beyond > 1 + 0.02 * max(size):
         raise DataError(
             f"{path}: reaches {beyond:.4g} pixels beyond the picture, which has {size[0]} x {size[1]}; pass the "
             "picture it was drawn on, at its full size"

@@ -72,7 +72,7 @@ def _of_segments(drawing: Drawing, class_names: Sequence[str], source: Any, nest
         if not nested and ((labels > 0) & (said > 0) & (labels != said)).any():
             raise DataError(
                 f"{source}: its segments overlap, and a mask has one class at a voxel; cut them or, where structures "
-                "lie in one another, let later classes cover earlier ones (--nested, contradictions='last' in Python)"
+                "lie in one another, say so (contradictions='last' in Python, --nested of train and evaluate)"
             )
         np.maximum(labels, said, out=labels)
     return labels

@@ -130,6 +130,28 @@ def is_whole(affine: NDArray[np.float64], shape: tuple[int, ...], whole: tuple[i
     return _is_lattice(affine) and _corners(affine, shape) == _corners(np.eye(4), whole)
 
 
+def on_lattice(grid: Grid, other: Grid, tolerance: float = 0.05) -> bool:
+    """Whether the voxels of a grid are voxels of another that went on for ever: it was cut, padded or turned at most.
+
+    Args:
+        grid: with an affine.
+        other: with an affine.
+        tolerance: in voxels, at the corners of the grid.
+
+    Example:
+        >>> shifted = np.eye(4); shifted[0, 3] = 2
+        >>> on_lattice(Grid((3, 3), shifted), Grid((9, 9), np.eye(4)))
+        True
+        >>> on_lattice(Grid((3, 3), shifted / 2), Grid((9, 9), np.eye(4)))
+        False
+    """
+    assert grid.affine is not None
+    assert other.affine is not None
+    moved = np.linalg.inv(other.affine) @ grid.affine
+    lattice = np.rint(moved)
+    return _is_lattice(lattice) and _deviation(moved, lattice, grid.shape) <= tolerance
+
+
 def _corners(affine: NDArray[np.float64], shape: tuple[int, ...]) -> list[list[float]]:
     """The lowest and the highest index that an affine leads to from a grid."""
     axes = len(shape)

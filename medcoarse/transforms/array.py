@@ -131,8 +131,9 @@ def _check_drawing(target: Any, num_classes: Any, spacing: Any) -> None:
     if not known or (target is not None and not 0 <= target < num_classes):
         raise ValueError(f"target must be None or a class below num_classes={num_classes}, got {target!r}.")
     if spacing is not None:
-        numbers = [spacing] if isinstance(spacing, str) or np.ndim(spacing) == 0 else list(spacing)
-        if not all(isinstance(one, int | float | np.number) and 0 < one < np.inf for one in numbers):
+        sizes = np.asarray(spacing)
+        numbers = sizes.dtype.kind in "iuf" and (sizes.ndim == 0 or sizes.shape in ((2,), (3,)))
+        if not numbers or not (np.isfinite(sizes) & (sizes > 0)).all():
             raise ValueError(f"spacing must be positive numbers (mm per voxel), got {spacing!r}.")
 
 

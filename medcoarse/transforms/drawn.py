@@ -34,7 +34,7 @@ from medcoarse.readers.claims import (
 from medcoarse.readers.drawing import Drawing, Grid, Layer, as_affine
 from medcoarse.readers.formats import frame_of_reference, read_drawing
 from medcoarse.readers.masks import mask_labels
-from medcoarse.readers.placement import OtherGridError, is_whole, place
+from medcoarse.readers.placement import OtherGridError, is_whole, on_lattice, place
 from medcoarse.transforms.array import MergeStrokes
 
 Item = dict[Hashable, Any]
@@ -50,8 +50,8 @@ class LoadCoarseAnnotationd(MapTransform):
     k"; uint8, one channel per annotator, 255 = nothing drawn. A kind that the mapping does not have gets no key.
 
     Convention: the maps are MetaTensors with the affine of the image, so that MONAI's transforms move both alike. The
-    image comes channel first, before or after any transform that keeps its affine right. Contours and outlines are
-    filled on the grid that the image was loaded with, so one that was resampled since takes `resample` for them too.
+    image comes channel first, before or after any transform that keeps its affine right. Where a volume was resampled
+    since it was loaded, contours and outlines are filled on the grid that it was loaded with, and take `resample` too.
 
     Args:
         keys: key of the file, or of a list of files: one for each person, None where someone drew nothing. The
@@ -315,9 +315,10 @@ class UnlabeledIfMissingd(MapTransform):
         """The item with all of the keys."""
         item = dict(data)
         image = item[self.image_key]
+        _require_image(image, self.image_key)
         for key, channels in zip(self.keys, self.num_channels, strict=True):
             if key not in item:
-                nothing = np.full((channels, *_grids(image, self.image_key)[0].shape), UNLABELED, np.uint8)
+                nothing = np.full((channels, *image.shape[1:]), UNLABELED, np.uint8)
                 item[key] = _like(image, nothing, [str(image.meta.get("filename_or_obj", ""))])
         return item
 
@@ -339,24 +340,28 @@ def _shows(maps: NDArray[np.uint8], fills: Sequence[int]) -> bool:
     return any((one != fill).any() for one, fill in zip(maps, fills, strict=True))
 
 
-def _grids(image: Any, key: Hashable) -> tuple[Grid, Grid]:
-    """Grid of a loaded image, with what DICOM says, and the one it was loaded with.
-
-    Of a picture the latter has no affine; the former has one only if the picture was moved since, from pixel to pixel.
-    """
+def _require_image(image: Any, key: Hashable) -> None:
     if not isinstance(image, MetaTensor) or image.ndim not in (3, 4):
         raise ValueError(
             f"{key!r} must be an image as LoadImaged and EnsureChannelFirstd leave it, a MetaTensor (C, *S) with 2 or "
             f"3 spatial axes, got {type(image).__name__}{tuple(getattr(image, 'shape', ()))}."
         )
+
+
+def _grids(image: Any, key: Hashable) -> tuple[Grid, Grid]:
+    """Grid of a loaded image, with what DICOM says, and the one to draw contours and outlines on.
+
+    The second is the first, unless the image was resampled since it was loaded, or is a picture that was moved: then it
+    is the grid of the file, and of a picture without an affine. That of a picture that was not moved has none at all.
+    """
+    _require_image(image, key)
     file = str(image.meta.get("filename_or_obj", ""))
     frame = frame_of_reference(file) if file else None
     affine = as_affine(image.affine.cpu().numpy())
     grid = Grid(tuple(image.shape[1:]), affine, frame, Path(file).name or None)
-    shape = tuple(int(size) for size in image.meta.get("spatial_shape", grid.shape))[: len(grid.shape)]
     if not file.lower().endswith(PIL_SUFFIXES):
-        whole = len(shape) == len(grid.shape) and "original_affine" in image.meta
-        return grid, replace(grid, shape=shape, affine=as_affine(image.meta["original_affine"])) if whole else grid
+        return grid, _before_resampling(image, grid)
+    shape = tuple(int(size) for size in image.meta.get("spatial_shape", grid.shape))[: len(grid.shape)]
     moved = np.linalg.inv(as_affine(image.meta.get("original_affine", np.eye(4)))) @ affine
     lattice = np.rint(moved)
     whole_steps = np.allclose(moved, lattice, atol=1e-3)
@@ -374,6 +379,17 @@ def _grids(image: Any, key: Hashable) -> tuple[Grid, Grid]:
             "degrees"
         )
     return replace(grid, affine=lattice), Grid(shape, None, None, grid.name)
+
+
+def _before_resampling(image: MetaTensor, grid: Grid) -> Grid:
+    """The grid that a volume was loaded with, where that tells another lattice than its own."""
+    shape, affine = (image.meta.get(name) for name in ("spatial_shape", "original_affine"))
+    # MONAI reorients after it took the affine down, and counts channels that come first as an axis
+    unknown = image.meta.get("as_closest_canonical") or image.meta.get("original_channel_dim") == 0
+    if shape is None or affine is None or unknown or len(shape) != len(grid.shape):
+        return grid
+    loaded = replace(grid, shape=tuple(int(size) for size in shape), affine=as_affine(affine))
+    return grid if on_lattice(grid, loaded) else loaded
 
 
 def _like(image: MetaTensor, maps: np.ndarray[Any, Any], files: list[str]) -> MetaTensor:

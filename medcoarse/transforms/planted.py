@@ -59,6 +59,8 @@ def plant_errors(
         got = repr(unknown[0]) if unknown else "nothing"
         raise ValueError(f"errors must be some of {', '.join(ERRORS)}, got {got}")
     chosen = list(range(len(items)) if among is None else among)
+    if not set(chosen) <= set(range(len(items))):
+        raise ValueError(f"among must be numbers of the {len(items)} items, got {chosen}")
     if not 0 <= num_planted <= len(chosen) or (num_planted and len(chosen) < 2):
         raise ValueError(f"num_planted must be from 0 to the number of items, {len(chosen)}, got {num_planted}")
     rng = np.random.default_rng(seed)
@@ -90,7 +92,11 @@ def with_foreground(items: Sequence[Mapping[str, Any]], label_key: str = "label"
         [0]
     """
     load = LoadImage(image_only=True)
-    return [n for n, item in enumerate(items) if bool((load(item[label_key]) != 0).any())]
+    return [n for n, item in enumerate(items) if bool(_foreground(load(item[label_key])).any())]
+
+
+def _foreground(label: Tensor) -> Tensor:
+    return (label != 0) & (label != UNLABELED)
 
 
 class PlantErrorsd(MapTransform):

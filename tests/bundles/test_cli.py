@@ -183,6 +183,10 @@ def test_bundles_of_other_classes_do_not_answer_together(
     assert f"--with {other}: its classes are background, bag, those of {trained} background, box" in refused(
         capfd, *words
     )
+    shutil.copyfile(trained / "configs" / "metadata.json", metadata)
+    plan = json.loads((other / "configs" / "plan.json").read_text()) | {"channels": ["0000", "0001"]}
+    (other / "configs" / "plan.json").write_text(json.dumps(plan))
+    assert f"its channels are 0000, 0001, those of {trained} one file" in refused(capfd, *words)
     (other / "models" / "model.pt").unlink()
     assert f"{other}/models/model.pt: no weights" in refused(capfd, *words)
     assert not (tmp_path / "out").exists()

@@ -24,7 +24,7 @@ from medcoarse.writers.formats import write_segmentation
 from medcoarse.writers.itksnap import write_label_descriptions
 from medcoarse.writers.segmentation import make_segmentation
 from tests.bundles.commands import refused, text
-from tests.cases_folders import BACKGROUND, volume, write_volumes
+from tests.cases_folders import BACKGROUND, volume, write_pictures, write_volumes
 from tests.drawings import (
     AFFINE,
     SHAPE,
@@ -339,47 +339,89 @@ def test_segments_in_one_another_are_scored_by_the_later_class(tmp_path: Path, c
         write_seg_nrrd(tmp_path / folder / "a.seg.nrrd", masks, layered=layered)
     words = ("evaluate", tmp_path / "said", tmp_path / "true", "--class_names", "background", "organ", "lesion")
     assert "its segments overlap" in refused(capfd, *words)
+    assert "which of lesion, organ lies in which?" in refused(capfd, *words[:3], "--nested")
     assert main(text(*words, "--nested")) == 0
     scores = json.loads((tmp_path / "said" / "scores.json").read_text())
     assert [scores["images"][0][f"dice_{name}"] for name in ("organ", "lesion")] == [1, 1]
 
 
-def test_drawings_in_one_another_are_learned_from_by_the_later_class(tmp_path: Path, capfd: Any) -> None:
-    """A lesion in an organ in the body, all three drawn as segments: without --nested nothing of it is left."""
+def nested_volumes(folder: Path, also: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """A lesion in an organ in the body, all three drawn as segments of 3D Slicer that overlap."""
+    organ = volume(0)[1] > 0
+    lesion, body = np.zeros_like(organ), np.ones_like(organ)
+    lesion[10:14, 10:12, 3:5] = True
+    assert organ[lesion].all()
+    header = seg_header({name: (n, 1) for n, name in enumerate(("lesion", "body", "organ"))}, True)
+    header["space directions"] = np.vstack([np.full(3, np.nan), np.diag([-1.0, -1.0, 1.0])])
+    header["space origin"] = np.zeros(3)
     for index in range(3):
-        image, mask, _ = volume(index)
-        organ, lesion, body = mask > 0, np.zeros(mask.shape, bool), np.ones(mask.shape, bool)
-        lesion[10:14, 10:12, 3:5] = True
-        assert organ[lesion].all()
-        for folder in ("images", "drawings"):
-            (tmp_path / folder).mkdir(exist_ok=True)
-        nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "images" / f"case{index}.nii.gz")
-        header = seg_header({name: (n, 1) for n, name in enumerate(("lesion", "body", "organ"))}, True)
-        header["space directions"] = np.vstack([np.full(3, np.nan), np.diag([-1.0, -1.0, 1.0])])
-        header["space origin"] = np.zeros(3)
-        nrrd.write(
-            str(tmp_path / "drawings" / f"case{index}.seg.nrrd"),
-            np.stack([lesion, body, organ]).astype(np.uint8),
-            header,
-        )
-    words = ["train", tmp_path / "images", tmp_path / "drawings", "--background", "body", "--plan_only"]
-    words += ["--class_names", "organ", "lesion", "--output_dir"]
-    said = refused(capfd, *words, tmp_path / "flat")
+        for name in ("images", "drawings", also or "drawings"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(volume(index)[0], np.eye(4)), folder / "images" / f"case{index}.nii.gz")
+        for name in {"drawings", also or "drawings"}:
+            values = np.stack([lesion, body, organ]).astype(np.uint8)
+            nrrd.write(str(folder / name / f"case{index}.seg.nrrd"), values, header)
+    return organ, lesion
+
+
+def counts_of(bundle: Path, image: Path, drawing: Path) -> list[int]:
+    """Voxels that training by a plan learns from, of each class."""
+    train = json.loads((bundle / "configs" / "train.json").read_text())
+    read = LoadCoarseAnnotationd("drawing", train["mapping"], 3, contradictions=train["contradictions"])
+    found = read({"image": load_image(image), "drawing": drawing})["positive"]
+    return [(found == k).sum().item() for k in range(3)]
+
+
+def test_drawings_in_one_another_are_learned_from_by_the_later_class(tmp_path: Path, capfd: Any) -> None:
+    organ, _ = nested_volumes(tmp_path)
+    words: list[Any] = ["train", tmp_path / "images", tmp_path / "drawings", "--background", "body", "--plan_only"]
+    names = ["--class_names", "organ", "lesion"]
+    said = refused(capfd, *words, *names, "--output_dir", tmp_path / "flat")
     assert "organ: is drawn nowhere" in said
     assert "TWO THINGS ARE SAID OF A VOXEL in case0.seg.nrrd, case1.seg.nrrd" in said
     assert "pass --nested" in said
-    assert main(text(*words, tmp_path / "nested", "--nested")) == 0
-    assert "TWO THINGS" not in capfd.readouterr().out
-    train = json.loads((tmp_path / "nested" / "configs" / "train.json").read_text())
-    assert (train["contradictions"], list(train["mapping"])) == ("last", ["body", "organ", "lesion"])
-    item = {
-        "image": load_image(tmp_path / "images" / "case0.nii.gz"),
-        "drawing": tmp_path / "drawings" / "case0.seg.nrrd",
-    }
-    read = LoadCoarseAnnotationd("drawing", train["mapping"], 3, contradictions=train["contradictions"])(item)[
-        "positive"
-    ]
-    assert [(read == k).sum().item() for k in range(3)] == [mask.size - organ.sum(), organ.sum() - 16, 16]
+    words += ["--nested", "--output_dir"]
+    assert "which of lesion, organ lies in which?" in refused(capfd, *words, tmp_path / "unnamed")
+    assert main(text(*words, tmp_path / "nested", *names)) == 0
+    said = capfd.readouterr().out
+    assert "TWO THINGS" not in said
+    assert "later ones cover earlier ones): background, organ, lesion" in said
+    one = tmp_path / "images" / "case0.nii.gz", tmp_path / "drawings" / "case0.seg.nrrd"
+    expected = [organ.size - organ.sum(), organ.sum() - 16, 16]
+    assert counts_of(tmp_path / "nested", *one) == expected
+    mapping = json.dumps({"lesion": [2, "positive"], "organ": [1, "positive"], "body": [0, "positive"], "0": None})
+    words[words.index("--background") : words.index("--background") + 2] = ["--mapping", mapping]
+    assert main(text(*words, tmp_path / "mapped", *names)) == 0
+    assert counts_of(tmp_path / "mapped", *one) == expected, "by the classes, in whatever order they are mapped"
+
+
+def test_masks_in_one_another_are_learned_from_by_the_later_class(tmp_path: Path, capfd: Any) -> None:
+    nested_volumes(tmp_path, also="masks")
+    words: list[Any] = ["train", tmp_path / "images", tmp_path / "drawings", "--background", "body"]
+    words += ["--class_names", "organ", "lesion", "--labels", tmp_path / "masks", "--learn_labels", "--epochs", 1]
+    for path in (tmp_path / "masks").iterdir():  # what is not in the body is background in a mask
+        values, header = nrrd.read(str(path))
+        values[1] = 0
+        nrrd.write(str(path), values, header)
+    assert "its segments overlap" in refused(capfd, *words, "--output_dir", tmp_path / "flat")
+    assert main(text(*words, "--nested", "--output_dir", tmp_path / "run")) == 0
+    assert (tmp_path / "run" / "models" / "model.pt").is_file()
+
+
+def test_annotations_without_a_class_are_no_class_of_their_own(tmp_path: Path, capfd: Any) -> None:
+    write_pictures(tmp_path)
+    for path in (tmp_path / "drawings").iterdir():
+        path.unlink()
+    square = [[[5, 5], [15, 5], [15, 15], [5, 15], [5, 5]]]
+    for index in range(3):
+        features = [
+            {"geometry": {"type": "Polygon", "coordinates": (np.array(square) + shift).tolist()}, "properties": own}
+            for shift, own in ((0, {}), (12, {"name": "vessel"}), (16, {"name": "background"}))
+        ]
+        (tmp_path / "drawings" / f"p{index}.geojson").write_text(json.dumps(features))
+    words = ["train", tmp_path / "images", tmp_path / "drawings", "--plan_only", "--output_dir", tmp_path / "run"]
+    assert "neither a class nor a name ('unclassified' here); give them a class in QuPath" in refused(capfd, *words)
+    assert main(text(*words, "--class_names", "vessel", "unclassified")) == 0
 
 
 def test_segments_in_boxes_far_apart_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

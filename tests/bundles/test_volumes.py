@@ -290,10 +290,13 @@ def test_errors_are_planted_where_there_is_a_tumour(bundle, tmp_path):
     configs, options = ("train.json", "heads.json", "planted.json"), bundle.small | bundle.places(tmp_path)
     built = bundle.run(*configs, **options, num_planted=2)
     drawings = built.parser.get_parsed_content("train#drawings")
-    planted = [item for item in drawings if "planted" in item]
+    listed = built.parser.get_parsed_content("training_items")
+    tumours = {n for n, item in enumerate(listed) if load(item["label"]).any()}
+    planted = [n for n, item in enumerate(drawings) if "planted" in item]
     assert len(planted) == 2
-    for item in planted:
-        assert (torch.as_tensor(item["label"]) != 0).any()
+    assert set(planted) < tumours < set(range(len(listed)))
+    for n in planted:
+        assert (torch.as_tensor(drawings[n]["label"]) != 0).any(), "another one's mask shows a tumour, too"
     found = json.loads((tmp_path / "annotators.json").read_text())
     assert found["planted"]["number"] == 2
     assert len({one["image"] for one in found["worst"]}) == len(found["worst"]) == 2

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from monai.networks.nets import BasicUNet, BasicUNetPlusPlus, DynUNet, UNet
@@ -150,9 +152,13 @@ def test_images_of_other_axes_are_refused():
 
 
 def test_features_of_another_number_are_refused():
-    for backbone in (nn.Conv2d(1, 3, 1), nn.Flatten()):
+    several = nn.Identity()
+    several.forward = lambda image: [image]
+    backbones = {"Tensor(1, 3, 4, 4)": nn.Conv2d(1, 3, 1), "Tensor(1, 16)": nn.Flatten(), "list()": several}
+    for given, backbone in backbones.items():
         net = AnnotatorNet(backbone, 2, 4, num_classes=2)
-        with pytest.raises(ValueError, match=r"must give features \(B, 4, \*S\) \(feature_channels\), got \(1, "):
+        expected = f"must give features (B, 4, *S) (feature_channels), got {given}"
+        with pytest.raises(ValueError, match=re.escape(expected)):
             net(torch.rand(1, 1, 4, 4))
 
 

@@ -55,6 +55,8 @@ def test_only_among_those_that_are_told():
             assert planted[n]["label"] in {f"mask_{m}.png" for m in among} - {f"mask_{n}.png"}
     with pytest.raises(ValueError, match="from 0 to the number of items, 5, got 6"):
         plant_errors(items(40), 6, among=among)
+    with pytest.raises(ValueError, match="among must be numbers of the 40 items, got"):
+        plant_errors(items(40), 1, among=[3, 40])
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 1), (6, 5, 4)])
@@ -62,7 +64,7 @@ def test_items_with_foreground(tmp_path, shape):
     listed = []
     for n in range(4):
         label = np.zeros(shape, np.uint8)
-        label[-1, -1, -1] = n % 2
+        label[-1, -1, -1], label[0, 0, 0] = n % 2, 255  # what nobody knows is no foreground
         nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), tmp_path / f"{n}.nii.gz")
         listed.append({"label": str(tmp_path / f"{n}.nii.gz")})
     assert with_foreground(listed) == [1, 3]

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
-from monai.data import MetaTensor, PILReader
+from monai.data import MetaTensor, NibabelReader, PILReader
 from monai.transforms import (
     Compose,
     EnsureChannelFirst,
     EnsureChannelFirstd,
     Flip,
     Flipd,
+    Lambdad,
     LoadImage,
     LoadImaged,
     Orientationd,
@@ -40,7 +41,7 @@ from medcoarse.readers.drawing import Drawing, Grid, Layer
 from medcoarse.readers.formats import read_drawing
 from medcoarse.readers.placement import place
 from medcoarse.readers.shapes import Budget, circle, fill, stroke
-from medcoarse.transforms.drawn import LoadCoarseAnnotationd, LoadMaskd
+from medcoarse.transforms.drawn import LoadCoarseAnnotationd, LoadMaskd, UnlabeledIfMissingd
 from tests import drawings as made
 
 NAMES = {"vessel": (1, "positive"), "edge": (1, "negative")}
@@ -285,15 +286,15 @@ def test_geojson_as_qupath_writes_it_without_a_collection(tmp_path: Path):
         read({"image": image, "drawing": tmp_path / "a.geojson"})
 
 
-@pytest.mark.parametrize("by", [(9.5, 0), (-2.5, 0), (0, 6.5), (0, -2.5)])
+@pytest.mark.parametrize("by", [(9.7, 0), (-2.5, 0), (0, 6.7), (0, -2.5)])
 def test_geojson_of_a_larger_picture_is_refused(by: tuple[float, float], tmp_path: Path):
-    """One pixel beyond the border is the most that rounding explains."""
+    """A pixel and a fiftieth of the side beyond the border is let through."""
 
     def shape(x: float, y: float) -> Path:
         geometry = {"type": "Polygon", "coordinates": [[[2, 2], [3, 2], [x, y], [2, 2]]]}
         return made.write_json(tmp_path / "a.geojson", [{"geometry": geometry, "properties": {"name": "a"}}])
 
-    read_drawing(shape(9, 6), Grid(made.PICTURE))
+    read_drawing(shape(9.1, 6.1), Grid(made.PICTURE))
     read_drawing(shape(-1, -1), Grid(made.PICTURE))
     with pytest.raises(
         DataError, match=r"pixels beyond the picture, which has 8 x 5; pass the picture it was drawn on"
@@ -309,6 +310,8 @@ def test_a_picture_with_its_axes_the_other_way_round(kind: str, tmp_path: Path):
     with pytest.raises(RuntimeError) as error:
         pipeline({"image": tmp_path / "image.png", "drawing": write_outlines(kind, tmp_path)})
     assert "image.png: its axes are (y, x), those of drawings (x, y)" in str(error.value.__cause__)
+    undrawn = Compose([*loading, UnlabeledIfMissingd("label")])({"image": tmp_path / "image.png"})
+    assert undrawn["label"].shape == (1, *made.PICTURE[::-1]), "nothing is read, so nothing can be misplaced"
 
 
 def test_contours_on_an_image_that_was_resampled_since(tmp_path: Path):
@@ -335,6 +338,33 @@ def test_contours_on_an_image_that_was_resampled_since(tmp_path: Path):
     assert vessel[0] == pytest.approx(vessel[1], rel=0.2)
     slices = (found["positive"] == 1).any(1).any(1)[0].nonzero().flatten().tolist()
     assert slices == list(range(slices[0], slices[-1] + 1)), "no slice is left out"
+
+
+@pytest.mark.parametrize("canonical", [False, True])
+@pytest.mark.parametrize("stored", [[[0, 1], [1, 1], [2, 1]], [[2, 1], [0, -1], [1, 1]]])
+def test_contours_on_a_volume_that_was_cut_or_turned_since(canonical: bool, stored: list[list[int]], tmp_path: Path):
+    """The same voxels, of what is left of it, as if it had been turned after they were drawn."""
+    volume = nib.Nifti1Image(np.zeros(made.SHAPE, np.float32), made.AFFINE)
+    nib.save(volume.as_reoriented(np.array(stored)), tmp_path / "image.nii.gz")
+    drawn = made.write_rtstruct(tmp_path / "a.dcm", "1.2")
+    load = LoadImaged("image", reader=NibabelReader(as_closest_canonical=canonical))
+    read = LoadCoarseAnnotationd("drawing", NAMES, 2)
+    image = EnsureChannelFirstd("image")(load({"image": tmp_path / "image.nii.gz"}))["image"]
+    whole = read({"image": image, "drawing": drawn})["positive"]
+    assert (whole == 1).sum() == made.segments()["vessel"].sum()
+    inner = SpatialCrop(roi_start=(1, 1, 1), roi_end=(99, 99, 99))
+    for move in (inner, Flip(0), SpatialPad((20, 20, 20)), Compose([inner, Rotate90(1, (0, 2))])):
+        found = read({"image": move(image), "drawing": drawn})["positive"]
+        assert torch.equal(found.as_tensor() == 1, move(whole).as_tensor() == 1)
+
+
+def test_outlines_on_a_slice_of_a_volume(tmp_path: Path):
+    """Along any axis: the file's axes say nothing of the slice."""
+    nib.save(nib.Nifti1Image(np.zeros((8, 3, 5), np.float32), np.eye(4)), tmp_path / "image.nii.gz")
+    loading = [LoadImaged("image"), EnsureChannelFirstd("image"), Lambdad("image", lambda image: image[:, :, 1])]
+    read = Compose([*loading, LoadCoarseAnnotationd("drawing", NAMES, 2)])
+    found = read({"image": tmp_path / "image.nii.gz", "drawing": write_outlines("geojson", tmp_path)})
+    assert np.array_equal(found["positive"][0] == 1, made.picture_map() == 1)
 
 
 def test_labelme_shapes(tmp_path: Path):

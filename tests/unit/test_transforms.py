@@ -201,6 +201,8 @@ class TestArrays:
             ({"num_classes": 1}, "num_classes must be between 2 and 254"),
             ({"num_classes": 300}, "num_classes must be between 2 and 254"),
             ({"num_classes": 2.5}, "num_classes must be a whole number, got 2.5"),
+            ({"spacing": []}, "spacing must be positive numbers"),
+            ({"spacing": True}, "spacing must be positive numbers"),
             ({"spacing": "1"}, r"spacing must be positive numbers \(mm per voxel\), got '1'"),
             ({"spacing": [1.0, 0.0]}, r"spacing must be positive numbers \(mm per voxel\), got \[1.0, 0.0\]"),
         ],
@@ -210,7 +212,9 @@ class TestArrays:
         with pytest.raises(ValueError, match=message):
             transform("good", **arguments)
 
-    @pytest.mark.parametrize("spacing", [1, 0.5, (1, 2.0), np.array([1.0, 2.0]), np.float32(0.5), None])
+    @pytest.mark.parametrize(
+        "spacing", [1, 0.5, (1, 2.0), np.array([1.0, 2.0]), torch.tensor([1.0, 2.0]), np.float32(0.5), None]
+    )
     def test_spacings_that_are_numbers(self, spacing):
         values = np.zeros((1, 6, 5), np.uint8)
         assert SimulateCoarse("good", np.int64(1), spacing=spacing)(values).shape == (1, 6, 5)
