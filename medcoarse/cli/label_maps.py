@@ -22,7 +22,7 @@ from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
 from medcoarse.readers.claims import class_named, drawn_names, folded
-from medcoarse.readers.drawing import MAX_VOXELS, Drawing, Grid
+from medcoarse.readers.drawing import MAX_VOXELS, Drawing, Grid, NoGridError
 from medcoarse.readers.formats import read_drawing
 from medcoarse.readers.masks import mask_labels
 from medcoarse.readers.placement import place
@@ -292,6 +292,11 @@ def read_labels(
 def _read(path: Path) -> Drawing:
     try:
         return read_drawing(path)
+    except NoGridError:
+        raise CommandError(
+            f"{path}: holds outlines, and nothing in it says on which voxels; this command reads no images: save it as "
+            "a label map or a segmentation, as in 3D Slicer"
+        ) from None
     except DataError as error:
         raise CommandError(str(error)) from None
 

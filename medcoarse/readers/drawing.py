@@ -27,6 +27,10 @@ _HIGHEST_VALUE = 65535
 _MAX_LAYERS = 64
 
 
+class NoGridError(DataError):
+    """Outlines, and nothing that says on which voxels."""
+
+
 @dataclass(frozen=True)
 class Grid:
     """Where voxels lie.

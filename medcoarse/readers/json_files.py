@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcoarse.datalist import DataError
-from medcoarse.readers.drawing import Drawing, Grid, checked_shape, damaged, existing, pack
+from medcoarse.readers.drawing import Drawing, Grid, NoGridError, checked_shape, damaged, existing, pack
 
 MAX_BYTES = 256 << 20
 MAX_PIXELS = 1 << 27
@@ -94,7 +94,7 @@ def drawn_on(
     """
     stated = checked_shape(path, size) if size is not None else None
     if reference is None and stated is None:
-        raise DataError(f"{path}: does not state the size of its image; pass the image")
+        raise NoGridError(f"{path}: does not state the size of its image; pass the image")
     grid = reference if reference is not None else Grid(stated or ())
     if len(grid.shape) != 2:
         raise DataError(f"{path}: has outlines in a picture, the image has shape {grid.shape}; pass a picture (X, Y)")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medcoarse.datalist import DataError
 from medcoarse.readers.dicom import pydicom_module, quietly
-from medcoarse.readers.drawing import Drawing, Grid, checked_shape, damaged, existing, pack
+from medcoarse.readers.drawing import Drawing, Grid, NoGridError, checked_shape, damaged, existing, pack
 from medcoarse.readers.shapes import Budget, Piece, Points, fill, stroke
 
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -47,7 +47,7 @@ def read_rtstruct(path: str | os.PathLike[str], reference: Grid | None = None) -
     """
     path = existing(path)
     if reference is None or reference.affine is None or len(reference.shape) != 3:
-        raise DataError(f"{path}: contours have no grid of their own; pass the image (a volume with an affine)")
+        raise NoGridError(f"{path}: contours have no grid of their own; pass the image (a volume with an affine)")
     checked_shape(path, reference.shape)
     pydicom = pydicom_module()
     try:
