@@ -248,6 +248,7 @@ def prepare_drawings(
     loops: bool = False,
     spread_background: float = 0.0,
     binary_labels: bool = False,
+    only_named: bool = False,
     **reading: Any,
 ) -> str:
     """The verified datalist to train on: the one that is given, else that of drawn volumes.
@@ -268,6 +269,7 @@ def prepare_drawings(
         spread_background: ratio of `medcoarse.transforms.expand.SpreadBackgroundd`, or 0; where the strokes speak
             against it, it warns.
         binary_labels: whether 255 in a label is class 1, and not unlabeled.
+        only_named: whether segments in labels that are no class are left out.
         reading: further arguments of `LoadCoarseAnnotationd`.
 
     Raises:
@@ -282,7 +284,8 @@ def prepare_drawings(
         read = _reading(annotators, mapping, num_classes, class_names, reading)
         names = _names(num_classes, class_names)
         placing = {key: value for key, value in reading.items() if key in ("resample", "contradictions")}
-        read_mask = LoadMaskd("label", num_classes, names, binary_labels, allow_missing_keys=True, **placing)
+        placing |= {"binary": binary_labels, "only_named": only_named, "allow_missing_keys": True}
+        read_mask = LoadMaskd("label", num_classes, names, **placing)
         options = (supervision, loops, spread_background, annotators)
         verify_drawings(sections, read, read_mask, spatial_dims, in_channels, names, *options)
     except (ValueError, FileExistsError) as error:

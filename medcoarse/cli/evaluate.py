@@ -9,6 +9,9 @@ otherwise names are numbered in their order, which is said. A label map is read 
 PREDICTIONS has it (`medcoarse predict` writes it), or by --class_names. Without them it is read by the numbers of the
 segments beside it, which is said, or refused if these do not mean the same in all files.
 
+Outlines (RTSTRUCT, QuPath's GeoJSON) do not say on which voxels they lie. They are filled on those of the label map
+that they are compared with, or of their image: --images.
+
 Two files of segments are compared within the smallest box that holds both, as nobody knows how large the image is:
 there specificity, pixel accuracy and all scores of background depend on how tightly the files were cut; Dice, IoU,
 sensitivity and precision of structures do not.
@@ -34,15 +37,17 @@ from typing import Any
 
 import numpy as np
 
-from medcoarse.cli.files import NAMES_FILE, find_drawings, listed, match
+from medcoarse.cli.files import NAMES_FILE, drawn_stem, find_drawings, listed, match
+from medcoarse.cli.image_grids import add_outlines, find_grids, grids_beside
 from medcoarse.cli.label_maps import (
+    MaskReader,
     Shown,
     binary_of,
     common_grid,
     look,
     name_classes,
     on_grid,
-    read_labels,
+    only_named,
     with_all_named,
 )
 from medcoarse.cli.main import CommandError
@@ -57,6 +62,8 @@ EXAMPLES = """examples:
   medcoarse evaluate segmented/ masks/
   medcoarse evaluate segmented/ masks/ --class_names background liver tumour --output_dir scores
   medcoarse evaluate segmented/ masks/ --surface
+masks in DICOM RTSTRUCT, two of their regions:
+  medcoarse evaluate segmented/ masks/ --class_names background liver tumour --only_named --nested
 """
 _SHOWN = ("dice", "iou", "sensitivity", "specificity", "precision")
 
@@ -69,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output_dir", help="where scores.json and scores.csv go; by default PREDICTIONS")
     add("--class_names", nargs="+", metavar="NAME", help="background first; segments are recognized by them")
     add("--nested", action="store_true", help="where segments overlap, the class that comes later counts")
+    add_outlines(add)
     add("--surface", action="store_true", help="how far surfaces lie apart, too: HD95 and ASSD")
     add("--include_background", action="store_true", help="count class 0 in the means over classes")
     add(
@@ -89,7 +97,10 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError("no segmentation has a mask of its name, or of one that goes on after a _")
     if alone and not options.partial:
         raise CommandError(f"{'; '.join(alone)}; pass --partial to leave them out")
-    shown = look([*pairs, *pairs.values()])
+    grids = _grids(pairs, options.images)
+    shown = look([*pairs, *pairs.values()], grids)
+    if options.only_named:
+        shown = only_named(shown, options.class_names)
     binary = binary_of([pairs.keys(), pairs.values()], shown)
     described, unread = (
         ([], "") if options.class_names else _described(options.predictions, [shown[one] for one in pairs])
@@ -101,7 +112,8 @@ def run(options: argparse.Namespace) -> int:
             f"--nested: which of {', '.join(classes.names[1:])} lies in which? Pass --class_names, background first, "
             "then the outer ones"
         )
-    table = scores(pairs, binary, classes.names, options.include_background, options.surface, options.nested)
+    read = MaskReader(classes.names, binary, options.nested, options.only_named, grids)
+    table = scores(pairs, read, options.include_background, options.surface)
     output = Path(options.output_dir or options.predictions)
     write_json(output / "scores.json", table)
     write_atomically(output / "scores.csv", lambda file: file.write(_csv(table).encode()))
@@ -109,11 +121,19 @@ def run(options: argparse.Namespace) -> int:
         *(f"left out: {line}" for line in alone),
         *([unread] if unread and not options.class_names else []),
         *([classes.said] if classes.said else []),
-        *_of_boxes(pairs, shown),
+        *_of_boxes(pairs, {path for path, one in shown.items() if one.segments} - grids.keys()),
     ]
     print("\n".join([*said, _page(table, options.include_background)]))
     print(f"written to {output / 'scores.json'} and scores.csv")
     return 0
+
+
+def _grids(pairs: Mapping[Path, Path], images: str | None) -> dict[Path, Grid]:
+    """What outlines are drawn on: their images or, where nobody names these, the label maps they are compared with."""
+    both = [*pairs.items(), *((mask, prediction) for prediction, mask in pairs.items())]
+    if images:
+        return find_grids({file: drawn_stem(file) for file, _ in both}, images)
+    return grids_beside(dict(both))
 
 
 def _described(folder: str, shown: Collection[Shown]) -> tuple[list[str], str]:
@@ -134,22 +154,15 @@ def _described(folder: str, shown: Collection[Shown]) -> tuple[list[str], str]:
 
 
 def scores(
-    pairs: Mapping[Path, Path],
-    binary: Collection[Path],
-    class_names: Sequence[str],
-    include_background: bool = False,
-    surface: bool = False,
-    nested: bool = False,
+    pairs: Mapping[Path, Path], read: MaskReader, include_background: bool = False, surface: bool = False
 ) -> dict[str, Any]:
     """The table of `medcoarse.scores.score_table`, of segmentations and their masks, read one after the other.
 
     Args:
         pairs: segmentation -> mask.
-        binary: files in which 255 is class 1.
-        class_names: background first.
+        read: how both are read.
         include_background: whether class 0 counts in the means over classes.
         surface: whether to add ``hd95_mm_...`` and ``assd_mm_...``, or ``..._pixels_...`` of pictures.
-        nested: whether later classes cover earlier ones where segments overlap.
 
     Raises:
         CommandError: files that cannot be read, do not lie on one grid, or a segmentation with unlabeled voxels.
@@ -159,9 +172,10 @@ def scores(
     from medcoarse.metrics import confusion_counts
     from medcoarse.scores import score_table
 
+    class_names = read.class_names
     counts, apart = [], list[dict[str, float | None]]()
     for prediction, mask in pairs.items():
-        said, true, grid = _both(prediction, mask, class_names, binary, nested)
+        said, true, grid = _both(prediction, mask, read)
         if ((said == UNLABELED) & (true != UNLABELED)).any():
             raise CommandError(
                 f"{prediction}: has unlabeled voxels (255), which cannot be scored; it is no segmentation"
@@ -205,12 +219,10 @@ def _with_distances(table: dict[str, Any], apart: Sequence[Mapping[str, float | 
     return table
 
 
-def _both(
-    prediction: Path, mask: Path, class_names: Sequence[str], binary: Collection[Path], nested: bool
-) -> tuple[Any, Any, Grid]:
+def _both(prediction: Path, mask: Path, read: MaskReader) -> tuple[Any, Any, Grid]:
     """Segmentation and mask, and the grid on which they lie."""
-    said, own, own_segments = read_labels(prediction, class_names, prediction in binary, nested)
-    true, grid, segments = read_labels(mask, class_names, mask in binary, nested)
+    said, own, own_segments = read(prediction)
+    true, grid, segments = read(mask)
     if segments and not own_segments:  # segments are cut to a box: the whole grid is the other's
         return said, on_grid(true, grid, own, mask, True), own
     if segments and own_segments:
@@ -219,9 +231,9 @@ def _both(
     return on_grid(said, own, grid, prediction, own_segments), true, grid
 
 
-def _of_boxes(pairs: Mapping[Path, Path], shown: Mapping[Path, Shown]) -> list[str]:
-    """What cannot be compared of files that do not say how large the image is."""
-    boxes = [path for path, mask in pairs.items() if shown[path].segments and shown[mask].segments]
+def _of_boxes(pairs: Mapping[Path, Path], cut: Collection[Path]) -> list[str]:
+    """What cannot be compared of files of segments, that do not say how large the image is."""
+    boxes = [path for path, mask in pairs.items() if path in cut and mask in cut]
     if not boxes:
         return []
     return [

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from medcoarse.cli.channels import Channels, files_of
 from medcoarse.cli.files import listed
-from medcoarse.cli.label_maps import are_binary, look
+from medcoarse.cli.label_maps import are_binary, listed_names, look
 from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
@@ -127,6 +127,7 @@ def inspect(
     loops: bool = False,
     masks: Mapping[Path, Path] = MappingProxyType({}),
     nested: bool = False,
+    only_named: bool = False,
 ) -> tuple[Facts, Classes]:
     """Decode every image, drawing and mask; two passes over the drawings, for the first tells what is in them.
 
@@ -140,6 +141,8 @@ def inspect(
         channels: the files of images that have several.
         loops: whether what lies beyond closed lines of background is background.
         masks: image -> mask, of images that have one.
+        nested: whether segments lie in one another, later classes in earlier ones.
+        only_named: whether segments that are none of `class_names`, nor background, are left out.
 
     Raises:
         CommandError: a damaged file, images that cannot be trained on together, drawings or masks that do not fit their
@@ -154,12 +157,12 @@ def inspect(
             found |= values
             named.add(segments)
     _require_alike(list(pairs), rows)
-    classes = find_classes(found, True in named, mapping, background, class_names)
+    classes = find_classes(found, True in named, mapping, background, class_names, only_named)
     if nested:
         classes = _nested(classes, class_names)
     blank = tuple(image.name for image, row in zip(pairs, rows, strict=True) if row["low"] == row["high"])
     classes = replace(classes, binary_masks=_are_binary(list(masks.values()), classes.names), blank=blank)
-    ranges, checked = _check_drawings(pairs, masks, classes, resample, channels, loops, nested)
+    ranges, checked = _check_drawings(pairs, masks, classes, resample, channels, loops, nested, only_named)
     dims = {len(row["shape"]) for row in rows}
     modalities = {row["modality"] for row in rows}
     pictures = "picture" in modalities
@@ -233,8 +236,11 @@ def find_classes(
     mapping: str | None = None,
     background: str | None = None,
     class_names: Sequence[str] | None = None,
+    only_named: bool = False,
 ) -> Classes:
     """What the values or names in drawings mean.
+
+    With `only_named` segments that are none of `class_names`, nor background, say nothing.
 
     Example:
         >>> classes = find_classes({"0", "1", "4", "9"}, False, "itksnap", "9", ["liver", "tumour"])
@@ -245,13 +251,15 @@ def find_classes(
     """
     chosen = mapping or ("slicer" if named else "unlabeled_255" if str(UNLABELED) in found else "itksnap")
     if chosen == "slicer" and not named:
-        raise CommandError(f"--mapping slicer: the drawings name nothing, their values are {_some(found)}; see --help")
+        raise CommandError(
+            f"--mapping slicer: the drawings name nothing, their values are {listed_names(found)}; see --help"
+        )
     if chosen == "slicer":
-        return _by_name(found, background, class_names)
+        return _by_name(found, background, class_names, only_named)
     if chosen not in PRESETS:
         return _explicit(chosen, class_names)
     if named:
-        raise CommandError(f"the drawings name what they show ({_some(found)}); leave --mapping {chosen} out")
+        raise CommandError(f"the drawings name what they show ({listed_names(found)}); leave --mapping {chosen} out")
     numbers = sorted(int(value) for value in found)
     if chosen == "monailabel_scribbles":
         names = _named([1], class_names)
@@ -303,7 +311,7 @@ def _require_foreground(class_names: Sequence[str] | None, ground: str) -> None:
         )
 
 
-def _by_name(found: set[str], background: str | None, class_names: Sequence[str] | None) -> Classes:
+def _by_name(found: set[str], background: str | None, class_names: Sequence[str] | None, only_named: bool) -> Classes:
     """Segments "liver", "not liver" and "background", in capitals or not."""
     ground = folded(background or "background")
     _require_foreground(class_names, ground)
@@ -319,19 +327,25 @@ def _by_name(found: set[str], background: str | None, class_names: Sequence[str]
         spelt.setdefault(things[name], " ".join(name.split()[kinds[name] == "negative" :]))
     names = list(class_names) if class_names else [spelt[thing] for thing in sorted(spelt) if thing != ground]
     order = {folded(name): index for index, name in enumerate([ground, *names])}
-    if not names or spelt.keys() - order.keys() or len(order) <= len(names):
+    others = spelt.keys() - order.keys()
+    if not names or (others and not only_named) or len(order) <= len(names):
         raise CommandError(
-            f"the drawings name {_some(found)}, --class_names {names}; name all but background, each once"
+            f"the drawings name {listed_names(found)}, --class_names {names}; name all but background, each once"
+            + (", or pass --only_named to leave out those that are none of them" if names and others else "")
         )
-    in_order = sorted(found, key=lambda name: (order[things[name]], name))
+    if only_named and (missing := [name for name in names if folded(name) not in spelt]):
+        raise CommandError(f"--only_named: no drawing names {missing[0]!r}; there are {listed_names(found)}")
+    in_order = sorted((name for name in found if things[name] in order), key=lambda name: (order[things[name]], name))
     table: Table = {name: [order[things[name]], kinds[name]] for name in in_order}
     if not any(label == 0 or (kind == "negative" and len(names) == 1) for label, kind in table.values()):
         raise CommandError(
-            f"the drawings name {_some(found)}, but not what is background; draw a segment 'background'"
+            f"the drawings name {listed_names(found)}, but not what is background; draw a segment 'background'"
             + (f" or 'not {names[0]}'" if len(names) == 1 else "")
             + ", or pass --background NAME"
         )
-    return Classes(["background", *names], table, "names in the drawings")
+    table |= {name: None for name in sorted(found) if things[name] in others}
+    said = "names in the drawings" + (f", {len(others)} others left out" if others else "")
+    return Classes(["background", *names], table, said)
 
 
 def _nested(classes: Classes, class_names: Sequence[str] | None) -> Classes:
@@ -365,10 +379,6 @@ def _few(numbers: Sequence[int]) -> str:
     return f"{', '.join(map(str, numbers[:3]))}, ..., {numbers[-1]}: {len(numbers)} of them, as images have"
 
 
-def _some(found: set[str]) -> str:
-    return ", ".join(repr(name[:40]) for name in sorted(found)[:10])
-
-
 def _are_binary(masks: Sequence[Path], names: Sequence[str]) -> bool:
     """Whether masks have the structure as 255, which two classes only may have."""
     binary = are_binary(look(mask for mask in masks if mask.name.lower().endswith(LABEL_MAP_SUFFIXES)))
@@ -388,6 +398,7 @@ def _check_drawings(
     channels: Channels,
     read_loops: bool,
     nested: bool,
+    only_named: bool,
 ) -> tuple[tuple[float, float] | None, Classes]:
     """Read every drawing and mask onto its image, as training will; the range of intensities of what is drawn as
     foreground, and the classes with what the drawings and masks showed.
@@ -399,7 +410,7 @@ def _check_drawings(
         read_again = LoadCoarseAnnotationd("file", classes.mapping, number, **placing | {"contradictions": "unlabeled"})
     except ValueError as error:
         raise CommandError(f"--mapping: {error}") from None
-    read_mask = LoadMaskd("file", number, classes.names, classes.binary_masks, **placing)
+    read_mask = LoadMaskd("file", number, classes.names, classes.binary_masks, only_named, **placing)
     merge = MergeStrokesd(num_classes=number, allow_missing_keys=True)
     values = _Values(number)
     silent, contradicted, problems = list[Path](), list[Path](), list[str]()

@@ -10,6 +10,8 @@ of an annotator have 0 and 255 and no other value, they are binary, and 255 is c
 SEG, ...) are matched by name. They keep their numbers if these mean the same in all files; otherwise names are numbered
 in their order, which is said, and a label map beside them is refused without --class_names.
 
+Outlines (RTSTRUCT, QuPath's GeoJSON) are filled on the voxels of their images: --images.
+
 Of strokes 0, or what lies in no segment, is nothing drawn: pass --mapping, which says what values mean, as it does to
 `medcoarse train`. The result has 0 for background, classes in the order of their values or names, and 255 where nobody
 drew: `medcoarse train --mapping unlabeled_255` learns from it.
@@ -35,7 +37,17 @@ from typing import Any
 import numpy as np
 
 from medcoarse.cli.files import belonging, drawn_stem, find_drawings, listed, new_folder
-from medcoarse.cli.label_maps import Labels, binary_of, common_grid, look, name_classes, on_grid, read_labels
+from medcoarse.cli.image_grids import add_outlines, find_grids
+from medcoarse.cli.label_maps import (
+    Labels,
+    MaskReader,
+    binary_of,
+    common_grid,
+    look,
+    name_classes,
+    on_grid,
+    only_named,
+)
 from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
 from medcoarse.files import write_json
@@ -49,6 +61,8 @@ EXAMPLES = """examples:
   medcoarse fuse ada/ ben/ cleo/ --output_dir fused --method staple
   medcoarse fuse drawn/ --output_dir fused            case1_ada.nii.gz, case1_ben.nii.gz, ...
   medcoarse fuse drawn/ --output_dir fused --by_image            case1/ada.nii.gz, case1/ben.nii.gz, ...
+contours of several readers (RTSTRUCT), without the body and the couch:
+  medcoarse fuse ada/ ben/ --output_dir fused --images series/ --class_names background liver tumour --only_named
 strokes of ITK-SNAP, label 3 was used for background:
   medcoarse fuse ada/ ben/ --output_dir fused --mapping itksnap --background 3
   medcoarse train images/ fused/ --output_dir run --mapping unlabeled_255
@@ -93,6 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="background first; segments are recognized by them; after the folders",
     )
+    add_outlines(add)
     add("--overwrite", action="store_true", help="write into a folder that is not empty")
 
 
@@ -115,7 +130,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"LEFT OUT, for there is no other of their images: {len(left_out)}, {listed(left_out)}")
     annotators = list(drawn.values())
     names = sorted(set().union(*annotators))
-    read, classes = _understood(annotators, options)
+    grids = find_grids({file: image for by in annotators for image, file in by.items()}, options.images)
+    read, classes = _understood(annotators, options, grids)
     output = new_folder(options.output_dir, options.overwrite)
     record: dict[str, Any] = {"method": options.method, "annotators": list(drawn), "class_names": classes, "images": {}}
     record["left_out"] = [str(file) for file in left_out]
@@ -139,25 +155,32 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _understood(annotators: Sequence[Mapping[str, Path]], options: argparse.Namespace) -> tuple[Reader, list[str]]:
+def _understood(
+    annotators: Sequence[Mapping[str, Path]], options: argparse.Namespace, grids: Mapping[Path, Grid]
+) -> tuple[Reader, list[str]]:
     """How files are read, as strokes or as masks, and the classes, of all together, so that every image has the
     same.
     """
     from medcoarse.cli.stroke_maps import require_masks, understand_strokes  # takes seconds
 
-    shown = look(file for files in annotators for file in files.values())
+    shown = look((file for files in annotators for file in files.values()), grids)
     if options.mapping not in (None, "dense"):
-        strokes = understand_strokes(shown, options.mapping, options.background, options.class_names)
+        strokes = understand_strokes(
+            shown, options.mapping, options.background, options.class_names, options.only_named, grids
+        )
         return strokes.read, strokes.names
     if options.background:
         raise CommandError("--background is of strokes: pass --mapping too, such as itksnap or slicer")
     if options.mapping is None:
         require_masks(shown)
+    if options.only_named:
+        shown = only_named(shown, options.class_names)
     binary = binary_of([files.values() for files in annotators], shown)
     classes = name_classes(shown, binary, options.class_names)
     if classes.said:
         print(classes.said)
-    return lambda path: (*read_labels(path, classes.names, path in binary), 0), classes.names
+    masks = MaskReader(classes.names, binary, only_named=options.only_named, grids=grids)
+    return lambda path: (*masks(path), 0), classes.names
 
 
 def _require_different(folders: Sequence[str]) -> None:

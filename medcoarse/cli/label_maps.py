@@ -12,8 +12,9 @@ counts segments as they are made. Where they do they are kept; otherwise names a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,13 +74,17 @@ class Classes:
     said: str = ""
 
 
-def look(paths: Iterable[Path]) -> dict[Path, Shown]:
+def look(paths: Iterable[Path], grids: Mapping[Path, Grid] = MappingProxyType({})) -> dict[Path, Shown]:
     """What files show; each is read and let go.
+
+    Args:
+        paths: the files.
+        grids: of the images of outlines, see `medcoarse.cli.image_grids`.
 
     Raises:
         CommandError: a file that is damaged, or a label map of more than 255 values.
     """
-    return {path: _shown(path, _read(path)) for path in dict.fromkeys(paths)}
+    return {path: _shown(path, _read(path, grids)) for path in dict.fromkeys(paths)}
 
 
 def _shown(path: Path, drawing: Drawing) -> Shown:
@@ -266,39 +271,83 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"{number} {name}" for number, name in enumerate(names) if number)
 
 
-def read_labels(
-    path: Path, class_names: Sequence[str], binary: bool = False, nested: bool = False
-) -> tuple[Labels, Grid, bool]:
-    """A label map *S, its grid, and whether the file holds segments; what lies in no segment is background.
+@dataclass(frozen=True)
+class MaskReader:
+    """How the masks of a command are read; what lies in no segment is background.
 
     Args:
-        path: of any format that is read.
         class_names: background first: a segment is the class of its name, in capitals or not, and those of background
             give way to the others.
-        binary: whether 255 is class 1, see `are_binary`; in files of segments it never is.
+        binary: files in which 255 is class 1, see `are_binary`; in files of segments it never is.
         nested: whether later classes cover earlier ones where segments overlap.
-
-    Raises:
-        CommandError: damaged, no label map, classes or segments without a name, segments that overlap, or both 1 and
-            255 in a binary one.
+        only_named: whether segments that are no class are left out.
+        grids: of the images of outlines, see `medcoarse.cli.image_grids`.
     """
-    drawing = _read(path)
-    try:
-        return mask_labels(drawing, class_names, path, binary, nested), drawing.grid, drawing.segments
-    except DataError as error:
-        raise CommandError(str(error)) from None
+
+    class_names: Sequence[str]
+    binary: Collection[Path] = ()
+    nested: bool = False
+    only_named: bool = False
+    grids: Mapping[Path, Grid] = field(default_factory=dict)
+
+    def __call__(self, path: Path) -> tuple[Labels, Grid, bool]:
+        """A label map *S, its grid, and whether the file holds segments.
+
+        Raises:
+            CommandError: damaged, no label map, classes or segments without a name, segments that overlap, or both 1
+                and 255 in a binary one.
+        """
+        drawing = _read(path, self.grids)
+        try:
+            labels = mask_labels(drawing, self.class_names, path, path in self.binary, self.nested, self.only_named)
+        except DataError as error:
+            raise CommandError(str(error)) from None
+        return labels, drawing.grid, drawing.segments
 
 
-def _read(path: Path) -> Drawing:
+def _read(path: Path, grids: Mapping[Path, Grid]) -> Drawing:
     try:
-        return read_drawing(path)
+        return read_drawing(path, grids.get(path))
     except NoGridError:
         raise CommandError(
-            f"{path}: holds outlines, and nothing in it says on which voxels; this command reads no images: save it as "
-            "a label map or a segmentation, as in 3D Slicer"
+            f"{path}: holds outlines, and nothing in it says on which voxels; pass --images, the folder of the images "
+            "that they were drawn on"
         ) from None
     except DataError as error:
         raise CommandError(str(error)) from None
+
+
+def only_named(shown: Mapping[Path, Shown], class_names: Sequence[str] | None) -> dict[Path, Shown]:
+    """What files show of some classes; other segments, as the body and the couch of an RTSTRUCT, are left out.
+
+    Args:
+        shown: what each of them shows.
+        class_names: background first.
+
+    Raises:
+        CommandError: no names, or one that no file has.
+
+    Example:
+        >>> shown = {Path("a"): Shown(True, named=frozenset([(1, "Liver"), (2, "couch")]))}
+        >>> only_named(shown, ["background", "liver"])[Path("a")].names
+        {'Liver'}
+    """
+    if not class_names:
+        raise CommandError("--only_named: which segments? pass --class_names, background first")
+    found = set[str]().union(*(one.names for one in shown.values()))
+    known = {class_names[label] for name in found if (label := class_named(name, class_names)) is not None}
+    missing = [] if any(not one.segments for one in shown.values()) else [n for n in class_names[1:] if n not in known]
+    if missing:
+        raise CommandError(f"--only_named: no file has a segment {missing[0]!r}; there are {listed_names(found)}")
+    return {
+        path: replace(one, named=frozenset(pair for pair in one.named if class_named(pair[1], class_names) is not None))
+        for path, one in shown.items()
+    }
+
+
+def listed_names(found: Collection[str]) -> str:
+    """Some names, in quotes."""
+    return ", ".join(repr(name[:40]) for name in sorted(found)[:10])
 
 
 def common_grid(grids: Mapping[Path, Grid]) -> Grid:

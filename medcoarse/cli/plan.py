@@ -114,6 +114,7 @@ def write_plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any])
             options.loops,
             found.labels,
             options.nested,
+            options.only_named,
         )
         if options.annotators:
             found = replace(found, drawn=_without_silent(found.drawn, classes.silent))
@@ -268,6 +269,7 @@ def _settings(options: argparse.Namespace, classes: Classes) -> dict[str, Any]:
         "binary_labels": classes.binary_masks,
         "loops": options.loops,
         "contradictions": "last" if options.nested else "unlabeled",
+        "only_named": options.only_named,
         "resample": options.resample,
         "seed": options.seed,
     }

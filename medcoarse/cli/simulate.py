@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medcoarse.cli.files import by_stem, find_drawings, new_folder
-from medcoarse.cli.label_maps import binary_of, look, name_classes, read_labels
+from medcoarse.cli.files import by_stem, drawn_stem, find_drawings, new_folder
+from medcoarse.cli.image_grids import add_outlines, find_grids
+from medcoarse.cli.label_maps import MaskReader, binary_of, look, name_classes, only_named
 from medcoarse.cli.main import CommandError
 from medcoarse.files import write_json
-from medcoarse.writers.formats import stem_of, suffix_of, write_segmentation
+from medcoarse.readers.drawing import Grid
+from medcoarse.writers.formats import suffix_of, write_segmentation
 from medcoarse.writers.segmentation import make_segmentation
 
 EXAMPLES = """examples:
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="background first; segments are recognized by them; after the folders",
     )
+    add_outlines(add)
     add("--seed", type=int, default=0, help="the same seed gives the same drawings (default 0)")
     apart = parser.add_mutually_exclusive_group().add_argument
     apart(
@@ -89,9 +91,13 @@ def run(options: argparse.Namespace) -> int:
         )
     masks = find_drawings(options.masks)
     by_stem(masks)  # drawings get the names of their masks, which have to differ
-    shown = look(masks)
+    grids = find_grids({mask: drawn_stem(mask) for mask in masks}, options.images)
+    shown = look(masks, grids)
+    if options.only_named:
+        shown = only_named(shown, options.class_names)
     binary = binary_of([masks], shown)
     classes = name_classes(shown, binary, options.class_names)
+    read = MaskReader(classes.names, binary, only_named=options.only_named, grids=grids)
     output = new_folder(options.output_dir, options.overwrite)
     if classes.said:
         print(classes.said)
@@ -100,29 +106,22 @@ def run(options: argparse.Namespace) -> int:
     places = {"{name}/{stem}": options.annotators, "{stem}_{name}": options.separate}
     place = next((place for place, chosen in places.items() if chosen), None)
     for number, mask in enumerate(masks, 1):
-        record["masks"][mask.name] = _draw(mask, mask in binary, classes.names, profiles, options.seed, output, place)
+        record["masks"][mask.name] = _draw(mask, read, profiles, options.seed, output, place)
         print(f"[{number}/{len(masks)}] {mask}", flush=True)
     write_json(output / "parameters.json", record)
     print(f"{len(masks) * (len(profiles) if place else 1)} drawings and parameters.json in {output}")
     return 0
 
 
-def _draw(
-    mask: Path,
-    binary: bool,
-    names: Sequence[str],
-    profiles: dict[str, Any],
-    seed: int,
-    output: Path,
-    place: str | None,
-) -> Any:
+def _draw(mask: Path, read: MaskReader, profiles: dict[str, Any], seed: int, output: Path, place: str | None) -> Any:
     """Write one drawing of all profiles, or each to its place; what was drawn with."""
     import torch
     from monai.data.meta_tensor import MetaTensor
 
     from medcoarse.transforms.dictionary import MergeStrokesd, SimulateCoarsed
 
-    labels, grid, _ = read_labels(mask, names, binary)
+    names = read.class_names
+    labels, grid, _ = read(mask)
     highest = int(labels[labels != 255].max(initial=0))
     num_classes = max(highest + 1, 2)
     affine = None if grid.affine is None else torch.from_numpy(grid.affine)
@@ -131,23 +130,23 @@ def _draw(
     target = 1 if num_classes == 2 else None
     draw = SimulateCoarsed("label", kinds["positive"], kinds["negative"], target, num_classes, seed=seed)
     item = draw({"label": label})
-    suffix = _suffix(mask)
+    suffix = _suffix(mask, grid)
     if place is None:
         together = MergeStrokesd(merged_key="merged", num_classes=num_classes, allow_missing_keys=True)(item)["merged"]
         found = make_segmentation(together[0].numpy(), grid.affine, names)
-        write_segmentation(output / f"{stem_of(mask)}{suffix}", found)
+        write_segmentation(output / f"{drawn_stem(mask)}{suffix}", found)
         return json.loads(item["coarse_parameters"])
     for kind, some in kinds.items():
         for index, who in enumerate(some):
             values = item[kind][index].numpy()
-            path = output / (place.format(name=who, stem=stem_of(mask)) + suffix)
+            path = output / (place.format(name=who, stem=drawn_stem(mask)) + suffix)
             path.parent.mkdir(exist_ok=True)
             write_segmentation(path, make_segmentation(values, grid.affine, names))
     return json.loads(item["coarse_parameters"])
 
 
-def _suffix(mask: Path) -> str:
+def _suffix(mask: Path, grid: Grid) -> str:
     """The format of the mask, where that holds 255 and the mask's geometry."""
     known = mask.name.lower().endswith((".nii", ".nii.gz", ".nrrd", ".png"))
-    suffix = suffix_of(mask) if known else ".nii.gz"
+    suffix = suffix_of(mask) if known else ".png" if grid.affine is None else ".nii.gz"
     return ".nrrd" if suffix == ".seg.nrrd" else suffix

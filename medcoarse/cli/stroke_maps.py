@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,12 @@ class Strokes:
     Args:
         names: of the classes, background first.
         claims: what their values or names mean.
+        grids: of the images of outlines, see `medcoarse.cli.image_grids`.
     """
 
     names: list[str]
     claims: Claims
+    grids: Mapping[Path, Grid] = field(default_factory=dict)
 
     def read(self, path: Path) -> tuple[Labels, Grid, bool, int]:
         """A label map *S, 255 where nothing is drawn or the drawing contradicts itself; its grid, whether the file
@@ -39,7 +42,7 @@ class Strokes:
             CommandError: damaged, or something drawn that the mapping does not have.
         """
         try:
-            drawing = read_drawing(path)
+            drawing = read_drawing(path, self.grids.get(path))
             maps = claimed(drawing, self.claims, path, "unlabeled")
         except DataError as error:
             raise CommandError(str(error)) from None
@@ -51,7 +54,12 @@ class Strokes:
 
 
 def understand_strokes(
-    shown: Mapping[Path, Shown], mapping: str, background: str | None, class_names: Sequence[str] | None
+    shown: Mapping[Path, Shown],
+    mapping: str,
+    background: str | None,
+    class_names: Sequence[str] | None,
+    only_named: bool = False,
+    grids: Mapping[Path, Grid] = MappingProxyType({}),
 ) -> Strokes:
     """What drawings say, by the rules of `medcoarse train`.
 
@@ -60,6 +68,8 @@ def understand_strokes(
         mapping: one of `medcoarse.readers.claims.PRESETS`, a JSON object, or a file of one.
         background: value or name of what is drawn as background.
         class_names: background first.
+        only_named: whether names that are none of these say nothing.
+        grids: of the images of outlines.
 
     Raises:
         CommandError: a mapping that does not fit the drawings.
@@ -68,13 +78,13 @@ def understand_strokes(
         raise CommandError(f"--class_names must be different names, background first, got {' '.join(class_names)}")
     found = set[str]().union(*(one.names if one.segments else map(str, one.values) for one in shown.values()))
     named = any(one.segments for one in shown.values())
-    classes = find_classes(found, named, mapping, background, class_names[1:] if class_names else None)
+    classes = find_classes(found, named, mapping, background, class_names[1:] if class_names else None, only_named)
     try:
         claims = as_claims(classes.mapping, len(classes.names))
     except ValueError as error:
         raise CommandError(f"--mapping: {error}") from None
     names = list(class_names) if class_names else classes.names
-    return Strokes(names, claims)
+    return Strokes(names, claims, grids)
 
 
 def require_masks(shown: Mapping[Path, Shown]) -> None:

@@ -72,6 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the structures, in the order of their values; after the folders",
     )
     add(
+        "--only_named",
+        action="store_true",
+        help="leave out segments that are none of --class_names, nor background, as the body and the couch of an "
+        "RTSTRUCT, in drawings and masks",
+    )
+    add(
         "--nested",
         action="store_true",
         help="segments lie in one another, as a tumour in a liver: the class that comes later in --class_names covers "
@@ -182,6 +188,8 @@ def _check(options: argparse.Namespace) -> None:
     if options.device_memory is not None and options.device_memory <= 0:
         raise CommandError(f"--device_memory must be more than 0 GB, got {options.device_memory:g}")
     require_text("--output_dir", Path(options.output_dir).absolute())
+    if options.only_named and not options.class_names:
+        raise CommandError("--only_named: which segments? pass --class_names, without background")
     if options.learn_labels and not options.labels:
         raise CommandError("--learn_labels: of which masks? pass --labels FOLDER")
     folders = {"IMAGES": options.images, "DRAWINGS": options.drawings, "--labels": options.labels}
@@ -206,6 +214,7 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         for key in ("images", "drawings", "labels")
     }
     later = (
+        "only_named",
         "nested",
         "loops",
         "spread_background",

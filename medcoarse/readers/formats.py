@@ -46,6 +46,7 @@ _SUFFIXES = {
     ".bmp": "bmp",
     ".geojson": "geojson",
 }
+_WITHOUT_GRID = ("rtstruct", "geojson")
 LABEL_MAP_SUFFIXES = tuple(suffix for suffix, name in _SUFFIXES.items() if name != "geojson")
 """Of files that hold a value for each voxel; of NRRD also segments."""
 
@@ -96,6 +97,19 @@ def format_of(path: Path) -> str:
     if named is None:
         raise DataError(f"{path}: none of the formats {list(READERS)}; save it as one, or pass format")
     return named
+
+
+def needs_image(path: Path) -> bool:
+    """Whether a drawing has outlines and does not say on which voxels, so that it is read with the grid of its image.
+
+    Raises:
+        DataError: none of the formats.
+
+    Example:
+        >>> needs_image(Path("a.geojson")), needs_image(Path("a.nii.gz"))
+        (True, False)
+    """
+    return format_of(path) in _WITHOUT_GRID
 
 
 def _dicom_format(path: Path) -> str | None:

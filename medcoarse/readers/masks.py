@@ -17,7 +17,12 @@ _LISTED = 10
 
 
 def mask_labels(
-    drawing: Drawing, class_names: Sequence[str], source: Any, binary: bool = False, nested: bool = False
+    drawing: Drawing,
+    class_names: Sequence[str],
+    source: Any,
+    binary: bool = False,
+    nested: bool = False,
+    only_named: bool = False,
 ) -> NDArray[np.uint8]:
     """The label map *S of a mask: value k is class k, 255 is unlabeled.
 
@@ -30,10 +35,11 @@ def mask_labels(
         source: what to call the mask in errors.
         binary: whether 255 is class 1 in a label map, as in pictures of masks; in files of segments it never is.
         nested: whether segments may lie in one another: the class that comes later covers the earlier one.
+        only_named: whether segments that are no class are left out, as the body and the couch of an RTSTRUCT.
 
     Raises:
-        DataError: values or segments that are no class, segments that overlap unless `nested`, or a binary mask with
-            both 1 and 255.
+        DataError: values or, unless `only_named`, segments that are no class, segments that overlap unless `nested`,
+            or a binary mask with both 1 and 255.
 
     Example:
         >>> from medcoarse.readers.drawing import Grid, Layer
@@ -45,7 +51,7 @@ def mask_labels(
         medcoarse.datalist.DataError: m.png: shows both 1 and 255, and where masks are binary 255 is class 1; ...
     """
     if drawing.segments:
-        return _of_segments(drawing, class_names, source, nested)
+        return _of_segments(drawing, class_names, source, nested, only_named)
     shown = drawn_names(drawing.layers[0])
     known = {0, 1, UNLABELED} if binary else {*range(len(class_names)), UNLABELED}
     if unknown := [name for value, name in shown.items() if value not in known]:
@@ -59,11 +65,20 @@ def mask_labels(
     return np.asarray(values > 0 if binary else values, np.uint8)
 
 
-def _of_segments(drawing: Drawing, class_names: Sequence[str], source: Any, nested: bool) -> NDArray[np.uint8]:
+def _of_segments(
+    drawing: Drawing, class_names: Sequence[str], source: Any, nested: bool, only_named: bool
+) -> NDArray[np.uint8]:
     shown = [{value: name for value, name in drawn_names(layer).items() if value} for layer in drawing.layers]
     classes = {name: class_named(name, class_names) for names in shown for name in names.values()}
-    if unknown := sorted(name for name, label in classes.items() if label is None):
-        raise _unknown(unknown, class_names, source, "name its segments so")
+    unknown = sorted(name for name, label in classes.items() if label is None)
+    if unknown and not only_named:
+        raise _unknown(
+            unknown,
+            class_names,
+            source,
+            "name its segments so or, to leave out those that are none of them, say so (only_named=True in Python, "
+            "--only_named of the commands)",
+        )
     labels = np.zeros(drawing.layers[0].values.shape, np.uint8)
     for layer, names in zip(drawing.layers, shown, strict=True):
         table = np.zeros(max(names, default=0) + 1, np.uint8)

@@ -123,7 +123,7 @@ class LoadCoarseAnnotationd(MapTransform):
         item = dict(data)
         for key, *names in self.key_iterator(item, *self.outputs):
             image = item[self.image_key]
-            grids = _grids(image, self.image_key)
+            grids = grids_of(image, self.image_key)
             files = _files(item[key], key)
             parts = [self._read(file, *grids) for file in files]
             for name, kind in zip(names, KINDS, strict=True):
@@ -183,6 +183,8 @@ class LoadMaskd(LoadCoarseAnnotationd):
         class_names: L names, background first. A segment is the class of its name, in capitals or not; what lies in no
             segment is background, and segments of background give way to others.
         binary: whether 255 is class 1 and not unlabeled, as in pictures of masks; in files of segments it never is.
+        only_named: whether segments that are no class are left out, as the body and the couch of an RTSTRUCT; without
+            it they are an error.
         reading: what `LoadCoarseAnnotationd` takes besides: image_key, format, resample, tolerance, allow_missing_keys,
             and contradictions: segments that overlap are an error but with "last", by the order of the classes.
 
@@ -200,14 +202,20 @@ class LoadMaskd(LoadCoarseAnnotationd):
     """
 
     def __init__(
-        self, keys: KeysCollection, num_classes: int, class_names: Sequence[str], binary: bool = False, **reading: Any
+        self,
+        keys: KeysCollection,
+        num_classes: int,
+        class_names: Sequence[str],
+        binary: bool = False,
+        only_named: bool = False,
+        **reading: Any,
     ) -> None:
         names = ensure_tuple(keys)
         reading |= {"positive_key": names, "negative_key": [f"not {name}" for name in names]}
         super().__init__(keys, "unlabeled_255", num_classes, **reading)
         if len(class_names) != num_classes or len(set(class_names)) != num_classes:
             raise ValueError(f"class_names must be {num_classes} different names, got {list(class_names)}.")
-        self.class_names, self.binary = list(class_names), binary
+        self.class_names, self.binary, self.only_named = list(class_names), binary, only_named
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         """The item with its mask."""
@@ -217,7 +225,8 @@ class LoadMaskd(LoadCoarseAnnotationd):
         return super().__call__(data)
 
     def _understood(self, drawing: Drawing, file: str | os.PathLike[str]) -> tuple[Drawing, Claims]:
-        labels = mask_labels(drawing, self.class_names, file, self.binary, self.contradictions == "last")
+        nested = self.contradictions == "last"
+        labels = mask_labels(drawing, self.class_names, file, self.binary, nested, self.only_named)
         return replace(drawing, layers=(Layer(labels),)), self.claims
 
 
@@ -267,7 +276,7 @@ class LoadStrokesOfEachd(LoadCoarseAnnotationd):
         item = dict(data)
         for key, name in self.key_iterator(item, self.outputs[0]):
             image = item[self.image_key]
-            grids = _grids(image, self.image_key)
+            grids = grids_of(image, self.image_key)
             files = _files(item[key], key)
             whose = self._whose(item, files)
             maps = np.full((len(self.annotators), *grids[0].shape), UNLABELED, np.uint8)
@@ -348,11 +357,23 @@ def _require_image(image: Any, key: Hashable) -> None:
         )
 
 
-def _grids(image: Any, key: Hashable) -> tuple[Grid, Grid]:
+def grids_of(image: Any, key: Hashable = "image") -> tuple[Grid, Grid]:
     """Grid of a loaded image, with what DICOM says, and the one to draw contours and outlines on.
 
     The second is the first, unless the image was resampled since it was loaded, or is a picture that was moved: then it
     is the grid of the file, and of a picture without an affine. That of a picture that was not moved has none at all.
+
+    Args:
+        image: (C, *S), a MetaTensor.
+        key: what to call it in errors.
+
+    Raises:
+        ValueError: no image as `LoadImaged` and `EnsureChannelFirstd` leave it, or a picture that was resampled.
+
+    Example:
+        >>> grid, _ = grids_of(MetaTensor(torch.zeros(1, 4, 3, 2), affine=torch.diag(torch.tensor([1.0, 1, 2, 1]))))
+        >>> grid.shape, np.diag(grid.affine).tolist()
+        ((4, 3, 2), [1.0, 1.0, 2.0, 1.0])
     """
     _require_image(image, key)
     file = str(image.meta.get("filename_or_obj", ""))

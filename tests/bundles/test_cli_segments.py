@@ -33,7 +33,6 @@ from tests.drawings import (
     segments,
     write_dicom_seg,
     write_nifti,
-    write_rtstruct,
     write_seg_nrrd,
     write_series,
 )
@@ -326,15 +325,6 @@ def test_segments_that_overlap_are_not_scored(tmp_path: Path, capfd: pytest.Capt
     words = ("evaluate", tmp_path / "said", tmp_path / "true")
     assert "its segments overlap" in refused(capfd, *words)
     assert "its segments overlap" in refused(capfd, *words, "--class_names", "background", "edge", "vessel")
-
-
-def test_outlines_are_scored_on_no_grid(tmp_path: Path, capfd: Any) -> None:
-    (tmp_path / "said").mkdir()
-    (tmp_path / "true").mkdir()
-    write_dicom_seg(tmp_path / "said" / "a.dcm", write_series(tmp_path / "series"))
-    write_rtstruct(tmp_path / "true" / "a.dcm", "1.2")
-    said = refused(capfd, "evaluate", tmp_path / "said", tmp_path / "true")
-    assert "true/a.dcm: holds outlines, and nothing in it says on which voxels; this command reads no images" in said
 
 
 def test_segments_in_one_another_are_scored_by_the_later_class(tmp_path: Path, capfd: Any) -> None:

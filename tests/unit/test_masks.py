@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import EnsureChannelFirst, Flip, LoadImage
 from PIL import Image
 
-from medcoarse.cli.label_maps import read_labels
+from medcoarse.cli.label_maps import MaskReader
 from medcoarse.cli.main import CommandError
 from medcoarse.datalist import DataError, load_datalist
 from medcoarse.readers.claims import class_named
@@ -81,7 +81,7 @@ def test_a_segment_is_the_class_of_its_name_whatever_its_number(masked: Any, ord
     segmentation = make_segmentation(values, OBLIQUE, ["background", *order])
     write_segmentation(tmp_path / "mask.seg.nrrd", segmentation)
     np.testing.assert_array_equal(read(image, tmp_path / "mask.seg.nrrd")[0], mask)
-    np.testing.assert_array_equal(read_labels(tmp_path / "mask.seg.nrrd", NAMES)[0], mask)  # as it is evaluated
+    np.testing.assert_array_equal(MaskReader(NAMES)(tmp_path / "mask.seg.nrrd")[0], mask)  # as it is evaluated
     write_segmentation(tmp_path / "other.seg.nrrd", make_segmentation(values, OBLIQUE, ["background", "liver", "cyst"]))
     with pytest.raises(DataError, match=r"shows 'cyst', and the classes are 0 background, 1 liver, 2 tumour; name"):
         read(image, tmp_path / "other.seg.nrrd")
@@ -94,7 +94,7 @@ def test_names_that_differ_in_capitals_alone_are_told_apart(masked: Any, tmp_pat
     write_segmentation(tmp_path / "mask.seg.nrrd", make_segmentation(mask, OBLIQUE, names))
     item = {"image": image, "label": tmp_path / "mask.seg.nrrd"}
     np.testing.assert_array_equal(LoadMaskd("label", 3, names)(item)["label"][0], mask)
-    np.testing.assert_array_equal(read_labels(tmp_path / "mask.seg.nrrd", names)[0], mask)
+    np.testing.assert_array_equal(MaskReader(names)(tmp_path / "mask.seg.nrrd")[0], mask)
     with pytest.raises(DataError, match="shows 'T1', 't1', and the classes"):
         LoadMaskd("label", 3, ["background", "a", "b"])(item)
     assert class_named("T 1", names) is None
@@ -111,7 +111,7 @@ def test_a_segment_of_background_gives_way_to_the_others(place: int, tmp_path: P
     image = MetaTensor(torch.zeros(1, *SHAPE), affine=torch.from_numpy(AFFINE))
     found = LoadMaskd("label", 3, names)({"image": image, "label": tmp_path / "mask.seg.nrrd"})["label"]
     np.testing.assert_array_equal(found[0], label_map())
-    np.testing.assert_array_equal(read_labels(tmp_path / "mask.seg.nrrd", names)[0], label_map())
+    np.testing.assert_array_equal(MaskReader(names)(tmp_path / "mask.seg.nrrd")[0], label_map())
 
 
 def test_a_binary_mask_that_may_have_unlabeled_voxels_is_refused(tmp_path: Path):
@@ -123,15 +123,15 @@ def test_a_binary_mask_that_may_have_unlabeled_voxels_is_refused(tmp_path: Path)
     for scale in (1, 255):
         write_nifti(item["label"], scale * values)
         np.testing.assert_array_equal(load(item)["label"][0], values)
-        np.testing.assert_array_equal(read_labels(item["label"], load.class_names, binary=True)[0], values)
+        np.testing.assert_array_equal(MaskReader(load.class_names, [item["label"]])(item["label"])[0], values)
     values[-1] = 255
     write_nifti(item["label"], values)
     said = r"mask.nii.gz: shows both 1 and 255, and where masks are binary 255 is class 1; is it unlabeled here\?"
     with pytest.raises(DataError, match=said):
         load(item)
     with pytest.raises(CommandError, match=said):
-        read_labels(item["label"], load.class_names, binary=True)
-    np.testing.assert_array_equal(read_labels(item["label"], load.class_names)[0], values)
+        MaskReader(load.class_names, [item["label"]])(item["label"])
+    np.testing.assert_array_equal(MaskReader(load.class_names)(item["label"])[0], values)
 
 
 def test_segments_that_overlap_or_lie_outside_are_refused(masked: Any, tmp_path: Path):

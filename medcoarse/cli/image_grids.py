@@ -1,0 +1,99 @@
+"""The grids of images, for outlines: RTSTRUCT and the GeoJSON of QuPath do not say on which voxels they lie."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from medcoarse.cli.files import belonging, by_stem, find_images
+from medcoarse.cli.main import CommandError
+from medcoarse.datalist import DataError
+from medcoarse.readers.drawing import Grid
+from medcoarse.readers.formats import needs_image, read_drawing
+
+_CHANNEL = re.compile(r"(.+)_\d{4}")
+
+
+def add_outlines(add: Callable[..., Any]) -> None:
+    """The options of a command that reads outlines, in DICOM or of QuPath."""
+    add("--images", metavar="FOLDER", help="of outlines (RTSTRUCT, GeoJSON): the images that they were drawn on")
+    add(
+        "--only_named",
+        action="store_true",
+        help="leave out segments that are none of --class_names, as the body and the couch of an RTSTRUCT",
+    )
+
+
+def find_grids(names: Mapping[Path, str], folder: str | None) -> dict[Path, Grid]:
+    """The grids on which outlines are drawn, those of their images.
+
+    Args:
+        names: file -> what its image is called, or more; files that say on which voxels they lie may be among them.
+        folder: of the images; where nobody names it, there are none.
+
+    Raises:
+        CommandError: a file of no format that is read, outlines without an image, or an image that cannot be read.
+
+    Example:
+        >>> find_grids({Path("a.nii.gz"): "a"}, None)
+        {}
+    """
+    outlines = [file for file in names if folder and _needs_image(file)]
+    if not outlines or not folder:
+        return {}
+    images = _by_name(folder)
+    found = dict[Path, Path]()
+    for file in outlines:
+        name = belonging(names[file], images)
+        if name is None:
+            raise CommandError(
+                f"{file}: no image in {folder} is called {names[file]!r}, or as what precedes a _ in it; give it the "
+                "name of its image"
+            )
+        found[file] = images[name]
+    grids = {image: _grid(image) for image in dict.fromkeys(found.values())}
+    return {file: grids[image] for file, image in found.items()}
+
+
+def grids_beside(partners: Mapping[Path, Path]) -> dict[Path, Grid]:
+    """The grids on which outlines are drawn, those of label maps beside them; segments, which may be cut to a box, and
+    other outlines have none to tell.
+
+    Args:
+        partners: file -> the one beside it.
+
+    Raises:
+        CommandError: a file that cannot be read.
+    """
+    found = dict[Path, Grid]()
+    for file, partner in partners.items():
+        if _needs_image(file) and not _needs_image(partner):
+            try:
+                drawing = read_drawing(partner)
+            except DataError as error:
+                raise CommandError(str(error)) from None
+            found |= {} if drawing.segments else {file: drawing.grid}
+    return found
+
+
+def _needs_image(file: Path) -> bool:
+    try:
+        return needs_image(file)
+    except DataError as error:
+        raise CommandError(str(error)) from None
+
+
+def _by_name(folder: str) -> dict[str, Path]:
+    """Images by their names; the first channel of one in several files also by the name of the image."""
+    images = by_stem(find_images([folder]))
+    cases = {found[1]: images[name] for name in sorted(images, reverse=True) if (found := _CHANNEL.fullmatch(name))}
+    return cases | images
+
+
+def _grid(image: Path) -> Grid:
+    from medcoarse.cli.facts import load_image  # takes seconds
+    from medcoarse.transforms.drawn import grids_of
+
+    return grids_of(load_image(image))[1]

@@ -1,0 +1,193 @@
+"""Outlines, which do not say on which voxels they lie: they are filled on those of an image or of a label map."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from medcoarse.cli.image_grids import find_grids
+from medcoarse.cli.main import CommandError, main
+from tests.bundles.commands import refused, text
+from tests.cases_folders import volume
+from tests.drawings import (
+    AFFINE,
+    PICTURE,
+    SHAPE,
+    contour,
+    geojson,
+    picture_map,
+    segments,
+    write_dicom_seg,
+    write_rtstruct,
+    write_series,
+)
+
+VESSEL, EDGE = segments().values()
+NAMES = ("--class_names", "background", "vessel", "edge")
+BODY = {"BODY": [("CLOSED_PLANAR", contour((0, 6, 0, 5), k)) for k in range(SHAPE[2])]}
+VESSEL_CONTOURS = [("CLOSED_PLANAR", contour((1, 4, 1, 5), 1)), ("CLOSED_PLANAR", contour((1, 2, 1, 2), 2))]
+REGIONS = {"vessel": VESSEL_CONTOURS, "edge": [("CLOSED_PLANAR", contour((5, 6, 0, 3), 3))]}
+
+
+def structures(path: Path, regions: Any = None, frame: str = "1.2") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_rtstruct(path, frame, regions or REGIONS)
+
+
+def predicted(path: Path, values: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(values.astype(np.uint8), AFFINE), path)
+    return path
+
+
+def scores(folder: Path, *more: Any) -> dict[str, Any]:
+    assert main(text("evaluate", folder / "said", folder / "true", "--output_dir", folder / "scores", *more)) == 0
+    return json.loads((folder / "scores" / "scores.json").read_text())["images"][0]
+
+
+def test_contours_are_scored_on_the_voxels_of_the_label_map(tmp_path: Path, capfd: Any) -> None:
+    """Of the 13 voxels in the contours of the vessel 12 are found, and one elsewhere: Dice 24 / (13 + 13)."""
+    said = VESSEL + 2 * EDGE
+    said[1, 1, 2], said[0, 0, 0] = 0, 1
+    predicted(tmp_path / "said" / "a.nii.gz", said)
+    structures(tmp_path / "true" / "a.dcm")
+    row = scores(tmp_path, *NAMES)
+    assert (VESSEL.sum(), EDGE.sum()) == (13, 3)
+    assert (row["dice_vessel"], row["dice_edge"]) == (pytest.approx(24 / 26), 1)
+    assert "cut to boxes" not in capfd.readouterr().out
+
+
+def test_segments_do_not_tell_how_large_an_image_is(tmp_path: Path, capfd: Any) -> None:
+    frame = "1.2.3"
+    slices = write_series(tmp_path / "images" / "a", frame)
+    (tmp_path / "said").mkdir()
+    write_dicom_seg(tmp_path / "said" / "a.dcm", slices)
+    structures(tmp_path / "true" / "a_rt.dcm", frame=frame)
+    words = ("evaluate", tmp_path / "said", tmp_path / "true")
+    said = refused(capfd, *words)
+    assert "a_rt.dcm: holds outlines, and nothing in it says on which voxels; pass --images" in said
+    row = scores(tmp_path, *NAMES, "--images", tmp_path / "images")
+    assert (row["dice_vessel"], row["dice_edge"], row["specificity_vessel"]) == (1, 1, 1)
+    assert "cut to boxes" not in capfd.readouterr().out
+    structures(tmp_path / "true" / "a_rt.dcm", frame="4.5")
+    assert "another DICOM frame of reference" in refused(capfd, *words, *NAMES, "--images", tmp_path / "images")
+
+
+def test_contours_of_several_readers_are_fused(tmp_path: Path, capfd: Any) -> None:
+    predicted(tmp_path / "images" / "a_0000.nii.gz", np.zeros(SHAPE))  # of two channels, as nnU-Net names them
+    predicted(tmp_path / "images" / "a_0001.nii.gz", np.zeros(SHAPE))
+    structures(tmp_path / "ada" / "a.dcm")
+    structures(tmp_path / "ben" / "a.dcm", {"vessel": VESSEL_CONTOURS[:1], "edge": REGIONS["edge"]})
+    structures(tmp_path / "cleo" / "a.dcm", REGIONS | {"vessel": VESSEL_CONTOURS[1:]})
+    words = ["fuse", *(tmp_path / who for who in ("ada", "ben", "cleo")), "--output_dir", tmp_path / "out"]
+    assert "pass --images" in refused(capfd, *words)
+    assert main(text(*words, "--images", tmp_path / "images", *NAMES)) == 0
+    found = nib.load(tmp_path / "out" / "a.nii.gz")
+    np.testing.assert_array_equal(np.asarray(found.dataobj), VESSEL + 2 * EDGE)
+    np.testing.assert_allclose(found.affine, AFFINE)
+
+
+def test_outlines_of_pictures_are_fused_with_what_they_say_of_background(tmp_path: Path) -> None:
+    """As strokes, so that what nobody outlined is unlabeled."""
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.zeros(PICTURE[::-1], np.uint8)).save(tmp_path / "images" / "p.png")
+    content = geojson()
+    for who in ("ada", "ben"):
+        (tmp_path / who).mkdir()
+        (tmp_path / who / "p.geojson").write_text(json.dumps(content))
+    words = ["fuse", tmp_path / "ada", tmp_path / "ben", "--images", tmp_path / "images", "--output_dir"]
+    assert main(text(*words, tmp_path / "masks", *NAMES)) == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "masks" / "p.png")).T, picture_map())
+    words += [tmp_path / "strokes", "--mapping", "slicer", "--background", "edge", "--class_names", "edge", "vessel"]
+    assert main(text(*words)) == 0
+    strokes = np.asarray(Image.open(tmp_path / "strokes" / "p.png")).T
+    np.testing.assert_array_equal(strokes, np.choose(picture_map(), [255, 1, 0]))
+
+
+@pytest.mark.parametrize("kind", ["contours", "pictures"])
+def test_masks_in_outlines_are_drawn_of(tmp_path: Path, kind: str) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    if kind == "contours":
+        predicted(tmp_path / "images" / "a.nii.gz", np.zeros(SHAPE))
+        structures(masks / "a.dcm")
+    else:
+        (tmp_path / "images").mkdir()
+        Image.fromarray(np.zeros(PICTURE[::-1], np.uint8)).save(tmp_path / "images" / "a.png")
+        (masks / "a.geojson").write_text(json.dumps(geojson()))
+    words = ["simulate", masks, tmp_path / "out", "--images", tmp_path / "images", *NAMES]
+    assert main(text(*words)) == 0
+    name, shape = ("a.nii.gz", SHAPE) if kind == "contours" else ("a.png", PICTURE)
+    drawn = nib.load(tmp_path / "out" / name).get_fdata() if kind == "contours" else Image.open(tmp_path / "out" / name)
+    assert np.asarray(drawn).shape in (shape, shape[::-1])
+
+
+def test_an_image_that_is_missing_is_named(tmp_path: Path) -> None:
+    predicted(tmp_path / "images" / "b.nii.gz", np.zeros(SHAPE))
+    file = structures(tmp_path / "true" / "a.dcm")
+    with pytest.raises(CommandError, match=r"a\.dcm: no image in .* is called 'a', or as what precedes a _ in it"):
+        find_grids({file: "a"}, str(tmp_path / "images"))
+    found = find_grids({file: "b_rt", tmp_path / "images" / "b.nii.gz": "b"}, str(tmp_path / "images"))
+    assert list(found) == [file], "a label map says itself on which voxels it lies"
+    assert found[file].shape == SHAPE
+
+
+# --- segments beside those of interest -----------------------------------------------------------------------------
+
+
+def test_segments_that_are_no_class_are_left_out_of_scores(tmp_path: Path, capfd: Any) -> None:
+    predicted(tmp_path / "said" / "a.nii.gz", VESSEL + 2 * EDGE)
+    structures(tmp_path / "true" / "a.dcm", BODY | REGIONS)
+    words = ("evaluate", tmp_path / "said", tmp_path / "true")
+    assert "segment 'BODY' is none of --class_names" in refused(capfd, *words, *NAMES)
+    assert "which segments? pass --class_names" in refused(capfd, *words, "--only_named")
+    row = scores(tmp_path, *NAMES, "--only_named")
+    assert (row["dice_vessel"], row["dice_edge"]) == (1, 1)
+    assert not any("BODY" in key for key in row)
+
+
+def test_a_name_that_no_file_has_is_a_slip(tmp_path: Path, capfd: Any) -> None:
+    write_series(tmp_path / "images" / "a", "1.2")
+    for who in ("ada", "ben"):
+        structures(tmp_path / who / "a.dcm", BODY | REGIONS)
+    words: list[Any] = ["fuse", tmp_path / "ada", tmp_path / "ben", "--output_dir", tmp_path / "out"]
+    words += ["--images", tmp_path / "images", "--only_named", "--class_names", "background"]
+    said = refused(capfd, *words, "vesel", "edge")
+    assert "--only_named: no file has a segment 'vesel'; there are 'BODY', 'edge', 'vessel'" in said
+    assert main(text(*words, "Vessel", "edge")) == 0
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "out" / "a.nii.gz").dataobj), VESSEL + 2 * EDGE)
+
+
+def box(values: np.ndarray) -> list[tuple[str, list[float]]]:
+    """Contours of a box of voxels at unit spacing from the origin, as Slicer exports them in LPS."""
+    (x0, y0, k0), (x1, y1, k1) = np.argwhere(values).min(0), np.argwhere(values).max(0) + 1
+    edges = [(x0 - 0.5, y0 - 0.5), (x1 - 0.5, y0 - 0.5), (x1 - 0.5, y1 - 0.5), (x0 - 0.5, y1 - 0.5)]
+    return [("CLOSED_PLANAR", [v for x, y in edges for v in (-x, -y, float(k))]) for k in range(k0, k1)]
+
+
+def test_training_leaves_out_what_is_no_class(tmp_path: Path, capfd: Any) -> None:
+    """Of drawings and of masks that are structure sets with the body in them."""
+    for index in range(4):
+        image, mask, drawing = volume(index)
+        stroke = {"organ": box(drawing == 1), "rest": box(drawing == 3), "BODY": box(np.ones_like(mask))}
+        (tmp_path / "images").mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "images" / f"case{index}.nii.gz")
+        structures(tmp_path / "drawings" / f"case{index}.dcm", stroke)
+        structures(tmp_path / "masks" / f"case{index}.dcm", {"organ": box(mask), "BODY": box(np.ones_like(mask))})
+    words: list[Any] = ["train", tmp_path / "images", tmp_path / "drawings", "--labels", tmp_path / "masks"]
+    words += ["--background", "rest", "--epochs", 1, "--output_dir", tmp_path / "run"]
+    names = ["--class_names", "organ"]
+    assert "name all but background, each once, or pass --only_named" in refused(capfd, *words, *names)
+    assert "which segments? pass --class_names" in refused(capfd, *words, "--only_named")
+    assert "no drawing names 'orgn'" in refused(capfd, *words, "--only_named", "--class_names", "orgn")
+    assert main(text(*words, *names, "--only_named")) == 0
+    assert "1 others left out" in capfd.readouterr().out
+    train = json.loads((tmp_path / "run" / "configs" / "train.json").read_text())
+    assert train["mapping"] == {"rest": [0, "positive"], "organ": [1, "positive"], "BODY": None}
+    assert (tmp_path / "run" / "models" / "model.pt").is_file()
