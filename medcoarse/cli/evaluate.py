@@ -64,6 +64,8 @@ EXAMPLES = """examples:
   medcoarse evaluate segmented/ masks/ --surface
 masks in DICOM RTSTRUCT, two of their regions:
   medcoarse evaluate segmented/ masks/ --class_names background liver tumour --only_named --nested
+the same, of what `medcoarse predict` segmented, which says how its classes are called:
+  medcoarse evaluate segmented/ masks/ --only_named --nested
 """
 _SHOWN = ("dice", "iou", "sensitivity", "specificity", "precision")
 
@@ -99,12 +101,12 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"{'; '.join(alone)}; pass --partial to leave them out")
     grids = _grids(pairs, options.images)
     shown = look([*pairs, *pairs.values()], grids)
-    if options.only_named:
-        shown = only_named(shown, options.class_names)
     binary = binary_of([pairs.keys(), pairs.values()], shown)
     described, unread = (
         ([], "") if options.class_names else _described(options.predictions, [shown[one] for one in pairs])
     )
+    if options.only_named:
+        shown = only_named(shown, options.class_names or described)
     names = with_all_named(described, shown, binary) if described else options.class_names
     classes = name_classes(shown, binary, names)
     if options.nested and not names and len(classes.names) > 2:

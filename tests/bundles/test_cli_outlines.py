@@ -13,6 +13,7 @@ from PIL import Image
 
 from medcoarse.cli.image_grids import find_grids
 from medcoarse.cli.main import CommandError, main
+from medcoarse.writers.itksnap import write_label_descriptions
 from tests.bundles.commands import refused, text
 from tests.cases_folders import volume
 from tests.drawings import (
@@ -150,6 +151,8 @@ def test_segments_that_are_no_class_are_left_out_of_scores(tmp_path: Path, capfd
     row = scores(tmp_path, *NAMES, "--only_named")
     assert (row["dice_vessel"], row["dice_edge"]) == (1, 1)
     assert not any("BODY" in key for key in row)
+    write_label_descriptions(tmp_path / "said" / "labels.txt", ["background", "vessel", "edge"])
+    assert scores(tmp_path, "--only_named") == row, "by the names that are beside the label maps"
 
 
 def test_a_name_that_no_file_has_is_a_slip(tmp_path: Path, capfd: Any) -> None:
