@@ -38,16 +38,18 @@ from typing import Any
 import numpy as np
 
 from medcoarse.cli.files import NAMES_FILE, drawn_stem, find_drawings, listed, match
-from medcoarse.cli.image_grids import add_outlines, find_grids, grids_beside
+from medcoarse.cli.image_grids import find_grids, grids_beside
 from medcoarse.cli.label_maps import (
     MaskReader,
     Shown,
+    add_segments,
     binary_of,
     common_grid,
     look,
     name_classes,
     on_grid,
     only_named,
+    require_order,
     with_all_named,
 )
 from medcoarse.cli.main import CommandError
@@ -77,8 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("masks", metavar="MASKS", help="folder of masks, one for each segmentation")
     add("--output_dir", help="where scores.json and scores.csv go; by default PREDICTIONS")
     add("--class_names", nargs="+", metavar="NAME", help="background first; segments are recognized by them")
-    add("--nested", action="store_true", help="where segments overlap, the class that comes later counts")
-    add_outlines(add)
+    add_segments(add)
     add("--surface", action="store_true", help="how far surfaces lie apart, too: HD95 and ASSD")
     add("--include_background", action="store_true", help="count class 0 in the means over classes")
     add(
@@ -109,11 +110,7 @@ def run(options: argparse.Namespace) -> int:
         shown = only_named(shown, options.class_names or described)
     names = with_all_named(described, shown, binary) if described else options.class_names
     classes = name_classes(shown, binary, names)
-    if options.nested and not names and len(classes.names) > 2:
-        raise CommandError(
-            f"--nested: which of {', '.join(classes.names[1:])} lies in which? Pass --class_names, background first, "
-            "then the outer ones"
-        )
+    require_order(options.nested, bool(names), classes.names)
     read = MaskReader(classes.names, binary, options.nested, options.only_named, grids)
     table = scores(pairs, read, options.include_background, options.surface)
     output = Path(options.output_dir or options.predictions)

@@ -159,7 +159,7 @@ def inspect(
     _require_alike(list(pairs), rows)
     classes = find_classes(found, True in named, mapping, background, class_names, only_named)
     if nested:
-        classes = _nested(classes, class_names)
+        classes = in_order_of_classes(classes, class_names)
     blank = tuple(image.name for image, row in zip(pairs, rows, strict=True) if row["low"] == row["high"])
     classes = replace(classes, binary_masks=_are_binary(list(masks.values()), classes.names), blank=blank)
     ranges, checked = _check_drawings(pairs, masks, classes, resample, channels, loops, nested, only_named)
@@ -348,8 +348,21 @@ def _by_name(found: set[str], background: str | None, class_names: Sequence[str]
     return Classes(["background", *names], table, said)
 
 
-def _nested(classes: Classes, class_names: Sequence[str] | None) -> Classes:
-    """The mapping in the order in which structures cover one another, that of the classes."""
+def in_order_of_classes(classes: Classes, class_names: Sequence[str] | None) -> Classes:
+    """The mapping in the order in which structures cover one another, that of the classes.
+
+    Args:
+        classes: what drawings say.
+        class_names: of the foreground, the outer ones first.
+
+    Raises:
+        CommandError: several structures, and no names that say which comes first.
+
+    Example:
+        >>> found = find_classes({"tumour", "liver", "rest"}, True, None, "rest", ["liver", "tumour"])
+        >>> list(in_order_of_classes(found, ["liver", "tumour"]).mapping)
+        ['rest', 'liver', 'tumour']
+    """
     if len(classes.names) > 2 and not class_names:
         raise CommandError(
             f"--nested: which of {', '.join(classes.names[1:])} lies in which? Pass --class_names, the outer ones first"

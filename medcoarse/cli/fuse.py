@@ -37,16 +37,18 @@ from typing import Any
 import numpy as np
 
 from medcoarse.cli.files import belonging, drawn_stem, find_drawings, listed, new_folder
-from medcoarse.cli.image_grids import add_outlines, find_grids
+from medcoarse.cli.image_grids import find_grids
 from medcoarse.cli.label_maps import (
     Labels,
     MaskReader,
+    add_segments,
     binary_of,
     common_grid,
     look,
     name_classes,
     on_grid,
     only_named,
+    require_order,
 )
 from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
@@ -107,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="background first; segments are recognized by them; after the folders",
     )
-    add_outlines(add)
+    add_segments(add)
     add("--overwrite", action="store_true", help="write into a folder that is not empty")
 
 
@@ -166,7 +168,7 @@ def _understood(
     shown = look((file for files in annotators for file in files.values()), grids)
     if options.mapping not in (None, "dense"):
         strokes = understand_strokes(
-            shown, options.mapping, options.background, options.class_names, options.only_named, grids
+            shown, options.mapping, options.background, options.class_names, options.only_named, options.nested, grids
         )
         return strokes.read, strokes.names
     if options.background:
@@ -179,7 +181,8 @@ def _understood(
     classes = name_classes(shown, binary, options.class_names)
     if classes.said:
         print(classes.said)
-    masks = MaskReader(classes.names, binary, only_named=options.only_named, grids=grids)
+    require_order(options.nested, bool(options.class_names), classes.names)
+    masks = MaskReader(classes.names, binary, options.nested, options.only_named, grids)
     return lambda path: (*masks(path), 0), classes.names
 
 

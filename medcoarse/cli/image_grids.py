@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from medcoarse.cli.files import belonging, by_stem, find_images
 from medcoarse.cli.main import CommandError
@@ -14,16 +13,6 @@ from medcoarse.readers.drawing import Grid
 from medcoarse.readers.formats import needs_image, read_drawing
 
 _CHANNEL = re.compile(r"(.+)_\d{4}")
-
-
-def add_outlines(add: Callable[..., Any]) -> None:
-    """The options of a command that reads outlines, in DICOM or of QuPath."""
-    add("--images", metavar="FOLDER", help="of outlines (RTSTRUCT, GeoJSON): the images that they were drawn on")
-    add(
-        "--only_named",
-        action="store_true",
-        help="leave out segments that are none of --class_names, as the body and the couch of an RTSTRUCT",
-    )
 
 
 def find_grids(names: Mapping[Path, str], folder: str | None) -> dict[Path, Grid]:

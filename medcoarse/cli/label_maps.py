@@ -11,10 +11,11 @@ counts segments as they are made. Where they do they are kept; otherwise names a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,40 @@ class Classes:
 
     names: list[str]
     said: str = ""
+
+
+def add_segments(add: Callable[..., Any]) -> None:
+    """The options of a command that reads segments, and outlines in DICOM or of QuPath."""
+    add("--nested", action="store_true", help="where segments overlap, the class that comes later counts")
+    add(
+        "--only_named",
+        action="store_true",
+        help="leave out segments that are none of --class_names, as the body and the couch of an RTSTRUCT",
+    )
+    add("--images", metavar="FOLDER", help="of outlines (RTSTRUCT, GeoJSON): the images that they were drawn on")
+
+
+def require_order(nested: bool, named: bool, class_names: Sequence[str]) -> None:
+    """Refuse structures in one another of which nobody said which lies in which.
+
+    Args:
+        nested: whether they lie so.
+        named: whether somebody named the classes in their order.
+        class_names: background first.
+
+    Raises:
+        CommandError: as said.
+
+    Example:
+        >>> require_order(True, False, ["background", "liver", "tumour"])
+        Traceback (most recent call last):
+        medcoarse.cli.main.CommandError: --nested: which of liver, tumour lies in which? Pass --class_names, ...
+    """
+    if nested and not named and len(class_names) > 2:
+        raise CommandError(
+            f"--nested: which of {', '.join(class_names[1:])} lies in which? Pass --class_names, background first, "
+            "then the outer ones"
+        )
 
 
 def look(paths: Iterable[Path], grids: Mapping[Path, Grid] = MappingProxyType({})) -> dict[Path, Shown]:

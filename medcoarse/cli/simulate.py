@@ -18,8 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from medcoarse.cli.files import by_stem, drawn_stem, find_drawings, new_folder
-from medcoarse.cli.image_grids import add_outlines, find_grids
-from medcoarse.cli.label_maps import MaskReader, binary_of, look, name_classes, only_named
+from medcoarse.cli.image_grids import find_grids
+from medcoarse.cli.label_maps import (
+    MaskReader,
+    add_segments,
+    binary_of,
+    look,
+    name_classes,
+    only_named,
+    require_order,
+)
 from medcoarse.cli.main import CommandError
 from medcoarse.files import write_json
 from medcoarse.readers.drawing import Grid
@@ -56,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="background first; segments are recognized by them; after the folders",
     )
-    add_outlines(add)
+    add_segments(add)
     add("--seed", type=int, default=0, help="the same seed gives the same drawings (default 0)")
     apart = parser.add_mutually_exclusive_group().add_argument
     apart(
@@ -97,7 +105,8 @@ def run(options: argparse.Namespace) -> int:
         shown = only_named(shown, options.class_names)
     binary = binary_of([masks], shown)
     classes = name_classes(shown, binary, options.class_names)
-    read = MaskReader(classes.names, binary, only_named=options.only_named, grids=grids)
+    require_order(options.nested, bool(options.class_names), classes.names)
+    read = MaskReader(classes.names, binary, options.nested, options.only_named, grids)
     output = new_folder(options.output_dir, options.overwrite)
     if classes.said:
         print(classes.said)

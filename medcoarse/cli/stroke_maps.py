@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from medcoarse.cli.facts import find_classes
+from medcoarse.cli.facts import find_classes, in_order_of_classes
 from medcoarse.cli.label_maps import Labels, Shown
 from medcoarse.cli.main import CommandError
 from medcoarse.datalist import DataError
@@ -27,11 +27,13 @@ class Strokes:
     Args:
         names: of the classes, background first.
         claims: what their values or names mean.
+        nested: whether later classes cover earlier ones where segments overlap; otherwise nothing is drawn there.
         grids: of the images of outlines, see `medcoarse.cli.image_grids`.
     """
 
     names: list[str]
     claims: Claims
+    nested: bool = False
     grids: Mapping[Path, Grid] = field(default_factory=dict)
 
     def read(self, path: Path) -> tuple[Labels, Grid, bool, int]:
@@ -43,7 +45,7 @@ class Strokes:
         """
         try:
             drawing = read_drawing(path, self.grids.get(path))
-            maps = claimed(drawing, self.claims, path, "unlabeled")
+            maps = claimed(drawing, self.claims, path, "last" if self.nested else "unlabeled")
         except DataError as error:
             raise CommandError(str(error)) from None
         beyond = [np.array(outside(drawing, self.claims, kind), np.uint8)[:, None] for kind in KINDS]
@@ -59,6 +61,7 @@ def understand_strokes(
     background: str | None,
     class_names: Sequence[str] | None,
     only_named: bool = False,
+    nested: bool = False,
     grids: Mapping[Path, Grid] = MappingProxyType({}),
 ) -> Strokes:
     """What drawings say, by the rules of `medcoarse train`.
@@ -69,6 +72,7 @@ def understand_strokes(
         background: value or name of what is drawn as background.
         class_names: background first.
         only_named: whether names that are none of these say nothing.
+        nested: whether segments lie in one another, later classes in earlier ones.
         grids: of the images of outlines.
 
     Raises:
@@ -78,13 +82,16 @@ def understand_strokes(
         raise CommandError(f"--class_names must be different names, background first, got {' '.join(class_names)}")
     found = set[str]().union(*(one.names if one.segments else map(str, one.values) for one in shown.values()))
     named = any(one.segments for one in shown.values())
-    classes = find_classes(found, named, mapping, background, class_names[1:] if class_names else None, only_named)
+    structures = class_names[1:] if class_names else None
+    classes = find_classes(found, named, mapping, background, structures, only_named)
+    if nested:
+        classes = in_order_of_classes(classes, structures)
     try:
         claims = as_claims(classes.mapping, len(classes.names))
     except ValueError as error:
         raise CommandError(f"--mapping: {error}") from None
     names = list(class_names) if class_names else classes.names
-    return Strokes(names, claims, grids)
+    return Strokes(names, claims, nested, grids)
 
 
 def require_masks(shown: Mapping[Path, Shown]) -> None:

@@ -87,7 +87,7 @@ def _of_segments(
         if not nested and ((labels > 0) & (said > 0) & (labels != said)).any():
             raise DataError(
                 f"{source}: its segments overlap, and a mask has one class at a voxel; cut them or, where structures "
-                "lie in one another, say so (contradictions='last' in Python, --nested of train and evaluate)"
+                "lie in one another, say so (contradictions='last' in Python, --nested of the commands)"
             )
         np.maximum(labels, said, out=labels)
     return labels

@@ -139,6 +139,32 @@ def test_an_image_that_is_missing_is_named(tmp_path: Path) -> None:
     assert found[file].shape == SHAPE
 
 
+def test_structures_in_one_another_are_fused_and_drawn_of(tmp_path: Path, capfd: Any) -> None:
+    """The lesion covers the organ, which holds it: as masks, and as strokes, whose background is outlined too."""
+    predicted(tmp_path / "images" / "a.nii.gz", np.zeros(SHAPE))
+    nested = {"organ": VESSEL_CONTOURS, "lesion": [("CLOSED_PLANAR", contour((2, 3, 2, 4), 1))]}
+    for who in ("ada", "ben"):
+        structures(tmp_path / who / "a.dcm", nested | {"air": REGIONS["edge"]})
+    names = ["--class_names", "air", "organ", "lesion", "--images", tmp_path / "images"]
+    fuse: list[Any] = ["fuse", tmp_path / "ada", tmp_path / "ben", "--overwrite", "--output_dir", tmp_path / "out"]
+    assert "its segments overlap" in refused(capfd, *fuse, *names)
+    assert "which of organ, lesion, air lies in which?" in refused(capfd, *fuse, "--nested", *names[4:])
+    expected = VESSEL.astype(np.uint8)
+    expected[2, 2:4, 1] = 2
+    assert main(text(*fuse, "--nested", *names)) == 0
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "out" / "a.nii.gz").dataobj), expected)
+    strokes = ["--mapping", "slicer", "--background", "air"]
+    assert main(text(*fuse, "--nested", *names, *strokes)) == 0
+    drawn = np.asarray(nib.load(tmp_path / "out" / "a.nii.gz").dataobj)
+    np.testing.assert_array_equal(drawn, np.where(VESSEL, expected, np.where(EDGE, 0, 255)))
+    assert main(text(*fuse, *names, *strokes)) == 0
+    drawn = np.asarray(nib.load(tmp_path / "out" / "a.nii.gz").dataobj)
+    assert (drawn[2, 2:4, 1] == 255).all(), "who says two things of a voxel says nothing"
+    simulate = ["simulate", tmp_path / "ada", tmp_path / "drawn", *names, "--profile", "dhe_good"]
+    assert "its segments overlap" in refused(capfd, *simulate)
+    assert main(text(*simulate, "--nested", "--overwrite")) == 0
+
+
 # --- segments beside those of interest -----------------------------------------------------------------------------
 
 
