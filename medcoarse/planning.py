@@ -128,66 +128,92 @@ def make_plan(
     spacing, why_spacing = target_spacing(facts)
     same = spacing is not None and have_same_spacing(facts)
     resampled_to = None if same else spacing
-    shape, steps = usual_shape(facts, resampled_to)
+    images = num_training or len(facts.shapes)
+    intensity, why_intensity = choose_intensity(facts)
     matrices = BYTES_PER_ENTRY * num_annotators * num_classes**2
     fine = num_annotators > 1 and 2 * matrices <= BYTES_PER_VOXEL
-    heads = BYTES_PER_CHANNEL * num_heads * num_classes
-    most_voxels = memory_gb * 1e9 / (BYTES_PER_VOXEL + heads + matrices * fine)
-    voxels = min(_MOST_VOXELS[dims, gpu], int(most_voxels / 2))
-    sides = fitting_box(shape, steps, voxels)
-    strides = choose_strides(sides, steps)
-    patch = _rounded(sides, strides)
-    channels = [min((32 if gpu else 16) * 2**level, 256) for level in range(len(strides) + 1)]
-    most = most_voxels if gpu else 2 * voxels
-    batch = int(np.clip(most / math.prod(patch), 2, 8))
-    images = num_training or len(facts.shapes)
-    per_epoch = images * math.ceil(_PATCHES_PER_EPOCH / images)  # each image as often
-    steps_per_epoch = per_epoch // batch  # what is left over is dropped
-    epochs = int(np.clip(math.ceil(_STEPS / steps_per_epoch), 30, 200))
-    intensity, why_intensity = choose_intensity(facts)
-    settings: dict[str, Any] = {
-        "spatial_dims": dims,
-        "in_channels": facts.num_channels,
-        "orientation": orientation,
-        "spacing": spacing,
-        "spacing_tolerance": SAME_SPACING if same else 0.0,
-        "patch_size": patch,
-        "patches_per_epoch": _PATCHES_PER_EPOCH,
-        "intensity": intensity,
-        "network_def#channels": channels,
-        "network_def#strides": strides,
-        "batch_size": batch,
-        "max_epochs": epochs,
-    }
-    if intensity == "ct":
-        settings["ct_window"] = window(facts)
-    reasons = {
-        "spatial_dims": f"the images have {dims} axes of more than one voxel",
-        "orientation": why_orientation,
-        "spacing": why_spacing,
-        "patch_size": f"the largest box, as near to a {_equal_sided(facts)} as the usual image {shape} allows, of at "
-        f"most {voxels} voxels ({'GPU' if gpu else 'CPU'}, {memory_gb:g} GB), rounded to what the network divides by",
-        "intensity": why_intensity,
-        "network_def#strides": "each axis is halved while it keeps four voxels and is not yet twice as coarse as the "
-        f"finest; at most {_MAX_POOLINGS} times",
-        "network_def#channels": "doubled at each halving, at most 256",
-        "batch_size": f"as many patches as {'fit into memory' if gpu else f'have {most} voxels'}, from 2 to 8",
-        "max_epochs": f"{epochs * steps_per_epoch} steps; {_STEPS} are meant, in 30 to 200 epochs of about "
-        f"{_PATCHES_PER_EPOCH} patches, from each of {images} images as many; "
-        f"{epochs // (3 if num_annotators > 1 else 10)} more epochs are for the annotators alone",
-    }
+    each = BYTES_PER_VOXEL + BYTES_PER_CHANNEL * num_heads * num_classes + matrices * fine
+    network = _plan_network(facts, resampled_to, gpu, memory_gb, each)
+    strides = network.settings["network_def#strides"]
+    parts = [
+        Plan(
+            {
+                "spatial_dims": dims,
+                "in_channels": facts.num_channels,
+                "orientation": orientation,
+                "spacing": spacing,
+                "spacing_tolerance": SAME_SPACING if same else 0.0,
+                "intensity": intensity,
+            },
+            {
+                "spatial_dims": f"the images have {dims} axes of more than one voxel",
+                "orientation": why_orientation,
+                "spacing": why_spacing,
+                "intensity": why_intensity,
+            },
+        ),
+        Plan({"ct_window": window(facts)} if intensity == "ct" else {}, {}),
+        network,
+        _plan_epochs(images, network.settings["batch_size"], 3 if num_annotators > 1 else 10),
+    ]
     if num_annotators > 1:
-        settings["annotator_def#reduction"] = [1] * dims if fine else block_size(strides, dims)
-        reasons["annotator_def#reduction"] = (
+        why = (
             f"matrices of {num_annotators} annotators and {num_classes} classes take {matrices} bytes a voxel, "
             f"{'at most' if fine else 'over'} half of the segmenter's {BYTES_PER_VOXEL}, so annotators look at "
             f"{'every voxel' if fine else 'averages over blocks of so many'}"
         )
+        parts.append(_setting("annotator_def#reduction", [1] * dims if fine else block_size(strides, dims), why))
     if ram_gb is not None:
-        settings["cache_num"], reasons["cache_num"] = cached_images(
-            facts, resampled_to, images, num_classes, num_annotators, ram_gb
-        )
+        kept = cached_images(facts, resampled_to, images, num_classes, num_annotators, ram_gb)
+        parts.append(_setting("cache_num", *kept))
+    return Plan(
+        {key: value for part in parts for key, value in part.settings.items()},
+        {key: why for part in parts for key, why in part.reasons.items()},
+    )
+
+
+def _setting(key: str, value: Any, why: str) -> Plan:
+    return Plan({key: value}, {key: why})
+
+
+def _plan_network(
+    facts: Facts, spacing: Sequence[float] | None, gpu: bool, memory_gb: float, bytes_per_voxel: float
+) -> Plan:
+    """Patch, network and batch, for images that are resampled to a spacing or not."""
+    shape, steps = usual_shape(facts, spacing)
+    most_voxels = memory_gb * 1e9 / bytes_per_voxel
+    voxels = min(_MOST_VOXELS[dims_of(facts), gpu], int(most_voxels / 2))
+    sides = fitting_box(shape, steps, voxels)
+    strides = choose_strides(sides, steps)
+    patch = _rounded(sides, strides)
+    most = most_voxels if gpu else 2 * voxels
+    settings = {
+        "patch_size": patch,
+        "network_def#channels": [min((32 if gpu else 16) * 2**level, 256) for level in range(len(strides) + 1)],
+        "network_def#strides": strides,
+        "batch_size": int(np.clip(most / math.prod(patch), 2, 8)),
+    }
+    reasons = {
+        "patch_size": f"the largest box, as near to a {_equal_sided(facts)} as the usual image {shape} allows, of at "
+        f"most {voxels} voxels ({'GPU' if gpu else 'CPU'}, {memory_gb:g} GB), rounded to what the network divides by",
+        "network_def#strides": "each axis is halved while it keeps four voxels and is not yet twice as coarse as the "
+        f"finest; at most {_MAX_POOLINGS} times",
+        "network_def#channels": "doubled at each halving, at most 256",
+        "batch_size": f"as many patches as {'fit into memory' if gpu else f'have {most} voxels'}, from 2 to 8",
+    }
     return Plan(settings, reasons)
+
+
+def _plan_epochs(num_training: int, batch_size: int, annotator_part: int) -> Plan:
+    """How long to train; an `annotator_part`-th of it follows for the annotators alone."""
+    per_epoch = num_training * math.ceil(_PATCHES_PER_EPOCH / num_training)  # each image as often
+    steps = per_epoch // batch_size  # what is left over is dropped
+    epochs = int(np.clip(math.ceil(_STEPS / steps), 30, 200))
+    why = (
+        f"{epochs * steps} steps; {_STEPS} are meant, in 30 to 200 epochs of about {_PATCHES_PER_EPOCH} patches, from "
+        f"each of {num_training} images as many; {epochs // annotator_part} more epochs are for the annotators alone"
+    )
+    return Plan({"patches_per_epoch": _PATCHES_PER_EPOCH, "max_epochs": epochs}, {"max_epochs": why})
 
 
 def cached_images(
