@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.transforms import EnsureChannelFirstd
+from numpy.typing import NDArray
 
 from medcoarse.assignment import ANNOTATORS_KEY
 from medcoarse.confusion import UNLABELED
@@ -442,14 +443,8 @@ def verify_drawings(
         DataError: files that are damaged or do not fit, items without what is learned from, a class that nothing shows,
             an annotator in whose drawings there is nothing.
     """
-    needed = {"dense": ["label"], "semi": ["drawing", "label"]}.get(supervision, ["drawing"])
     training = sections.get("training", ())
-    lacking = [str(item.get("image")) for item in training if not any(item.get(key) for key in needed)]
-    if lacking:
-        missing = " and no ".join(map(repr, needed))
-        raise DataError(f"{len(lacking)} training items have no {missing}, first {lacking[0]}; add it or take them off")
-    if supervision == "semi" and not any(item.get("label") for item in training):
-        raise DataError("no training item has a 'label'; add masks, or learn from drawings alone (supervision strokes)")
+    _require_what_is_learned(training, supervision)
     for item in chain.from_iterable(sections.values()):
         files = item.get("image")
         for file in files if isinstance(files, list) else [files]:
@@ -457,47 +452,87 @@ def verify_drawings(
                 require_one_series(Path(file))
     verify_datalist(sections, label_keys=(), mask_keys=(), allow_missing_annotation=True, num_threads=1)
     load, channel_first = LoadImageOrSeriesd("image"), EnsureChannelFirstd("image")  # Compose would bury what is wrong
-    counts, masked, background_read, losing = np.zeros(256, np.int64), np.zeros(256, np.int64), 0, list[float]()
-    problems, drew = list[str](), np.zeros(len(annotators), bool)
-    for name, items in sections.items():
-        for item in items:
-            try:
-                image = channel_first(load({"image": item["image"]}))
-                _check_image(image["image"], str(item["image"]), spatial_dims, in_channels)
-                mask = np.asarray(read_mask({**item, **image})["label"]) if item.get("label") else None
-                drawn = np.asarray(read({**item, **image})["positive"]) if item.get("drawing") else None
-            except DataError as error:
-                problems.append(str(error))
-                continue
-            if mask is not None and name == "training" and supervision == "semi":
-                masked += np.bincount(mask.ravel(), minlength=256)
-            if drawn is None:
-                continue
-            if name == "training":
-                counts += np.bincount(drawn.ravel(), minlength=256)
-                drew |= (drawn != UNLABELED).reshape(len(drawn), -1).any(1) if annotators else drew
-            if name == "training" and supervision != "dense":
-                spacing = spacing_of(image["image"], None)
-                for one in drawn:
-                    filled = fill_beyond_loops(one)
-                    background_read += int((spread_background(filled, spacing, spread) == 0).sum())
-                    losing += losing_ratios(filled if loops else one, spacing) if spread else []
+    tally, problems = _Tally(len(annotators)), list[str]()
+    for name, item in ((name, item) for name, items in sections.items() for item in items):
+        try:
+            image = channel_first(load({"image": item["image"]}))
+            _check_image(image["image"], str(item["image"]), spatial_dims, in_channels)
+            mask = np.asarray(read_mask({**item, **image})["label"]) if item.get("label") else None
+            drawn = np.asarray(read({**item, **image})["positive"]) if item.get("drawing") else None
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        if name == "training" and mask is not None and supervision == "semi":
+            tally.add_mask(mask)
+        if name == "training" and drawn is not None:
+            tally.add_drawing(drawn)
+            if supervision != "dense":
+                tally.add_reach(drawn, spacing_of(image["image"], None), loops, spread)
     raise_problems(problems, count(sum(map(len, sections.values())), "item"))
-    _require_busy(annotators, [name for name, some in zip(annotators, drew, strict=True) if some])
-    found = dict(zip(class_names, counts[: len(class_names)].tolist(), strict=True))
-    learned = counts + masked if supervision == "semi" else counts
-    nothing = [name for name, number in zip(class_names, learned, strict=False) if number == 0]
-    if nothing and supervision != "dense":
-        or_mask = " or mask" if supervision == "semi" else ""
+    _require_busy(annotators, [name for name, some in zip(annotators, tally.drew, strict=True) if some])
+    found = tally.by_name(class_names)
+    if supervision != "dense":
+        _require_shown(found, tally.masked, supervision == "semi")
+    logger.info("Voxels drawn for training: %s", ", ".join(f"{name} {number}" for name, number in found.items()))
+    if supervision != "dense":
+        _warn_of_little_background(found, tally.background)
+        _warn_of_spreading(tally.losing, spread, loops)
+    return found
+
+
+def _require_what_is_learned(training: Sequence[Item], supervision: str) -> None:
+    """Refuse training items without a drawing, a label, or either."""
+    needed = {"dense": ["label"], "semi": ["drawing", "label"]}.get(supervision, ["drawing"])
+    lacking = [str(item.get("image")) for item in training if not any(item.get(key) for key in needed)]
+    if lacking:
+        missing = " and no ".join(map(repr, needed))
+        raise DataError(f"{len(lacking)} training items have no {missing}, first {lacking[0]}; add it or take them off")
+    if supervision == "semi" and not any(item.get("label") for item in training):
+        raise DataError("no training item has a 'label'; add masks, or learn from drawings alone (supervision strokes)")
+
+
+class _Tally:
+    """What is drawn of the images to train on.
+
+    Args:
+        num_annotators: whose drawings are kept apart.
+    """
+
+    def __init__(self, num_annotators: int) -> None:
+        self.drawn, self.masked = np.zeros((2, 256), np.int64)  # voxels of each class
+        self.drew = np.zeros(num_annotators, bool)  # who drew anything
+        self.background = 0  # voxels, with what lies beyond closed lines and what is spread
+        self.losing: list[float] = []  # see `medcoarse.transforms.expand.losing_ratios`
+
+    def add_mask(self, mask: NDArray[np.uint8]) -> None:
+        self.masked += np.bincount(mask.ravel(), minlength=256)
+
+    def add_drawing(self, drawn: NDArray[np.uint8]) -> None:
+        """(R, *S) of annotators who are kept apart, else (1, *S)."""
+        self.drawn += np.bincount(drawn.ravel(), minlength=256)
+        if len(self.drew):
+            self.drew |= (drawn != UNLABELED).reshape(len(drawn), -1).any(1)
+
+    def add_reach(self, drawn: NDArray[np.uint8], spacing: Sequence[float], loops: bool, spread: float) -> None:
+        """What closed lines and spreading say beyond the drawing."""
+        for one in drawn:
+            filled = fill_beyond_loops(one)
+            self.background += int((spread_background(filled, spacing, spread) == 0).sum())
+            self.losing += losing_ratios(filled if loops else one, spacing) if spread else []
+
+    def by_name(self, class_names: Sequence[str]) -> dict[str, int]:
+        return dict(zip(class_names, self.drawn[: len(class_names)].tolist(), strict=True))
+
+
+def _require_shown(found: Mapping[str, int], masked: Sequence[int], learn_masks: bool) -> None:
+    """Refuse classes that no training drawing, nor mask, shows."""
+    nothing = [name for label, (name, number) in enumerate(found.items()) if not number + masked[label]]
+    if nothing:
+        or_mask = " or mask" if learn_masks else ""
         raise DataError(
             f"no training drawing{or_mask} shows {', '.join(map(repr, nothing))} (drawn voxels: {found}); draw some of "
             "each class, background too, or correct the mapping"
         )
-    logger.info("Voxels drawn for training: %s", ", ".join(f"{name} {number}" for name, number in found.items()))
-    if supervision != "dense":
-        _warn_of_little_background(found, background_read)
-        _warn_of_spreading(losing, spread, loops)
-    return found
 
 
 def _warn_of_little_background(found: Mapping[str, int], read: int) -> None:
