@@ -524,7 +524,7 @@ class _Tally:
         return dict(zip(class_names, self.drawn[: len(class_names)].tolist(), strict=True))
 
 
-def _require_shown(found: Mapping[str, int], masked: Sequence[int], learn_masks: bool) -> None:
+def _require_shown(found: Mapping[str, int], masked: NDArray[np.int64], learn_masks: bool) -> None:
     """Refuse classes that no training drawing, nor mask, shows."""
     nothing = [name for label, (name, number) in enumerate(found.items()) if not number + masked[label]]
     if nothing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -117,32 +117,43 @@ def modality_of(path: Path) -> str:
     return "" if file is None else read_tags(file, ["Modality"])["Modality"]
 
 
-def inspect(
-    pairs: Mapping[Path, Sequence[Path]],
-    mapping: str | None,
-    background: str | None,
-    class_names: Sequence[str] | None,
-    resample: bool = False,
-    channels: Channels = MappingProxyType({}),
-    loops: bool = False,
-    masks: Mapping[Path, Path] = MappingProxyType({}),
-    nested: bool = False,
-    only_named: bool = False,
-) -> tuple[Facts, Classes]:
-    """Decode every image, drawing and mask; two passes over the drawings, for the first tells what is in them.
+@dataclass(frozen=True)
+class Reading:
+    """How somebody asks for drawings and masks to be read.
 
     Args:
-        pairs: image -> drawings.
         mapping: one of `PRESETS`, a JSON object or file, or None: "slicer" where the drawings have names,
             "unlabeled_255" where 255 is drawn, else "itksnap".
         background: the value or name of what is drawn as background.
         class_names: of the foreground, in the order of their values.
         resample: whether drawings on another grid than their image's are brought there.
-        channels: the files of images that have several.
         loops: whether what lies beyond closed lines of background is background.
-        masks: image -> mask, of images that have one.
         nested: whether segments lie in one another, later classes in earlier ones.
         only_named: whether segments that are none of `class_names`, nor background, are left out.
+    """
+
+    mapping: str | None = None
+    background: str | None = None
+    class_names: Sequence[str] | None = None
+    resample: bool = False
+    loops: bool = False
+    nested: bool = False
+    only_named: bool = False
+
+
+def inspect(
+    pairs: Mapping[Path, Sequence[Path]],
+    reading: Reading,
+    channels: Channels = MappingProxyType({}),
+    masks: Mapping[Path, Path] = MappingProxyType({}),
+) -> tuple[Facts, Classes]:
+    """Decode every image, drawing and mask; two passes over the drawings, for the first tells what is in them.
+
+    Args:
+        pairs: image -> drawings.
+        reading: how drawings and masks are read.
+        channels: the files of images that have several.
+        masks: image -> mask, of images that have one.
 
     Raises:
         CommandError: a damaged file, images that cannot be trained on together, drawings or masks that do not fit their
@@ -157,12 +168,13 @@ def inspect(
             found |= values
             named.add(segments)
     _require_alike(list(pairs), rows)
-    classes = find_classes(found, True in named, mapping, background, class_names, only_named)
-    if nested:
-        classes = in_order_of_classes(classes, class_names)
+    meaning = (reading.mapping, reading.background, reading.class_names, reading.only_named)
+    classes = find_classes(found, True in named, *meaning)
+    if reading.nested:
+        classes = in_order_of_classes(classes, reading.class_names)
     blank = tuple(image.name for image, row in zip(pairs, rows, strict=True) if row["low"] == row["high"])
     classes = replace(classes, binary_masks=_are_binary(list(masks.values()), classes.names), blank=blank)
-    ranges, checked = _check_drawings(pairs, masks, classes, resample, channels, loops, nested, only_named)
+    ranges, checked = _check_drawings(pairs, masks, classes, reading, channels)
     dims = {len(row["shape"]) for row in rows}
     modalities = {row["modality"] for row in rows}
     pictures = "picture" in modalities
@@ -407,67 +419,99 @@ def _check_drawings(
     pairs: Mapping[Path, Sequence[Path]],
     masks: Mapping[Path, Path],
     classes: Classes,
-    resample: bool,
+    reading: Reading,
     channels: Channels,
-    read_loops: bool,
-    nested: bool,
-    only_named: bool,
 ) -> tuple[tuple[float, float] | None, Classes]:
     """Read every drawing and mask onto its image, as training will; the range of intensities of what is drawn as
     foreground, and the classes with what the drawings and masks showed.
     """
-    number = len(classes.names)
-    placing: Any = {"resample": resample, "contradictions": "last" if nested else "error"}
-    try:
-        read = LoadCoarseAnnotationd("file", classes.mapping, number, **placing)
-        read_again = LoadCoarseAnnotationd("file", classes.mapping, number, **placing | {"contradictions": "unlabeled"})
-    except ValueError as error:
-        raise CommandError(f"--mapping: {error}") from None
-    read_mask = LoadMaskd("file", number, classes.names, classes.binary_masks, only_named, **placing)
-    merge = MergeStrokesd(num_classes=number, allow_missing_keys=True)
-    values = _Values(number)
-    silent, contradicted, problems = list[Path](), list[Path](), list[str]()
-    loops, crossed = (0, 0), np.zeros((number, number), np.int64)
-    seen, masked = {path: Counter[int]() for path in pairs}, dict[Path, Mapping[int, int]]()
-    losing: dict[Path, list[float]] = {path: [] for path in pairs}
+    shown, problems = _Shown(pairs, classes, reading), list[str]()
     for path, drawings in tqdm(pairs.items(), "reading drawings", leave=False, disable=None):
         image, every = load_image(path, channels), list[NDArray[np.uint8]]()
         for drawing in drawings:
-            item: dict[Hashable, Any] = {"image": image, "file": str(drawing)}
             try:
-                try:
-                    maps = read(item)
-                except ContradictionError:
-                    contradicted.append(drawing)
-                    maps = read_again(item)
+                every.append(shown.add_drawing(path, drawing, image))
             except DataError as error:
                 problems.append(str(error))
-                continue
-            if all((np.asarray(maps[kind]) == UNLABELED).all() for kind in KINDS if kind in maps):
-                silent.append(drawing)
-            if "positive" in maps:
-                values.add(np.asarray(image)[0], np.asarray(maps["positive"])[0])
-            strokes = np.asarray(merge(maps)["strokes"])[0]
-            every.append(strokes)
-            seen[path].update(_counted(strokes))
-            slices, closed = count_loops(strokes)
-            loops = (loops[0] + slices, loops[1] + closed)
-            filled = fill_beyond_loops(strokes) if read_loops else strokes
-            losing[path] += losing_ratios(filled, spacing_of(image, None))
         if path in masks:
             try:
-                mask = np.asarray(read_mask({"image": image, "file": str(masks[path])})["file"])
+                shown.add_mask(path, masks[path], image, every)
             except DataError as error:
                 problems.append(str(error))
-                continue
-            masked[path] = _counted(mask)
-            crossed += sum(_crossed(strokes, mask[0], number) for strokes in every)
     if problems:
         files, what = sum(map(len, pairs.values())) + len(masks), "drawings and masks" if masks else "drawings"
         raise CommandError(f"{len(problems)} of {files} {what} cannot be used: {'; '.join(problems[:3])}")
-    _require_same_numbers(crossed, classes)
-    checked = replace(classes, silent=tuple(silent), contradicted=tuple(contradicted), loops=loops)
-    return values.range(), replace(checked, losing=losing, drawn=seen, masked=masked)
+    _require_same_numbers(shown.crossed, classes)
+    return shown.values.range(), shown.classes()
+
+
+class _Shown:
+    """What drawings and masks show on their images.
+
+    Args:
+        images: all of them, drawn or not.
+        found: what values or names mean.
+        reading: how drawings and masks are read.
+
+    Raises:
+        CommandError: a mapping that cannot be.
+    """
+
+    def __init__(self, images: Iterable[Path], found: Classes, reading: Reading) -> None:
+        self.found, self.reading, number = found, reading, len(found.names)
+        placing: Any = {"resample": reading.resample, "contradictions": "last" if reading.nested else "error"}
+        lenient = placing | {"contradictions": "unlabeled"}
+        try:
+            self._read = LoadCoarseAnnotationd("file", found.mapping, number, **placing)
+            self._read_contradicted = LoadCoarseAnnotationd("file", found.mapping, number, **lenient)
+        except ValueError as error:
+            raise CommandError(f"--mapping: {error}") from None
+        self._read_mask = LoadMaskd("file", number, found.names, found.binary_masks, reading.only_named, **placing)
+        self._merge = MergeStrokesd(num_classes=number, allow_missing_keys=True)
+        self.values = _Values(number)
+        self.crossed = np.zeros((number, number), np.int64)
+        self.silent, self.contradicted = list[Path](), list[Path]()
+        self.loops = (0, 0)
+        self.drawn = {image: Counter[int]() for image in images}
+        self.losing: dict[Path, list[float]] = {image: [] for image in self.drawn}
+        self.masked: dict[Path, Mapping[int, int]] = {}
+
+    def add_drawing(self, path: Path, drawing: Path, image: MetaTensor) -> NDArray[np.uint8]:
+        """The strokes *S of a drawing of an image."""
+        item: dict[Hashable, Any] = {"image": image, "file": str(drawing)}
+        try:
+            maps = self._read(item)
+        except ContradictionError:
+            maps = self._read_contradicted(item)
+            self.contradicted.append(drawing)
+        if all((np.asarray(maps[kind]) == UNLABELED).all() for kind in KINDS if kind in maps):
+            self.silent.append(drawing)
+        if "positive" in maps:
+            self.values.add(np.asarray(image)[0], np.asarray(maps["positive"])[0])
+        strokes: NDArray[np.uint8] = np.asarray(self._merge(maps)["strokes"])[0]
+        self.drawn[path].update(_counted(strokes))
+        slices, closed = count_loops(strokes)
+        self.loops = (self.loops[0] + slices, self.loops[1] + closed)
+        filled = fill_beyond_loops(strokes) if self.reading.loops else strokes
+        self.losing[path] += losing_ratios(filled, spacing_of(image, None))
+        return strokes
+
+    def add_mask(self, path: Path, mask: Path, image: MetaTensor, drawn: Sequence[NDArray[np.uint8]]) -> None:
+        """A mask of an image, beside the strokes on it."""
+        values = np.asarray(self._read_mask({"image": image, "file": str(mask)})["file"])
+        self.masked[path] = _counted(values)
+        self.crossed += sum(_crossed(strokes, values[0], len(self.found.names)) for strokes in drawn)
+
+    def classes(self) -> Classes:
+        return replace(
+            self.found,
+            silent=tuple(self.silent),
+            contradicted=tuple(self.contradicted),
+            loops=self.loops,
+            losing=self.losing,
+            drawn=self.drawn,
+            masked=self.masked,
+        )
 
 
 class _Values:

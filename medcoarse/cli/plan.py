@@ -8,7 +8,7 @@ import os
 import shutil
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,21 +100,15 @@ def write_plan(options: argparse.Namespace, out: Path, asked: Mapping[str, Any])
     found = paired(options)
     patients = patients_of(list(found.drawn), options.patient, found.channels)
 
-    from medcoarse.cli.facts import inspect
+    from medcoarse.cli.facts import Reading, inspect
 
     draft = _draft(out)
     try:
         facts, classes = inspect(
             {image: list(by.values()) for image, by in found.drawn.items()},
-            options.mapping,
-            options.background,
-            options.class_names,
-            options.resample,
+            Reading(**{one.name: getattr(options, one.name) for one in fields(Reading)}),
             found.channels,
-            options.loops,
             found.labels,
-            options.nested,
-            options.only_named,
         )
         if options.annotators:
             found = replace(found, drawn=_without_silent(found.drawn, classes.silent))
