@@ -166,7 +166,8 @@ class _Coarse(Transform):
             rng = np.random.default_rng([*seeds, _KINDS.index(profile.kind), r])
             one = _draw(profile, values, self.target, spacing, rng, self.num_classes)
             drawn.append(one.annotation)
-            record.append(self._common[r] | {"spacing": spacing, "parameters": one.parameters})
+            facts = {"shape": values.shape, "spacing": spacing, "parameters": one.parameters}
+            record.append(self._common[r] | facts)
         return _stacked(drawn, label), record
 
 
@@ -338,6 +339,9 @@ class SimulateCoarseBatch(Transform):
 class ReplayCoarse(Transform):
     """Repeat recorded drawings on the same label map.
 
+    Raises:
+        ValueError: when called, a label map of another shape than the one that was drawn on.
+
     Example:
         >>> label = np.zeros((1, 16, 16)); label[0, 4:12, 6:9] = 1
         >>> draw = SimulateCoarse("coarse_positive")
@@ -351,6 +355,12 @@ class ReplayCoarse(Transform):
     def __call__(self, label: NdarrayOrTensor, record: Record) -> NdarrayOrTensor:  # type: ignore[override]
         """Annotations (R, *S), uint8, one for each entry of the record."""
         values = label_map(label)
+        for one in record:
+            if (before := tuple(one.get("shape", values.shape))) != values.shape:  # older records do not have it
+                raise ValueError(
+                    f"the drawings were recorded on a label map of shape {before}, and this one has {values.shape}; "
+                    "replay them before it is cropped or resampled."
+                )
         drawn = [
             _apply(as_profile(one["profile"]), values, one["target"], one["spacing"], one["parameters"])
             for one in record

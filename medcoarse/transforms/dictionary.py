@@ -202,6 +202,7 @@ class ReplayCoarsed(_Coarsed):
 
     Raises:
         KeyError: the item carries no record.
+        ValueError: when called, a label map of another shape than the one that was drawn on.
 
     Example:
         >>> import numpy as np

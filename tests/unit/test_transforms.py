@@ -153,6 +153,12 @@ class TestArrays:
         annotation, record = draw.draw(label(), draw.seeds(label()))
         assert same(ReplayCoarse()(label(), json.loads(json.dumps(record))), annotation)
         assert ReplayCoarse()(label(), []).shape == (0, 40, 45)
+        with pytest.raises(
+            ValueError, match=r"recorded on a label map of shape \(40, 45\), and this one has \(40, 44\)"
+        ):
+            ReplayCoarse()(label()[..., :-1], json.loads(json.dumps(record)))
+        older = [{key: value for key, value in one.items() if key != "shape"} for one in record]
+        assert same(ReplayCoarse()(label(), older), annotation)
 
     def test_merge_and_outside(self):
         positive, negative = np.array([[[1, 1, U]]], np.uint8), np.array([[[1, U, 1]]], np.uint8)
