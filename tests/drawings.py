@@ -148,7 +148,9 @@ def contour(mask_box: tuple[int, int, int, int], k: int) -> list[float]:
     return [float(v) for x, y in corners for v in np.array(ORIGIN) + np.array(SPACING) * (x, y, k)]
 
 
-def write_rtstruct(path: Path, frame: str, regions: Mapping[str, list[tuple[str, list[float]]]] | None = None) -> Path:
+def write_rtstruct(
+    path: Path, frame: str, regions: Mapping[str, list[tuple[str, list[float]]]] | None = None, series: str = ""
+) -> Path:
     if regions is None:
         vessel = [("CLOSED_PLANAR", contour((1, 4, 1, 5), 1)), ("CLOSED_PLANAR", contour((1, 2, 1, 2), 2))]
         regions = {"vessel": vessel, "edge": [("CLOSED_PLANAR", contour((5, 6, 0, 3), 3))]}
@@ -170,6 +172,12 @@ def write_rtstruct(path: Path, frame: str, regions: Mapping[str, list[tuple[str,
             drawn.ContourSequence.append(item)
         data.StructureSetROISequence.append(roi)
         data.ROIContourSequence.append(drawn)
+    if series:
+        places = [Dataset() for _ in range(3)]
+        places[2].SeriesInstanceUID = series
+        places[1].RTReferencedSeriesSequence = Sequence([places[2]])
+        places[0].RTReferencedStudySequence = Sequence([places[1]])
+        data.ReferencedFrameOfReferenceSequence = Sequence(places[:1])
     data.save_as(path, enforce_file_format=True)
     return path
 

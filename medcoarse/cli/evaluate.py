@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from medcoarse.cli.files import NAMES_FILE, drawn_stem, find_drawings, listed, match
-from medcoarse.cli.image_grids import find_grids, grids_beside
+from medcoarse.cli.image_grids import find_grids, grids_beside, named_by_series
 from medcoarse.cli.label_maps import (
     MaskReader,
     Shown,
@@ -93,14 +93,15 @@ def run(options: argparse.Namespace) -> int:
     """Score all pairs."""
     predictions = find_drawings(options.predictions)
     masks = find_drawings(options.masks)
-    pairs, unmasked, unsaid = match(predictions, masks)
+    called = named_by_series([*predictions, *masks], options.images)
+    pairs, unmasked, unsaid = match(predictions, masks, called)
     alone = [f"{len(unmasked)} segmentations without a mask: {listed(unmasked)}"] if unmasked else []
     alone += [f"{len(unsaid)} masks without a segmentation: {listed(unsaid)}"] if unsaid else []
     if not pairs:
         raise CommandError("no segmentation has a mask of its name, or of one that goes on after a _")
     if alone and not options.partial:
         raise CommandError(f"{'; '.join(alone)}; pass --partial to leave them out")
-    grids = _grids(pairs, options.images)
+    grids = _grids(pairs, options.images, called)
     shown = look([*pairs, *pairs.values()], grids)
     binary = binary_of([pairs.keys(), pairs.values()], shown)
     described, unread = (
@@ -127,11 +128,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _grids(pairs: Mapping[Path, Path], images: str | None) -> dict[Path, Grid]:
+def _grids(pairs: Mapping[Path, Path], images: str | None, called: Mapping[Path, str]) -> dict[Path, Grid]:
     """What outlines are drawn on: their images or, where nobody names these, the label maps they are compared with."""
     both = [*pairs.items(), *((mask, prediction) for prediction, mask in pairs.items())]
     if images:
-        return find_grids({file: drawn_stem(file) for file, _ in both}, images)
+        return find_grids({file: called.get(file) or drawn_stem(file) for file, _ in both}, images)
     return grids_beside(dict(both))
 
 

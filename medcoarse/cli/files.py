@@ -6,8 +6,10 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from medcoarse.cli.main import CommandError
+from medcoarse.cli.references import drawn_on
 from medcoarse.datalist import DataError
 from medcoarse.readers.dicom import is_dicom
 from medcoarse.readers.formats import format_of, is_series
@@ -83,9 +85,16 @@ def belonging(name: str, names: Iterable[str]) -> str | None:
     return max(fitting, key=len, default=None)
 
 
-def match(segmentations: Sequence[Path], masks: Sequence[Path]) -> tuple[dict[Path, Path], list[Path], list[Path]]:
+def match(
+    segmentations: Sequence[Path], masks: Sequence[Path], names: Mapping[Path, str] = MappingProxyType({})
+) -> tuple[dict[Path, Path], list[Path], list[Path]]:
     """Which mask belongs to which segmentation, by the rule of `pair`, whichever has the longer name; the same name
     counts more.
+
+    Args:
+        segmentations: files.
+        masks: files.
+        names: what some of them are called, in place of their names.
 
     Returns:
         Segmentation -> mask; segmentations without a mask; masks without a segmentation.
@@ -98,7 +107,7 @@ def match(segmentations: Sequence[Path], masks: Sequence[Path]) -> tuple[dict[Pa
         >>> [(ours.name, theirs.name) for ours, theirs in found[0].items()], found[1:]
         ([('a_seg.png', 'a.png'), ('b.png', 'b_mask.png')], ([], [PosixPath('c.png')]))
     """
-    ours, theirs = by_stem(segmentations), by_stem(masks)
+    ours, theirs = by_stem(segmentations, names), by_stem(masks, names)
     same = ours.keys() & theirs.keys()
     longer = {(name, belonging(name, theirs)) for name in ours} | {(belonging(name, ours), name) for name in theirs}
     links = [(one, two) for one, two in longer if one and two and not {one, two} & same]
@@ -119,15 +128,15 @@ def match(segmentations: Sequence[Path], masks: Sequence[Path]) -> tuple[dict[Pa
     )
 
 
-def by_stem(files: Sequence[Path]) -> dict[str, Path]:
-    """Files by their names without endings.
+def by_stem(files: Sequence[Path], names: Mapping[Path, str] = MappingProxyType({})) -> dict[str, Path]:
+    """Files by their names without endings, or by those that are given.
 
     Raises:
         CommandError: two have the same.
     """
     found: dict[str, Path] = {}
     for file in files:
-        both = found.setdefault(drawn_stem(file), file)
+        both = found.setdefault(names.get(file) or drawn_stem(file), file)
         if both is not file:
             raise CommandError(f"{both} and {file} have the same name; give files of one folder different names")
     return found
@@ -192,7 +201,7 @@ def pair_each(
 
 def pair(images: Sequence[Path], others: Sequence[Path], what: str, need_all: bool = True) -> dict[Path, Path]:
     """Which drawing (or mask) belongs to which image: the names are the same, or the drawing's goes on after a `_`,
-    `-`, `.` or blank; the longest name counts.
+    `-`, `.` or blank; the longest name counts. One in DICOM that is called otherwise belongs to the series it names.
 
     Args:
         images: files and folders.
@@ -211,12 +220,13 @@ def pair(images: Sequence[Path], others: Sequence[Path], what: str, need_all: bo
     named = by_stem(images)
     found: dict[Path, Path] = {}
     alone: list[Path] = []
-    for other in others:
-        stem = belonging(drawn_stem(other), named)
-        if stem is None:
+    stems = {other: belonging(drawn_stem(other), named) for other in others}
+    referring = drawn_on([other for other, stem in stems.items() if stem is None], images)
+    for other, stem in stems.items():
+        image = referring.get(other) if stem is None else named[stem]
+        if image is None:
             alone.append(other)
             continue
-        image = named[stem]
         if image in found:
             raise CommandError(
                 f"{image.name} has two {what}s, {_below(found[image], other)} and {_below(other, found[image])}; keep "
@@ -230,7 +240,7 @@ def pair(images: Sequence[Path], others: Sequence[Path], what: str, need_all: bo
         parts += [f"{len(alone)} of {len(others)} {what}s have no image: {listed(alone)}"] if alone else []
         raise CommandError(
             f"{'; '.join(parts)}. A {what} is named like its image, or like it and more after a _, such as "
-            f"case1_{what}.nii.gz for case1.nii.gz"
+            f"case1_{what}.nii.gz for case1.nii.gz; one in DICOM may have any name, and say on which series it lies"
         )
     return {image: found[image] for image in images if image in found}
 

@@ -32,12 +32,13 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from medcoarse.cli.files import belonging, drawn_stem, find_drawings, listed, new_folder
-from medcoarse.cli.image_grids import find_grids
+from medcoarse.cli.image_grids import find_grids, named_by_series
 from medcoarse.cli.label_maps import (
     Labels,
     MaskReader,
@@ -122,7 +123,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         if len(files) == 1:
             _require_one_place(options.folders[0], files[options.folders[0]])
-        named = by_name(files)
+        everybody = [file for of_folder in files.values() for file in of_folder]
+        named = by_name(files, named_by_series(everybody, options.images) if len(files) > 1 else {})
     drawn = by_annotator(named, options.partial)
     if len(files) == 1 or options.by_image:
         drawn = dict(sorted(drawn.items()))
@@ -247,22 +249,26 @@ def _without(stem: str, image: str) -> str:
     return re.sub(end, "", stem)
 
 
-def by_name(folders: Mapping[str, Sequence[Path]]) -> list[tuple[str | None, str, Path]]:
+def by_name(
+    folders: Mapping[str, Sequence[Path]], called: Mapping[Path, str] = MappingProxyType({})
+) -> list[tuple[str | None, str, Path]]:
     """Image, annotator and file, where an annotator is a folder, or the end of a name in the only one; where no other
     file is of it the image is None.
 
     Args:
         folders: folder -> files.
+        called: what some files are called, in place of their names.
 
     Example:
         >>> [found[:2] for found in by_name({"all": [Path("a_1_ada.png"), Path("a_1_ben.png"), Path("b.png")]})]
         [('a_1', 'ada'), ('a_1', 'ben'), (None, '')]
     """
-    images = image_names([[drawn_stem(file) for file in files] for files in folders.values()])
+    stems = {file: called.get(file) or drawn_stem(file) for files in folders.values() for file in files}
+    images = image_names([[stems[file] for file in files] for files in folders.values()])
     found = list[tuple[str | None, str, Path]]()
     for folder, files in folders.items():
         for file in files:
-            stem = drawn_stem(file)
+            stem = stems[file]
             image = belonging(stem, images)
             ending = "" if image is None else stem[len(image) + 1 :]
             found.append((image, folder if len(folders) > 1 else ending, file))

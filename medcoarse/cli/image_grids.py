@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medcoarse.cli.files import belonging, by_stem, find_images
+from medcoarse.cli.files import belonging, by_stem, drawn_stem, find_images
 from medcoarse.cli.main import CommandError
+from medcoarse.cli.references import drawn_on
 from medcoarse.datalist import DataError
 from medcoarse.readers.drawing import Grid
 from medcoarse.readers.formats import needs_image, read_drawing
@@ -44,6 +45,25 @@ def find_grids(names: Mapping[Path, str], folder: str | None) -> dict[Path, Grid
         found[file] = images[name]
     grids = {image: _grid(image) for image in dict.fromkeys(found.values())}
     return {file: grids[image] for file, image in found.items()}
+
+
+def named_by_series(files: Sequence[Path], folder: str | None) -> dict[Path, str]:
+    """The names of the images of DICOM drawings that are called otherwise, and say on which series they were drawn.
+
+    Args:
+        files: drawings of any format.
+        folder: of the images; where nobody names it, there are none.
+
+    Example:
+        >>> named_by_series([Path("RS.1.2.3.dcm")], None)
+        {}
+    """
+    if not folder:
+        return {}
+    images = by_stem(find_images([folder]))
+    stems = {image: stem for stem, image in images.items()}
+    unnamed = [file for file in files if belonging(drawn_stem(file), images) is None]
+    return {file: stems[image] for file, image in drawn_on(unnamed, list(stems)).items()}
 
 
 def grids_beside(partners: Mapping[Path, Path]) -> dict[Path, Grid]:

@@ -17,8 +17,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from medcoarse.cli.files import by_stem, drawn_stem, find_drawings, new_folder
-from medcoarse.cli.image_grids import find_grids
+from medcoarse.cli.files import by_stem, find_drawings, new_folder
+from medcoarse.cli.image_grids import find_grids, named_by_series
 from medcoarse.cli.label_maps import (
     MaskReader,
     add_segments,
@@ -98,8 +98,9 @@ def run(options: argparse.Namespace) -> int:
             "profiles alone (`medcoarse simulate --list`)"
         )
     masks = find_drawings(options.masks)
-    by_stem(masks)  # drawings get the names of their masks, which have to differ
-    grids = find_grids({mask: drawn_stem(mask) for mask in masks}, options.images)
+    found = by_stem(masks, named_by_series(masks, options.images))
+    stems = {mask: stem for stem, mask in found.items()}  # what drawings are called
+    grids = find_grids(stems, options.images)
     shown = look(masks, grids)
     if options.only_named:
         shown = only_named(shown, options.class_names)
@@ -115,14 +116,16 @@ def run(options: argparse.Namespace) -> int:
     places = {"{name}/{stem}": options.annotators, "{stem}_{name}": options.separate}
     place = next((place for place, chosen in places.items() if chosen), None)
     for number, mask in enumerate(masks, 1):
-        record["masks"][mask.name] = _draw(mask, read, profiles, options.seed, output, place)
+        record["masks"][mask.name] = _draw(mask, stems[mask], read, profiles, options.seed, output, place)
         print(f"[{number}/{len(masks)}] {mask}", flush=True)
     write_json(output / "parameters.json", record)
     print(f"{len(masks) * (len(profiles) if place else 1)} drawings and parameters.json in {output}")
     return 0
 
 
-def _draw(mask: Path, read: MaskReader, profiles: dict[str, Any], seed: int, output: Path, place: str | None) -> Any:
+def _draw(
+    mask: Path, stem: str, read: MaskReader, profiles: dict[str, Any], seed: int, output: Path, place: str | None
+) -> Any:
     """Write one drawing of all profiles, or each to its place; what was drawn with."""
     import torch
     from monai.data.meta_tensor import MetaTensor
@@ -143,12 +146,12 @@ def _draw(mask: Path, read: MaskReader, profiles: dict[str, Any], seed: int, out
     if place is None:
         together = MergeStrokesd(merged_key="merged", num_classes=num_classes, allow_missing_keys=True)(item)["merged"]
         found = make_segmentation(together[0].numpy(), grid.affine, names)
-        write_segmentation(output / f"{drawn_stem(mask)}{suffix}", found)
+        write_segmentation(output / f"{stem}{suffix}", found)
         return json.loads(item["coarse_parameters"])
     for kind, some in kinds.items():
         for index, who in enumerate(some):
             values = item[kind][index].numpy()
-            path = output / (place.format(name=who, stem=drawn_stem(mask)) + suffix)
+            path = output / (place.format(name=who, stem=stem) + suffix)
             path.parent.mkdir(exist_ok=True)
             write_segmentation(path, make_segmentation(values, grid.affine, names))
     return json.loads(item["coarse_parameters"])

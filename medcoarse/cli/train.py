@@ -51,7 +51,8 @@ EXAMPLES = """examples:
 then:
     medcoarse predict run new_images/ --output_dir segmented
 
-names: case1.nii.gz and case1.nii.gz, case1_drawn.nrrd, case1.seg.nrrd, ...; a DICOM series is called by its folder.
+names: case1.nii.gz and case1.nii.gz, case1_drawn.nrrd, case1.seg.nrrd, ...; a DICOM series is called by its folder,
+and what is drawn in DICOM may have any name, if it says on which series.
 Where case1_0000.nii.gz, case1_0001.nii.gz, ... are the channels of one image, its drawing is case1.nii.gz or goes on
 from that: case1_drawn.nii.gz.
 """

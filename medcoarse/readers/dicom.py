@@ -72,6 +72,26 @@ def read_tags(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, s
         return {name: str(header.get(name, "")) for name in names}
 
 
+def referenced_series(path: str | os.PathLike[str]) -> frozenset[str]:
+    """UIDs of the series that a segmentation or outlines were drawn on; none where the file does not say so.
+
+    Raises:
+        DataError: no DICOM file, or damaged.
+    """
+    file = Path(path)
+    tags = ["ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"]
+    header = _read(file, stop_before_pixels=True, specific_tags=tags)
+    try:
+        with quietly():
+            found = list(header.get(tags[0]) or [])
+            for frame in header.get(tags[1]) or []:
+                for study in frame.get("RTReferencedStudySequence") or []:
+                    found += study.get("RTReferencedSeriesSequence") or []
+            return frozenset(str(one.SeriesInstanceUID) for one in found)
+    except Exception as error:  # pydicom promises no types, and what it says may quote the header
+        raise DataError(f"{file}: damaged DICOM file ({type(error).__name__}); export it again") from None
+
+
 def is_dicom(path: Path) -> bool:
     """Whether a file is in DICOM's file format."""
     with path.open("rb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medcoarse.cli.files import pair
 from medcoarse.cli.image_grids import find_grids
 from medcoarse.cli.main import CommandError, main
+from medcoarse.cli.references import drawn_on
 from medcoarse.writers.itksnap import write_label_descriptions
 from tests.bundles.commands import refused, text
 from tests.cases_folders import volume
@@ -163,6 +166,68 @@ def test_structures_in_one_another_are_fused_and_drawn_of(tmp_path: Path, capfd:
     simulate = ["simulate", tmp_path / "ada", tmp_path / "drawn", *names, "--profile", "dhe_good"]
     assert "its segments overlap" in refused(capfd, *simulate)
     assert main(text(*simulate, "--nested", "--overwrite")) == 0
+
+
+# --- files that are called by numbers --------------------------------------------------------------------------------
+
+
+def hospital(folder: Path, *people: str) -> None:
+    """Two series, and of each what everybody drew, in files that are called by numbers."""
+    for number, regions in enumerate((REGIONS, REGIONS | {"edge": [("CLOSED_PLANAR", contour((4, 6, 0, 3), 3))]})):
+        series = write_series(folder / "images" / f"case{number}", f"1.2.{number}")[0].SeriesInstanceUID
+        for who in people:
+            (folder / who).mkdir(exist_ok=True)
+            file = folder / who / f"RS.1.2.840.{number if who == people[0] else 9 - number}.dcm"
+            write_rtstruct(file, f"1.2.{number}", regions, series)
+
+
+def test_structures_belong_to_the_series_that_they_name(tmp_path: Path, capfd: Any) -> None:
+    hospital(tmp_path, "true")
+    wide = EDGE | np.roll(EDGE, -1, 0)
+    predicted(tmp_path / "said" / "case0.nii.gz", VESSEL + 2 * EDGE)
+    predicted(tmp_path / "said" / "case1.nii.gz", VESSEL + 2 * wide)
+    words = ("evaluate", tmp_path / "said", tmp_path / "true", *NAMES)
+    assert "no segmentation has a mask of its name" in refused(capfd, *words)
+    assert main(text(*words, "--images", tmp_path / "images")) == 0
+    rows = json.loads((tmp_path / "said" / "scores.json").read_text())["images"]
+    assert [(row["name"], row["dice_vessel"], row["dice_edge"]) for row in rows] == [("case0", 1, 1), ("case1", 1, 1)]
+    simulate = ["simulate", tmp_path / "true", tmp_path / "drawn", "--images", tmp_path / "images", *NAMES]
+    assert main(text(*simulate)) == 0
+    assert sorted(path.name for path in (tmp_path / "drawn").glob("*.nii.gz")) == ["case0.nii.gz", "case1.nii.gz"]
+
+
+def test_readers_of_series_are_fused_whatever_their_files_are_called(tmp_path: Path) -> None:
+    hospital(tmp_path, "ada", "ben")
+    words = ["fuse", tmp_path / "ada", tmp_path / "ben", "--images", tmp_path / "images", "--output_dir"]
+    assert main(text(*words, tmp_path / "out", *NAMES)) == 0
+    first = np.asarray(nib.load(tmp_path / "out" / "case0.nii.gz").dataobj)
+    np.testing.assert_array_equal(first, VESSEL + 2 * EDGE)
+    assert (np.asarray(nib.load(tmp_path / "out" / "case1.nii.gz").dataobj) == 2).sum() == 6
+
+
+def test_drawings_are_paired_by_the_series_that_they_name(tmp_path: Path, capfd: Any) -> None:
+    """A segmentation in DICOM names its series as well; names go first, and what names two series is of neither."""
+    hospital(tmp_path, "drawn")
+    images = sorted((tmp_path / "images").iterdir())
+    files = sorted((tmp_path / "drawn").iterdir())
+    assert pair(images, files, "drawing") == dict(zip(images, files, strict=True))
+    slices = write_series(tmp_path / "more" / "case2")
+    segmented = write_dicom_seg(tmp_path / "drawn" / "4711.dcm", slices)
+    assert drawn_on([segmented, *files], [*images, tmp_path / "more" / "case2"]) == {
+        segmented: tmp_path / "more" / "case2",
+        **dict(zip(files, images, strict=True)),
+    }
+    named = structures(tmp_path / "drawn" / "case1.dcm")
+    assert pair(images, [files[0], named], "drawing") == {images[0]: files[0], images[1]: named}
+    copies = tmp_path / "copies"
+    shutil.copytree(images[0], copies / "again")
+    assert drawn_on(files[:1], [*images, copies / "again"]) == {}
+    with pytest.raises(CommandError, match="may have any name, and say on which series it lies"):
+        pair(images, [segmented], "mask")
+    broken = tmp_path / "drawn" / "broken.dcm"
+    broken.write_bytes(segmented.read_bytes()[:700])
+    with pytest.raises(CommandError, match=r"broken\.dcm: "):
+        drawn_on([broken], images)
 
 
 # --- segments beside those of interest -----------------------------------------------------------------------------
