@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from medcoarse.cli.files import NAMES_FILE, drawn_stem, find_drawings, listed, match
+from medcoarse.cli.files import NAMES_FILE, by_stem, drawn_stem, find_drawings, listed, match
 from medcoarse.cli.image_grids import find_grids, grids_beside, named_by_series
 from medcoarse.cli.label_maps import (
     MaskReader,
@@ -58,7 +58,6 @@ from medcoarse.datalist import DataError
 from medcoarse.files import write_atomically, write_json
 from medcoarse.readers.drawing import Grid
 from medcoarse.readers.itksnap import read_label_descriptions
-from medcoarse.writers.formats import stem_of
 
 EXAMPLES = """examples:
   medcoarse evaluate segmented/ masks/
@@ -172,7 +171,7 @@ def scores(
     from medcoarse.metrics import confusion_counts
     from medcoarse.scores import score_table
 
-    class_names = read.class_names
+    class_names, names = read.class_names, {path: name for name, path in by_stem(list(pairs)).items()}
     counts, apart = [], list[dict[str, float | None]]()
     for prediction, mask in pairs.items():
         said, true, grid = _both(prediction, mask, read)
@@ -184,7 +183,7 @@ def scores(
         tensors = [torch.from_numpy(values)[None, None] for values in (said, true)]
         counts.append(confusion_counts(tensors[0], tensors[1], len(class_names))[0])
         apart += [_distances(said, true, grid, class_names)] if surface else []
-    table = score_table(torch.stack(counts), class_names, [stem_of(path) for path in pairs], include_background)
+    table = score_table(torch.stack(counts), class_names, [names[path] for path in pairs], include_background)
     return _with_distances(table, apart) if surface else table
 
 

@@ -129,14 +129,23 @@ def match(
 
 
 def by_stem(files: Sequence[Path], names: Mapping[Path, str] = MappingProxyType({})) -> dict[str, Path]:
-    """Files by their names without endings, or by those that are given.
+    """Files by their names without endings, or by those that are given. Files of one name in several folders are called
+    by where they lie below the folder of all: `patient1/CT`, `patient2/CT`.
 
     Raises:
-        CommandError: two have the same.
+        CommandError: two in one folder have the same.
+
+    Example:
+        >>> list(by_stem([Path("all/p1/CT.nii"), Path("all/p2/CT.nii"), Path("all/p2/MR.nii")]))
+        ['p1/CT', 'p2/CT', 'MR']
     """
+    stems = {file: names.get(file) or drawn_stem(file) for file in files}
+    times = Counter(stems.values())
+    top = os.path.commonpath([file.parent for file in files]) if files else ""
     found: dict[str, Path] = {}
-    for file in files:
-        both = found.setdefault(names.get(file) or drawn_stem(file), file)
+    for file, stem in stems.items():
+        place = "" if times[stem] == 1 or file in names else Path(os.path.relpath(file.parent, top)).as_posix()
+        both = found.setdefault(stem if place in ("", ".") else f"{place}/{stem}", file)
         if both is not file:
             raise CommandError(f"{both} and {file} have the same name; give files of one folder different names")
     return found
@@ -201,7 +210,8 @@ def pair_each(
 
 def pair(images: Sequence[Path], others: Sequence[Path], what: str, need_all: bool = True) -> dict[Path, Path]:
     """Which drawing (or mask) belongs to which image: the names are the same, or the drawing's goes on after a `_`,
-    `-`, `.` or blank; the longest name counts. One in DICOM that is called otherwise belongs to the series it names.
+    `-`, `.` or blank; the longest name counts. One in DICOM may be called anything and belong to the series it
+    names.
 
     Args:
         images: files and folders.
@@ -217,13 +227,11 @@ def pair(images: Sequence[Path], others: Sequence[Path], what: str, need_all: bo
         >>> {image.name: drawing.name for image, drawing in found.items()}
         {'a.nii.gz': 'a.nii', 'a_1.png': 'a_1_seg.nrrd'}
     """
-    named = by_stem(images)
+    referring, named = drawn_on(others, images), by_stem(images)
     found: dict[Path, Path] = {}
     alone: list[Path] = []
-    stems = {other: belonging(drawn_stem(other), named) for other in others}
-    referring = drawn_on([other for other, stem in stems.items() if stem is None], images)
-    for other, stem in stems.items():
-        image = referring.get(other) if stem is None else named[stem]
+    for other in others:
+        image = referring.get(other) or _named_after(other, named)
         if image is None:
             alone.append(other)
             continue
@@ -243,6 +251,17 @@ def pair(images: Sequence[Path], others: Sequence[Path], what: str, need_all: bo
             f"case1_{what}.nii.gz for case1.nii.gz; one in DICOM may have any name, and say on which series it lies"
         )
     return {image: found[image] for image in images if image in found}
+
+
+def _named_after(other: Path, named: Mapping[str, Path]) -> Path | None:
+    """The image that a drawing is named after, with as much of the way to it as names of images have."""
+    depth = max((name.count("/") for name in named), default=0)
+    folders = [folder.name for folder in other.parents[:depth] if folder.name]
+    for number in range(len(folders), -1, -1):
+        stem = belonging("/".join([*reversed(folders[:number]), drawn_stem(other)]), named)
+        if stem is not None:
+            return named[stem]
+    return None
 
 
 def _below(path: Path, other: Path) -> Path:

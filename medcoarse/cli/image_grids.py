@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medcoarse.cli.files import belonging, by_stem, drawn_stem, find_images
+from medcoarse.cli.files import belonging, by_stem, find_images
 from medcoarse.cli.main import CommandError
 from medcoarse.cli.references import drawn_on
 from medcoarse.datalist import DataError
@@ -48,7 +48,7 @@ def find_grids(names: Mapping[Path, str], folder: str | None) -> dict[Path, Grid
 
 
 def named_by_series(files: Sequence[Path], folder: str | None) -> dict[Path, str]:
-    """The names of the images of DICOM drawings that are called otherwise, and say on which series they were drawn.
+    """The names of the images of DICOM drawings that say on which series they were drawn.
 
     Args:
         files: drawings of any format.
@@ -62,8 +62,7 @@ def named_by_series(files: Sequence[Path], folder: str | None) -> dict[Path, str
         return {}
     images = by_stem(find_images([folder]))
     stems = {image: stem for stem, image in images.items()}
-    unnamed = [file for file in files if belonging(drawn_stem(file), images) is None]
-    return {file: stems[image] for file, image in drawn_on(unnamed, list(stems)).items()}
+    return {file: stems[image] for file, image in drawn_on(files, list(stems)).items()}
 
 
 def grids_beside(partners: Mapping[Path, Path]) -> dict[Path, Grid]:

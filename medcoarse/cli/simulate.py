@@ -116,7 +116,9 @@ def run(options: argparse.Namespace) -> int:
     places = {"{name}/{stem}": options.annotators, "{stem}_{name}": options.separate}
     place = next((place for place, chosen in places.items() if chosen), None)
     for number, mask in enumerate(masks, 1):
-        record["masks"][mask.name] = _draw(mask, stems[mask], read, profiles, options.seed, output, place)
+        record["masks"][Path(stems[mask]).with_name(mask.name).as_posix()] = _draw(
+            mask, stems[mask], read, profiles, options.seed, output, place
+        )
         print(f"[{number}/{len(masks)}] {mask}", flush=True)
     write_json(output / "parameters.json", record)
     print(f"{len(masks) * (len(profiles) if place else 1)} drawings and parameters.json in {output}")
@@ -146,13 +148,15 @@ def _draw(
     if place is None:
         together = MergeStrokesd(merged_key="merged", num_classes=num_classes, allow_missing_keys=True)(item)["merged"]
         found = make_segmentation(together[0].numpy(), grid.affine, names)
-        write_segmentation(output / f"{stem}{suffix}", found)
+        path = output / f"{stem}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_segmentation(path, found)
         return json.loads(item["coarse_parameters"])
     for kind, some in kinds.items():
         for index, who in enumerate(some):
             values = item[kind][index].numpy()
             path = output / (place.format(name=who, stem=stem) + suffix)
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_segmentation(path, make_segmentation(values, grid.affine, names))
     return json.loads(item["coarse_parameters"])
 

@@ -274,9 +274,13 @@ def test_simulation_from_binary_masks(tmp_path: Path) -> None:
 def test_masks_of_one_name_are_not_simulated_over_each_other(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for person in ("x", "y"):
         save(tmp_path / "masks" / person / "a.png", MIDDLE)
+    assert main(text("simulate", tmp_path / "masks", tmp_path / "apart")) == 0
+    assert sorted(json.loads((tmp_path / "apart" / "parameters.json").read_text())["masks"]) == ["x/a.png", "y/a.png"]
+    assert [(tmp_path / "apart" / person / "a.png").is_file() for person in ("x", "y")] == [True, True]
+    save(tmp_path / "masks" / "x" / "a.bmp", MIDDLE)
     said = refused(capfd, "simulate", tmp_path / "masks", tmp_path / "out")
-    assert "x/a.png and" in said
-    assert "y/a.png have the same name" in said
+    assert "x/a.bmp and" in said
+    assert "x/a.png have the same name" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -230,6 +230,27 @@ def test_drawings_are_paired_by_the_series_that_they_name(tmp_path: Path, capfd:
         drawn_on([broken], images)
 
 
+def test_images_of_one_name_in_several_folders(tmp_path: Path, capfd: Any) -> None:
+    """As of patients, who have a CT each; a drawing lies in a folder of that name, or says in DICOM what it is of."""
+    for patient in ("p1", "p2"):
+        predicted(tmp_path / "said" / patient / "CT.nii.gz", VESSEL + 2 * EDGE)
+        predicted(tmp_path / "true" / patient / "CT_mask.nii.gz", VESSEL + 2 * np.roll(EDGE, 1 - int(patient[1]), 0))
+    images = sorted((tmp_path / "said").rglob("*.nii.gz"))
+    masks = sorted((tmp_path / "true").rglob("*.nii.gz"))
+    assert pair(images, masks, "mask") == dict(zip(images, masks, strict=True))
+    assert pair(images, masks[1:], "mask", need_all=False) == {images[1]: masks[1]}
+    words = ["evaluate", tmp_path / "said", tmp_path / "true", *NAMES]
+    assert main(text(*words)) == 0
+    rows = json.loads((tmp_path / "said" / "scores.json").read_text())["images"]
+    assert [(row["name"], row["dice_edge"]) for row in rows] == [("p1/CT", 1), ("p2/CT", 0)]
+    assert main(text("simulate", tmp_path / "said", tmp_path / "drawn")) == 0
+    drawn = sorted((tmp_path / "drawn").rglob("*.nii.gz"))
+    assert [file.relative_to(tmp_path / "drawn").as_posix() for file in drawn] == ["p1/CT.nii.gz", "p2/CT.nii.gz"]
+    assert pair(images, drawn, "drawing") == dict(zip(images, drawn, strict=True))
+    with pytest.raises(CommandError, match=r"CT\.nii\.gz has two drawings"):
+        pair(images[:1], drawn, "drawing")
+
+
 # --- segments beside those of interest -----------------------------------------------------------------------------
 
 
