@@ -9,8 +9,8 @@ otherwise names are numbered in their order, which is said. A label map is read 
 PREDICTIONS has it (`medcoarse predict` writes it), or by --class_names. Without them it is read by the numbers of the
 segments beside it, which is said, or refused if these do not mean the same in all files.
 
-Outlines (RTSTRUCT, QuPath's GeoJSON) do not say on which voxels they lie. They are filled on those of the label map
-that they are compared with, or of their image: --images.
+Outlines (RTSTRUCT, QuPath's GeoJSON) do not say on which voxels they lie: pass their images with --images. Those in
+pictures are otherwise filled on the label map that they are compared with, which has to be as large.
 
 Two files of segments are compared within the smallest box that holds both, as nobody knows how large the image is:
 there specificity, pixel accuracy and all scores of background depend on how tightly the files were cut; Dice, IoU,
@@ -63,10 +63,8 @@ EXAMPLES = """examples:
   medcoarse evaluate segmented/ masks/
   medcoarse evaluate segmented/ masks/ --class_names background liver tumour --output_dir scores
   medcoarse evaluate segmented/ masks/ --surface
-masks in DICOM RTSTRUCT, two of their regions:
-  medcoarse evaluate segmented/ masks/ --class_names background liver tumour --only_named --nested
-the same, of what `medcoarse predict` segmented, which says how its classes are called:
-  medcoarse evaluate segmented/ masks/ --only_named --nested
+masks in DICOM RTSTRUCT, two of their regions, one in the other:
+  medcoarse evaluate segmented/ masks/ --images series/ --class_names background liver tumour --only_named --nested
 """
 _SHOWN = ("dice", "iou", "sensitivity", "specificity", "precision")
 
@@ -102,15 +100,16 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"{'; '.join(alone)}; pass --partial to leave them out")
     grids = _grids(pairs, options.images, called)
     shown = look([*pairs, *pairs.values()], grids)
-    binary = binary_of([pairs.keys(), pairs.values()], shown)
+    binary, lacking = binary_of([pairs.keys(), pairs.values()], shown), list[str]()
     described, unread = (
         ([], "") if options.class_names else _described(options.predictions, [shown[one] for one in pairs])
     )
     if options.only_named:
-        shown = only_named(shown, options.class_names or described)
+        groups = {"segmentations": list(pairs), "masks": list(pairs.values())}
+        shown, lacking = only_named(shown, options.class_names or described, groups)
     names = with_all_named(described, shown, binary) if described else options.class_names
     classes = name_classes(shown, binary, names)
-    require_order(options.nested, bool(names), classes.names)
+    require_order(options.nested, bool(names) and (not described or names == described), classes.names)
     read = MaskReader(classes.names, binary, options.nested, options.only_named, grids)
     table = scores(pairs, read, options.include_background, options.surface)
     output = Path(options.output_dir or options.predictions)
@@ -118,6 +117,7 @@ def run(options: argparse.Namespace) -> int:
     write_atomically(output / "scores.csv", lambda file: file.write(_csv(table).encode()))
     said = [
         *(f"left out: {line}" for line in alone),
+        *lacking,
         *([unread] if unread and not options.class_names else []),
         *([classes.said] if classes.said else []),
         *_of_boxes(pairs, {path for path, one in shown.items() if one.segments} - grids.keys()),
@@ -128,10 +128,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _grids(pairs: Mapping[Path, Path], images: str | None, called: Mapping[Path, str]) -> dict[Path, Grid]:
-    """What outlines are drawn on: their images or, where nobody names these, the label maps they are compared with."""
+    """What outlines are drawn on: their images or, where nobody names these, the pictures they are compared with."""
     both = [*pairs.items(), *((mask, prediction) for prediction, mask in pairs.items())]
     if images:
-        return find_grids({file: called.get(file) or drawn_stem(file) for file, _ in both}, images)
+        stems = {file: called.get(file) or drawn_stem(file) for file, _ in both}
+        return find_grids({file: (stems[file], stems[partner]) for file, partner in both}, images)
     return grids_beside(dict(both))
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from medcoarse.cli.channels import Channels, files_of
 from medcoarse.cli.files import listed
-from medcoarse.cli.label_maps import are_binary, listed_names, look
+from medcoarse.cli.label_maps import are_binary, listed_names, look, only_named
 from medcoarse.cli.main import CommandError
 from medcoarse.confusion import UNLABELED
 from medcoarse.datalist import DataError
@@ -32,7 +32,7 @@ from medcoarse.readers.formats import LABEL_MAP_SUFFIXES, is_series, read_drawin
 from medcoarse.readers.geojson import UNCLASSIFIED
 from medcoarse.transforms.array import spacing_of
 from medcoarse.transforms.dictionary import MergeStrokesd
-from medcoarse.transforms.drawn import LoadCoarseAnnotationd, LoadMaskd
+from medcoarse.transforms.drawn import LoadCoarseAnnotationd, LoadMaskd, grids_of
 from medcoarse.transforms.expand import count_loops, fill_beyond_loops, losing_ratios
 from medcoarse.transforms.series import LoadImageOrSeriesd, join, require_intensities
 
@@ -58,6 +58,7 @@ class Classes:
         drawn: voxels drawn of each class, by number, on each image; of classes that are drawn there.
         masked: the same of masks, of images that have one.
         binary_masks: whether the masks have 255 for class 1.
+        lacking: lines on masks in which a class may be missing for its name alone.
     """
 
     names: list[str]
@@ -71,6 +72,7 @@ class Classes:
     drawn: Mapping[Path, Mapping[int, int]] = field(default_factory=dict)
     masked: Mapping[Path, Mapping[int, int]] = field(default_factory=dict)
     binary_masks: bool = False
+    lacking: tuple[str, ...] = ()
 
 
 def load_image(path: Path, channels: Channels = MappingProxyType({})) -> MetaTensor:
@@ -170,6 +172,8 @@ def inspect(
     _require_alike(list(pairs), rows)
     meaning = (reading.mapping, reading.background, reading.class_names, reading.only_named)
     classes = find_classes(found, True in named, *meaning)
+    if reading.only_named and True not in named and not masks:
+        raise CommandError("--only_named: the drawings hold no segments, and values of label maps are not left out")
     if reading.nested:
         classes = in_order_of_classes(classes, reading.class_names)
     blank = tuple(image.name for image, row in zip(pairs, rows, strict=True) if row["low"] == row["high"])
@@ -239,7 +243,7 @@ def _values(drawing: Path, image: MetaTensor, path: Path) -> tuple[set[str], boo
     names = {name for layer in read.layers for value, name in drawn_names(layer).items() if value or not read.segments}
     if len(names) > _MAX_CLASSES:
         raise CommandError(f"{drawing}: holds {len(names)} different values; is it an image?")
-    return names, read.segments
+    return names | read.unplaced.keys(), read.segments
 
 
 def find_classes(
@@ -269,7 +273,9 @@ def find_classes(
     if chosen == "slicer":
         return _by_name(found, background, class_names, only_named)
     if chosen not in PRESETS:
-        return _explicit(chosen, class_names)
+        classes = _explicit(chosen, class_names)
+        others: Table = dict.fromkeys(sorted(found - classes.mapping.keys())) if only_named and named else {}
+        return replace(classes, mapping=classes.mapping | others)
     if named:
         raise CommandError(f"the drawings name what they show ({listed_names(found)}); leave --mapping {chosen} out")
     numbers = sorted(int(value) for value in found)
@@ -356,7 +362,7 @@ def _by_name(found: set[str], background: str | None, class_names: Sequence[str]
             + ", or pass --background NAME"
         )
     table |= {name: None for name in sorted(found) if things[name] in others}
-    said = "names in the drawings" + (f", {len(others)} others left out" if others else "")
+    said = "names in the drawings" + (f", left out: {listed_names({spelt[name] for name in others})}" if others else "")
     return Classes(["background", *names], table, said)
 
 
@@ -442,6 +448,8 @@ def _check_drawings(
         files, what = sum(map(len, pairs.values())) + len(masks), "drawings and masks" if masks else "drawings"
         raise CommandError(f"{len(problems)} of {files} {what} cannot be used: {'; '.join(problems[:3])}")
     _require_same_numbers(shown.crossed, classes)
+    if reading.only_named:
+        shown.require_masks_named(masks.values())
     return shown.values.range(), shown.classes()
 
 
@@ -475,6 +483,8 @@ class _Shown:
         self.drawn = {image: Counter[int]() for image in images}
         self.losing: dict[Path, list[float]] = {image: [] for image in self.drawn}
         self.masked: dict[Path, Mapping[int, int]] = {}
+        self.lacking: list[str] = []
+        self._grids: dict[Path, Grid] = {}
 
     def add_drawing(self, path: Path, drawing: Path, image: MetaTensor) -> NDArray[np.uint8]:
         """The strokes *S of a drawing of an image."""
@@ -498,11 +508,19 @@ class _Shown:
 
     def add_mask(self, path: Path, mask: Path, image: MetaTensor, drawn: Sequence[NDArray[np.uint8]]) -> None:
         """A mask of an image, beside the strokes on it."""
+        self._grids[mask] = grids_of(image)[1]
         values = np.asarray(self._read_mask({"image": image, "file": str(mask)})["file"])
         self.masked[path] = _counted(values)
         self.crossed += sum(_crossed(strokes, values[0], len(self.found.names)) for strokes in drawn)
 
+    def require_masks_named(self, masks: Iterable[Path]) -> None:
+        """Refuse masks that show a class under no name; remember which of them do."""
+        found = look(masks, self._grids)
+        if any(one.segments for one in found.values()):
+            self.lacking = only_named(found, self.found.names, {"masks": list(found)})[1]
+
     def classes(self) -> Classes:
+        """What the values mean, and where they are."""
         return replace(
             self.found,
             silent=tuple(self.silent),
@@ -511,6 +529,7 @@ class _Shown:
             losing=self.losing,
             drawn=self.drawn,
             masked=self.masked,
+            lacking=tuple(self.lacking),
         )
 
 

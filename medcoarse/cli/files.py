@@ -11,8 +11,8 @@ from types import MappingProxyType
 from medcoarse.cli.main import CommandError
 from medcoarse.cli.references import drawn_on
 from medcoarse.datalist import DataError
-from medcoarse.readers.dicom import is_dicom
-from medcoarse.readers.formats import format_of, is_series
+from medcoarse.readers.dicom import first_image, is_dicom, read_tags
+from medcoarse.readers.formats import could_be_dicom, format_of, is_series
 from medcoarse.writers.formats import IMAGE_SUFFIXES, stem_of
 
 NAMES_FILE = "labels.txt"
@@ -57,7 +57,8 @@ def find_images(places: Iterable[str | os.PathLike[str]], besides: str | os.Path
 
 
 def find_drawings(folder: str | os.PathLike[str]) -> list[Path]:
-    """Drawings in a folder: label maps, segmentations, outlines; of any format that is read.
+    """Drawings in a folder: label maps, segmentations, outlines; of any format that is read. Images in DICOM, which may
+    lie beside their structures, are none.
 
     Raises:
         CommandError: no such folder, or nothing in it.
@@ -66,12 +67,21 @@ def find_drawings(folder: str | os.PathLike[str]) -> list[Path]:
     if not place.is_dir():
         raise CommandError(f"{place}: no such folder")
     entries = sorted(entry for entry in place.rglob("*") if entry.is_file() and not _is_hidden(entry, place))
-    found = [entry for entry in entries if _is_image_name(entry) or _is_drawing(entry)]
+    found = [entry for entry in entries if (_is_image_name(entry) or _is_drawing(entry)) and not _is_dicom_image(entry)]
     if not found:
         raise CommandError(
-            f"{place}: holds no drawing; expected NIfTI, NRRD, MetaImage, PNG, DICOM or outlines (.json)"
+            f"{place}: holds no drawing; expected NIfTI, NRRD, MetaImage, PNG, DICOM SEG, RTSTRUCT or outlines (.json)"
         )
     return found
+
+
+def holds_structures_alone(folder: str | os.PathLike[str]) -> bool:
+    """Whether all drawings in a folder are DICOM's segmentations and structure sets, which cannot be taken for images.
+
+    Raises:
+        CommandError: as `find_drawings`.
+    """
+    return all(could_be_dicom(file) and is_dicom(file) for file in find_drawings(folder))
 
 
 def belonging(name: str, names: Iterable[str]) -> str | None:
@@ -304,11 +314,28 @@ def _images_below(folder: Path, besides: Path | None) -> list[Path]:
             found += [] if made else _images_below(entry, besides)
         elif _is_image_name(entry) and not entry.name.lower().endswith(".dcm"):
             found.append(entry)
-    if not is_series(folder):
+    if not is_series(folder) or _first_image(folder) is None:
         return found
     if any(entry.is_dir() or not is_dicom(entry) for entry in found):
         raise CommandError(f"{folder}: holds DICOM files beside other images; put the series in a folder of its own")
     return [folder if folder.name not in ("", "..") else folder.resolve()]  # it gives what is made of it its name
+
+
+def _first_image(folder: Path) -> Path | None:
+    """Of a series; folders of structures alone have none. What is damaged is named where it is read."""
+    try:
+        return first_image(folder)
+    except DataError:
+        return folder
+
+
+def _is_dicom_image(path: Path) -> bool:
+    if not could_be_dicom(path) or not path.is_file() or not is_dicom(path):
+        return False
+    try:
+        return read_tags(path, ["Modality"])["Modality"] not in ("SEG", "RTSTRUCT", "")
+    except DataError:  # damaged: it is named where it is read
+        return False
 
 
 def _is_hidden(entry: Path, folder: Path) -> bool:

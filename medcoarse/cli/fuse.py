@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"LEFT OUT, for there is no other of their images: {len(left_out)}, {listed(left_out)}")
     annotators = list(drawn.values())
     names = sorted(set().union(*annotators))
-    grids = find_grids({file: image for by in annotators for image, file in by.items()}, options.images)
+    grids = find_grids({file: [image] for by in annotators for image, file in by.items()}, options.images)
     read, classes = _understood(annotators, options, grids)
     output = new_folder(options.output_dir, options.overwrite)
     record: dict[str, Any] = {"method": options.method, "annotators": list(drawn), "class_names": classes, "images": {}}
@@ -175,10 +175,11 @@ def _understood(
         return strokes.read, strokes.names
     if options.background:
         raise CommandError("--background is of strokes: pass --mapping too, such as itksnap or slicer")
+    if options.only_named:
+        shown, lacking = only_named(shown, options.class_names, {"files": list(shown)})
+        print("\n".join(lacking))
     if options.mapping is None:
         require_masks(shown)
-    if options.only_named:
-        shown = only_named(shown, options.class_names)
     binary = binary_of([files.values() for files in annotators], shown)
     classes = name_classes(shown, binary, options.class_names)
     if classes.said:

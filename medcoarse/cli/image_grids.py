@@ -13,36 +13,38 @@ from medcoarse.datalist import DataError
 from medcoarse.readers.drawing import Grid
 from medcoarse.readers.formats import needs_image, read_drawing
 
-_CHANNEL = re.compile(r"(.+)_\d{4}")
+_FIRST = "_0000"
+_NUMBERED = re.compile(r"_\d{4}$")
 
 
-def find_grids(names: Mapping[Path, str], folder: str | None) -> dict[Path, Grid]:
+def find_grids(names: Mapping[Path, Sequence[str]], folder: str | None) -> dict[Path, Grid]:
     """The grids on which outlines are drawn, those of their images.
 
     Args:
-        names: file -> what its image is called, or more; files that say on which voxels they lie may be among them.
+        names: file -> what its image may be called, or more; files that say on which voxels they lie may be among
+            them.
         folder: of the images; where nobody names it, there are none.
 
     Raises:
         CommandError: a file of no format that is read, outlines without an image, or an image that cannot be read.
 
     Example:
-        >>> find_grids({Path("a.nii.gz"): "a"}, None)
+        >>> find_grids({Path("a.nii.gz"): ["a"]}, None)
         {}
     """
     outlines = [file for file in names if folder and _needs_image(file)]
     if not outlines or not folder:
         return {}
-    images = _by_name(folder)
+    images = by_stem(find_images([folder]))
     found = dict[Path, Path]()
     for file in outlines:
-        name = belonging(names[file], images)
-        if name is None:
+        image = next((image for name in names[file] if (image := _image_called(name, images))), None)
+        if image is None:
             raise CommandError(
-                f"{file}: no image in {folder} is called {names[file]!r}, or as what precedes a _ in it; give it the "
-                "name of its image"
+                f"{file}: no image in {folder} is called {names[file][0]!r}, or as what precedes a _ in it; give it "
+                "the name of its image"
             )
-        found[file] = images[name]
+        found[file] = image
     grids = {image: _grid(image) for image in dict.fromkeys(found.values())}
     return {file: grids[image] for file, image in found.items()}
 
@@ -66,8 +68,8 @@ def named_by_series(files: Sequence[Path], folder: str | None) -> dict[Path, str
 
 
 def grids_beside(partners: Mapping[Path, Path]) -> dict[Path, Grid]:
-    """The grids on which outlines are drawn, those of label maps beside them; segments, which may be cut to a box, and
-    other outlines have none to tell.
+    """The grids on which outlines in pictures are drawn, those of label maps beside them. A label map of a volume may
+    be cut, or have other slices than the series that contours were drawn on, and segments may be cut to a box.
 
     Args:
         partners: file -> the one beside it.
@@ -82,7 +84,7 @@ def grids_beside(partners: Mapping[Path, Path]) -> dict[Path, Grid]:
                 drawing = read_drawing(partner)
             except DataError as error:
                 raise CommandError(str(error)) from None
-            found |= {} if drawing.segments else {file: drawing.grid}
+            found |= {file: drawing.grid} if not drawing.segments and drawing.grid.affine is None else {}
     return found
 
 
@@ -93,11 +95,14 @@ def _needs_image(file: Path) -> bool:
         raise CommandError(str(error)) from None
 
 
-def _by_name(folder: str) -> dict[str, Path]:
-    """Images by their names; the first channel of one in several files also by the name of the image."""
-    images = by_stem(find_images([folder]))
-    cases = {found[1]: images[name] for name in sorted(images, reverse=True) if (found := _CHANNEL.fullmatch(name))}
-    return cases | images
+def _image_called(name: str, images: Mapping[str, Path]) -> Path | None:
+    """The image that a name is of, or its first channel, `<case>_0000`."""
+    stem = belonging(name, images)
+    if stem is None and not _NUMBERED.search(name):
+        channels = {one.removesuffix(_FIRST): one for one in images if one.endswith(_FIRST)}
+        case = belonging(name, channels)
+        stem = None if case is None else channels[case]
+    return None if stem is None else images[stem]
 
 
 def _grid(image: Path) -> Grid:

@@ -45,12 +45,14 @@ class Shown:
         values: that occur in a label map; none of segments.
         named: number and name of the segments that are not empty.
         bare: whether voxels lie in no segment.
+        unplaced: names of contours that do not lie on the image.
     """
 
     segments: bool
     values: frozenset[int] = frozenset()
     named: frozenset[tuple[int, str]] = frozenset()
     bare: bool = False
+    unplaced: frozenset[str] = frozenset()
 
     @property
     def names(self) -> set[str]:
@@ -119,16 +121,15 @@ def look(paths: Iterable[Path], grids: Mapping[Path, Grid] = MappingProxyType({}
     Raises:
         CommandError: a file that is damaged, or a label map of more than 255 values.
     """
-    return {path: _shown(path, _read(path, grids)) for path in dict.fromkeys(paths)}
+    return {path: _shown(path, read_file(path, grids)) for path in dict.fromkeys(paths)}
 
 
 def _shown(path: Path, drawing: Drawing) -> Shown:
     found = [drawn_names(layer) for layer in drawing.layers]
     if drawing.segments:
         named = frozenset((value, name) for names in found for value, name in names.items() if value)
-        return Shown(
-            True, named=named, bare=bool(np.all([layer.values == 0 for layer in drawing.layers], axis=0).any())
-        )
+        bare = bool(np.all([layer.values == 0 for layer in drawing.layers], axis=0).any())
+        return Shown(True, named=named, bare=bare, unplaced=frozenset(drawing.unplaced))
     if max(found[0], default=0) > UNLABELED:
         raise CommandError(f"{path}: holds values up to {max(found[0])}, at most 254 classes are compared")
     return Shown(False, frozenset(found[0]))
@@ -255,7 +256,10 @@ def _require_named(shown: Mapping[Path, Shown], maps: Mapping[Path, int], class_
             )
     for path, one in shown.items():
         if unknown := sorted(name for name in one.names if class_named(name, class_names) is None):
-            raise CommandError(f"{path}: segment {unknown[0]!r} is none of --class_names {' '.join(class_names)}")
+            raise CommandError(
+                f"{path}: segment {unknown[0]!r} is none of --class_names {' '.join(class_names)}; name "
+                "it there, or pass --only_named to leave out those that are none of them"
+            )
 
 
 def _told_apart(files: Sequence[set[str]]) -> list[str]:
@@ -332,7 +336,7 @@ class MaskReader:
             CommandError: damaged, no label map, classes or segments without a name, segments that overlap, or both 1
                 and 255 in a binary one.
         """
-        drawing = _read(path, self.grids)
+        drawing = read_file(path, self.grids)
         try:
             labels = mask_labels(drawing, self.class_names, path, path in self.binary, self.nested, self.only_named)
         except DataError as error:
@@ -340,9 +344,14 @@ class MaskReader:
         return labels, drawing.grid, drawing.segments
 
 
-def _read(path: Path, grids: Mapping[Path, Grid]) -> Drawing:
+def read_file(path: Path, grids: Mapping[Path, Grid]) -> Drawing:
+    """A drawing, outlines on the grid of their image.
+
+    Raises:
+        CommandError: damaged, outlines without an image, or in another DICOM frame of reference than it.
+    """
     try:
-        return read_drawing(path, grids.get(path))
+        drawing = read_drawing(path, grids.get(path))
     except NoGridError:
         raise CommandError(
             f"{path}: holds outlines, and nothing in it says on which voxels; pass --images, the folder of the images "
@@ -350,34 +359,65 @@ def _read(path: Path, grids: Mapping[Path, Grid]) -> Drawing:
         ) from None
     except DataError as error:
         raise CommandError(str(error)) from None
+    frames = [grid.frame_of_reference for grid in (grids.get(path), drawing.grid) if grid]
+    if len(set(filter(None, frames))) > 1:
+        raise CommandError(
+            f"{path}: was drawn in another DICOM frame of reference than its image's, so nobody knows where it lies; "
+            "pass the series it was drawn on"
+        )
+    return drawing
 
 
-def only_named(shown: Mapping[Path, Shown], class_names: Sequence[str] | None) -> dict[Path, Shown]:
-    """What files show of some classes; other segments, as the body and the couch of an RTSTRUCT, are left out.
+def only_named(
+    shown: Mapping[Path, Shown], class_names: Sequence[str] | None, groups: Mapping[str, Collection[Path]]
+) -> tuple[dict[Path, Shown], list[str]]:
+    """What files show of some classes; other segments, as the body and the couch of an RTSTRUCT, are left out. And
+    lines for people, of files in which a class may be missing for its name alone.
 
     Args:
         shown: what each of them shows.
         class_names: background first.
+        groups: what they are called -> files that belong together; what files of segments in a group lack altogether
+            is a slip.
 
     Raises:
-        CommandError: no names, or one that no file has.
+        CommandError: no names, no segments, or a name that no file of a group has.
 
     Example:
         >>> shown = {Path("a"): Shown(True, named=frozenset([(1, "Liver"), (2, "couch")]))}
-        >>> only_named(shown, ["background", "liver"])[Path("a")].names
+        >>> only_named(shown, ["background", "liver"], {"masks": [Path("a")]})[0][Path("a")].names
         {'Liver'}
     """
     if not class_names:
         raise CommandError("--only_named: which segments? pass --class_names, background first")
-    found = set[str]().union(*(one.names for one in shown.values()))
-    known = {class_names[label] for name in found if (label := class_named(name, class_names)) is not None}
-    missing = [] if any(not one.segments for one in shown.values()) else [n for n in class_names[1:] if n not in known]
-    if missing:
-        raise CommandError(f"--only_named: no file has a segment {missing[0]!r}; there are {listed_names(found)}")
-    return {
+    segments = {path: one for path, one in shown.items() if one.segments}
+    if not segments:
+        raise CommandError("--only_named: the files hold no segments, and values of label maps are not left out")
+    kept = {
         path: replace(one, named=frozenset(pair for pair in one.named if class_named(pair[1], class_names) is not None))
         for path, one in shown.items()
     }
+    said = list[str]()
+    for what, files in groups.items():
+        named = [path for path in files if path in segments]
+        for label, name in list(enumerate(class_names))[1:] if named else []:
+            lacking = [
+                path
+                for path in named
+                if all(class_named(one, class_names) != label for one in kept[path].names | kept[path].unplaced)
+            ]
+            others = set[str]().union(*(segments[path].names - kept[path].names for path in lacking))
+            if len(lacking) == len(named) == len(files) and others:
+                raise CommandError(
+                    f"--only_named: none of the {what} has a segment {name!r}; there are "
+                    f"{listed_names(set().union(*(segments[path].names for path in named)))}"
+                )
+            if lacking and others:
+                said.append(
+                    f"NO {name!r} in {len(lacking)} of {len(named)} {what}, and background there: "
+                    f"{', '.join(path.name for path in lacking[:5])}; left out of these: {listed_names(others)}"
+                )
+    return kept, said
 
 
 def listed_names(found: Collection[str]) -> str:

@@ -409,6 +409,7 @@ def _said(
     lines += [f"  NOTHING IS DRAWN in {listed(silent)}"] if silent else []
     lines += [f"  ONE VALUE EVERYWHERE in {listed([Path(name) for name in classes.blank])}"] if classes.blank else []
     lines += [f"  {_said_of_contradictions(classes)}"] if classes.contradicted else []
+    lines += [f"  {line}" for line in classes.lacking]
     lines += _said_of_loops(*classes.loops, settings["loops"])
     lines += [f"  {key!s} -> {'nothing drawn' if claim is None else claim}" for key, claim in classes.mapping.items()]
     lines += [f"{key} {settings[key]}: {reason}" for key, reason in plan.reasons.items()]

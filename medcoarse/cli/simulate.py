@@ -100,10 +100,11 @@ def run(options: argparse.Namespace) -> int:
     masks = find_drawings(options.masks)
     found = by_stem(masks, named_by_series(masks, options.images))
     stems = {mask: stem for stem, mask in found.items()}  # what drawings are called
-    grids = find_grids(stems, options.images)
+    grids = find_grids({mask: [stem] for mask, stem in stems.items()}, options.images)
     shown = look(masks, grids)
     if options.only_named:
-        shown = only_named(shown, options.class_names)
+        shown, lacking = only_named(shown, options.class_names, {"masks": masks})
+        print("\n".join(lacking))
     binary = binary_of([masks], shown)
     classes = name_classes(shown, binary, options.class_names)
     require_order(options.nested, bool(options.class_names), classes.names)

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from medcoarse.cli.facts import find_classes, in_order_of_classes
-from medcoarse.cli.label_maps import Labels, Shown
+from medcoarse.cli.label_maps import Labels, Shown, read_file
 from medcoarse.cli.main import CommandError
 from medcoarse.datalist import DataError
 from medcoarse.readers.claims import KINDS, Claims, as_claims, claimed, folded, outside
 from medcoarse.readers.drawing import Grid
-from medcoarse.readers.formats import read_drawing
 from medcoarse.transforms.array import MergeStrokes
 
 
@@ -43,8 +42,8 @@ class Strokes:
         Raises:
             CommandError: damaged, or something drawn that the mapping does not have.
         """
+        drawing = read_file(path, self.grids)
         try:
-            drawing = read_drawing(path, self.grids.get(path))
             maps = claimed(drawing, self.claims, path, "last" if self.nested else "unlabeled")
         except DataError as error:
             raise CommandError(str(error)) from None
@@ -80,7 +79,9 @@ def understand_strokes(
     """
     if class_names and (len(class_names) < 2 or len(set(class_names)) != len(class_names)):
         raise CommandError(f"--class_names must be different names, background first, got {' '.join(class_names)}")
-    found = set[str]().union(*(one.names if one.segments else map(str, one.values) for one in shown.values()))
+    found = set[str]().union(
+        *(one.names | one.unplaced if one.segments else map(str, one.values) for one in shown.values())
+    )
     named = any(one.segments for one in shown.values())
     structures = class_names[1:] if class_names else None
     classes = find_classes(found, named, mapping, background, structures, only_named)

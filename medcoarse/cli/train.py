@@ -23,7 +23,7 @@ from typing import Any
 
 from medcoarse.cli.bundle import change_settings, config_of, require_text, run_bundle
 from medcoarse.cli.channels import files_of
-from medcoarse.cli.files import listed
+from medcoarse.cli.files import holds_structures_alone, listed
 from medcoarse.cli.main import CommandError
 from medcoarse.cli.plan import VALIDATION, paired, share, without_warmup, write_plan
 
@@ -195,7 +195,8 @@ def _check(options: argparse.Namespace) -> None:
         raise CommandError("--learn_labels: of which masks? pass --labels FOLDER")
     folders = {"IMAGES": options.images, "DRAWINGS": options.drawings, "--labels": options.labels}
     for one, other in combinations((name for name, folder in folders.items() if folder), 2):
-        if os.path.realpath(folders[one]) == os.path.realpath(folders[other]):
+        same = os.path.realpath(folders[one]) == os.path.realpath(folders[other])
+        if same and not (one == "IMAGES" and holds_structures_alone(folders[other])):
             raise CommandError(f"{one} and {other} are one folder, {folders[one]}; keep each in a folder of its own")
 
 

@@ -162,6 +162,9 @@ def claimed(drawing: Drawing, claims: Claims, source: Any, contradictions: str =
         medcoarse.datalist.DataError: a.nii.gz: '0' (1 voxels), '2' (1 voxels) are drawn, but not in the mapping...
     """
     _require_mapped(drawing, claims, source)
+    for name, why in drawing.unplaced.items():
+        if claims.get(name, True):
+            raise DataError(f"{why}; or map it to None, which leaves it out")
     shape = drawing.layers[0].values.shape
     maps = {kind: np.full((num_annotators(claims, kind), *shape), UNLABELED, np.uint8) for kind in KINDS}
     if contradictions == "last":

@@ -65,11 +65,13 @@ class Drawing:
         layers: label maps of unsigned integers; what overlaps is in different layers.
         segments: whether 0 means "in no segment of this layer", which claims nothing. In a plain label map 0 is a value
             like others and may be background or nothing drawn: only who made it knows.
+        unplaced: names of contours that do not lie on the grid, and how; they are an error unless nobody wants them.
     """
 
     grid: Grid
     layers: tuple[Layer, ...]
     segments: bool
+    unplaced: Mapping[str, str] = field(default_factory=dict)
 
 
 def as_affine(affine: ArrayLike) -> NDArray[np.float64]:

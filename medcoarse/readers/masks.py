@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from medcoarse.readers.claims import class_named, drawn_names
 from medcoarse.readers.drawing import Drawing
 
 _LISTED = 10
+_FEW_SLICES = 3
 
 
 def mask_labels(
@@ -39,7 +41,8 @@ def mask_labels(
 
     Raises:
         DataError: values or, unless `only_named`, segments that are no class, segments that overlap unless `nested`,
-            or a binary mask with both 1 and 255.
+            a binary mask with both 1 and 255, contours that do not lie on the image, or a structure in segments that
+            is drawn on every other slice of a volume.
 
     Example:
         >>> from medcoarse.readers.drawing import Grid, Layer
@@ -70,6 +73,9 @@ def _of_segments(
 ) -> NDArray[np.uint8]:
     shown = [{value: name for value, name in drawn_names(layer).items() if value} for layer in drawing.layers]
     classes = {name: class_named(name, class_names) for names in shown for name in names.values()}
+    for name, why in drawing.unplaced.items():
+        if not only_named or class_named(name, class_names) is not None:
+            raise DataError(why)
     unknown = sorted(name for name, label in classes.items() if label is None)
     if unknown and not only_named:
         raise _unknown(
@@ -90,7 +96,25 @@ def _of_segments(
                 "lie in one another, say so (contradictions='last' in Python, --nested of the commands)"
             )
         np.maximum(labels, said, out=labels)
+    for label, name in enumerate(class_names):
+        if label and _has_gaps(labels == label):
+            raise DataError(
+                f"{source}: {name!r} is drawn on every other slice or fewer, and what lies between would be "
+                "background; fill it (3D Slicer: Fill between slices), or pass the file as a drawing, not as a mask"
+            )
     return labels
+
+
+def _has_gaps(mask: NDArray[np.bool_]) -> bool:
+    """Whether a structure is drawn in slices of which no two are neighbours, and goes on from most to the next."""
+    for axis in range(mask.ndim if mask.ndim == 3 else 0):
+        slices = np.flatnonzero(np.moveaxis(mask, axis, 0).reshape(mask.shape[axis], -1).any(axis=1))
+        if len(slices) >= _FEW_SLICES and np.diff(slices).min() > 1:
+            drawn = np.moveaxis(mask, axis, 0)[slices]
+            going_on = sum(bool((one & other).any()) for one, other in pairwise(drawn))
+            if 2 * going_on > len(slices) - 1:
+                return True
+    return False
 
 
 def _unknown(shown: Sequence[str], class_names: Sequence[str], source: Any, what_to_do: str) -> DataError:

@@ -19,6 +19,7 @@ from medcoarse.readers.shapes import Budget, Piece, Points, fill, stroke
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 
 _OFF_SLICE = 0.25
+_BEYOND = 0.02
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _OPEN = ("OPEN_PLANAR", "POINT")
 
@@ -27,7 +28,8 @@ def read_rtstruct(path: str | os.PathLike[str], reference: Grid | None = None) -
     """Read the contours of a structure set; the names are those of the regions of interest.
 
     A voxel belongs to a region if its centre lies inside an odd number of the region's contours in its slice, so a
-    contour in a contour is a hole. Open contours and points are one voxel wide.
+    contour in a contour is a hole. Open contours and points are one voxel wide. A region with contours in no slice of
+    the image, or that reaches far beyond it, as a couch does, is left out and named as unplaced.
 
     Args:
         path: the DICOM file.
@@ -35,7 +37,7 @@ def read_rtstruct(path: str | os.PathLike[str], reference: Grid | None = None) -
             any of its axes.
 
     Raises:
-        DataError: damaged, absurd, no structure set, no reference, or contours that lie in no slice of the image.
+        DataError: damaged, absurd, no structure set, or no reference.
 
     Example:
         >>> import tempfile
@@ -57,12 +59,13 @@ def read_rtstruct(path: str | os.PathLike[str], reference: Grid | None = None) -
                 raise DataError(f"{path}: is a DICOM file, but no structure set; export an RTSTRUCT")
             frame = _frame_of_reference(path, data)
             regions = _regions(path, data, reference)
-            layers = pack(reference.shape, _pieces(path, regions, reference.shape))
+            unplaced: dict[str, str] = {}
+            layers = pack(reference.shape, _pieces(path, regions, reference.shape, unplaced))
     except DataError:
         raise
     except Exception as error:  # pydicom promises no types, and what it says may quote the header
         raise damaged(path, "DICOM RTSTRUCT file", error) from None
-    return Drawing(Grid(reference.shape, reference.affine, frame), layers, segments=True)
+    return Drawing(Grid(reference.shape, reference.affine, frame), layers, segments=True, unplaced=unplaced)
 
 
 def _frame_of_reference(path: Path, data: Any) -> str | None:
@@ -89,14 +92,22 @@ def _regions(path: Path, data: Any, reference: Grid) -> list[tuple[str, list[tup
     return found
 
 
+class _UnplacedError(Exception):
+    """Contours that do not lie on the image."""
+
+
 def _pieces(
-    path: Path, regions: list[tuple[str, list[tuple[str, Points]]]], shape: tuple[int, ...]
+    path: Path, regions: list[tuple[str, list[tuple[str, Points]]]], shape: tuple[int, ...], unplaced: dict[str, str]
 ) -> Iterator[tuple[str, tuple[slice, ...], NDArray[np.bool_]]]:
     budget = Budget()
     for name, contours in regions:
+        try:
+            places = [_slice(points, shape) for _, points in contours]
+        except _UnplacedError as error:
+            unplaced[name] = f"{path}: region {name[:80]!r}: {error}"
+            continue
         closed: dict[tuple[int, int], list[Points]] = defaultdict(list)
-        for kind, points in contours:
-            axis, index = _slice(path, points, shape)
+        for (kind, points), (axis, index) in zip(contours, places, strict=True):
             flat = np.delete(points, axis, axis=1)
             if kind in _CLOSED:
                 closed[axis, index].append(flat)
@@ -120,15 +131,21 @@ def _in_slice(piece: Piece, axis: int, index: int) -> Piece:
     return tuple(box), np.expand_dims(drawn, axis)
 
 
-def _slice(path: Path, points: Points, shape: tuple[int, ...]) -> tuple[int, int]:
+def _slice(points: Points, shape: tuple[int, ...]) -> tuple[int, int]:
     """The axis along which a contour is flat, the last one if there are several, and its slice."""
     spread = np.ptp(points, axis=0)
     axis = 2 if spread[2] < _OFF_SLICE else int(spread.argmin())
     index = int(np.rint(points[:, axis].mean()))
     off = float(np.abs(points[:, axis] - index).max())
     if off > _OFF_SLICE or not 0 <= index < shape[axis]:
-        raise DataError(
-            f"{path}: a contour lies {off:.2g} slices off slice {index} of axis {axis}, the image has {shape[axis]}; "
-            "pass the image it was drawn on, before any resampling"
+        raise _UnplacedError(
+            f"a contour lies {off:.2g} slices off slice {index} of axis {axis}, the image has {shape[axis]}; pass the "
+            "image it was drawn on, before any resampling"
+        )
+    beyond = np.maximum(-0.5 - points, points - (np.array(shape) - 0.5)).max(axis=0)
+    if (beyond > 1 + _BEYOND * np.array(shape)).any():
+        raise _UnplacedError(
+            f"a contour reaches {float(beyond.max()):.4g} voxels beyond the image of {' x '.join(map(str, shape))}; "
+            "pass the whole image it was drawn on"
         )
     return axis, index

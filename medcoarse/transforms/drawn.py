@@ -227,7 +227,7 @@ class LoadMaskd(LoadCoarseAnnotationd):
     def _understood(self, drawing: Drawing, file: str | os.PathLike[str]) -> tuple[Drawing, Claims]:
         nested = self.contradictions == "last"
         labels = mask_labels(drawing, self.class_names, file, self.binary, nested, self.only_named)
-        return replace(drawing, layers=(Layer(labels),)), self.claims
+        return replace(drawing, layers=(Layer(labels),), unplaced={}), self.claims
 
 
 class LoadStrokesOfEachd(LoadCoarseAnnotationd):

@@ -18,7 +18,7 @@ from medcoarse.cli.main import CommandError, main
 from medcoarse.cli.references import drawn_on
 from medcoarse.writers.itksnap import write_label_descriptions
 from tests.bundles.commands import refused, text
-from tests.cases_folders import volume
+from tests.cases_folders import volume, write_volumes
 from tests.drawings import (
     AFFINE,
     PICTURE,
@@ -55,13 +55,16 @@ def scores(folder: Path, *more: Any) -> dict[str, Any]:
     return json.loads((folder / "scores" / "scores.json").read_text())["images"][0]
 
 
-def test_contours_are_scored_on_the_voxels_of_the_label_map(tmp_path: Path, capfd: Any) -> None:
+def test_contours_are_scored_on_the_voxels_of_their_image(tmp_path: Path, capfd: Any) -> None:
     """Of the 13 voxels in the contours of the vessel 12 are found, and one elsewhere: Dice 24 / (13 + 13)."""
     said = VESSEL + 2 * EDGE
     said[1, 1, 2], said[0, 0, 0] = 0, 1
     predicted(tmp_path / "said" / "a.nii.gz", said)
     structures(tmp_path / "true" / "a.dcm")
-    row = scores(tmp_path, *NAMES)
+    words = ("evaluate", tmp_path / "said", tmp_path / "true", *NAMES)
+    assert "pass --images" in refused(capfd, *words), "a label map may be cut, or have other slices"
+    predicted(tmp_path / "images" / "a_0000.nii.gz", np.zeros(SHAPE))
+    row = scores(tmp_path, *NAMES, "--images", tmp_path / "images")
     assert (VESSEL.sum(), EDGE.sum()) == (13, 3)
     assert (row["dice_vessel"], row["dice_edge"]) == (pytest.approx(24 / 26), 1)
     assert "cut to boxes" not in capfd.readouterr().out
@@ -136,8 +139,8 @@ def test_an_image_that_is_missing_is_named(tmp_path: Path) -> None:
     predicted(tmp_path / "images" / "b.nii.gz", np.zeros(SHAPE))
     file = structures(tmp_path / "true" / "a.dcm")
     with pytest.raises(CommandError, match=r"a\.dcm: no image in .* is called 'a', or as what precedes a _ in it"):
-        find_grids({file: "a"}, str(tmp_path / "images"))
-    found = find_grids({file: "b_rt", tmp_path / "images" / "b.nii.gz": "b"}, str(tmp_path / "images"))
+        find_grids({file: ["a"]}, str(tmp_path / "images"))
+    found = find_grids({file: ["b_rt"], tmp_path / "images" / "b.nii.gz": ["b"]}, str(tmp_path / "images"))
     assert list(found) == [file], "a label map says itself on which voxels it lies"
     assert found[file].shape == SHAPE
 
@@ -230,6 +233,27 @@ def test_drawings_are_paired_by_the_series_that_they_name(tmp_path: Path, capfd:
         drawn_on([broken], images)
 
 
+def test_all_of_a_hospital_may_lie_in_one_tree(tmp_path: Path, capfd: Any) -> None:
+    """As archives hand it out: series and structures in folders and files that are called alike for all patients."""
+    for number in range(3):
+        patient = tmp_path / "archive" / f"p{number}"
+        series = write_series(patient / "1.000-CT", f"1.2.{number}")[0].SeriesInstanceUID
+        structures(patient / "2.000-RTSTRUCT" / "1-1.dcm", REGIONS | BODY, f"1.2.{number}")
+        write_rtstruct(patient / "2.000-RTSTRUCT" / "1-1.dcm", f"1.2.{number}", REGIONS | BODY, series)
+    words: list[Any] = ["train", tmp_path / "archive", tmp_path / "archive", "--output_dir", tmp_path / "run"]
+    words += ["--plan_only", "--background", "edge", "--class_names", "vessel", "--only_named"]
+    assert main(text(*words)) == 0
+    assert "3 images of 1 patient with drawings" in capfd.readouterr().out
+    items = json.loads((tmp_path / "run" / "datalist.json").read_text())
+    for item in (item for section in items.values() for item in section):
+        assert Path(item["image"]).parent.name == Path(str(item["drawing"])).parent.parent.name
+    write_volumes(tmp_path / "mixed", 2)
+    shutil.copytree(tmp_path / "mixed" / "images", tmp_path / "mixed" / "drawings", dirs_exist_ok=True)
+    words[1:3] = [tmp_path / "mixed" / "drawings"] * 2
+    words[4] = tmp_path / "other"
+    assert "IMAGES and DRAWINGS are one folder" in refused(capfd, *words)
+
+
 def test_images_of_one_name_in_several_folders(tmp_path: Path, capfd: Any) -> None:
     """As of patients, who have a CT each; a drawing lies in a folder of that name, or says in DICOM what it is of."""
     for patient in ("p1", "p2"):
@@ -257,14 +281,15 @@ def test_images_of_one_name_in_several_folders(tmp_path: Path, capfd: Any) -> No
 def test_segments_that_are_no_class_are_left_out_of_scores(tmp_path: Path, capfd: Any) -> None:
     predicted(tmp_path / "said" / "a.nii.gz", VESSEL + 2 * EDGE)
     structures(tmp_path / "true" / "a.dcm", BODY | REGIONS)
-    words = ("evaluate", tmp_path / "said", tmp_path / "true")
+    predicted(tmp_path / "images" / "a.nii.gz", np.zeros(SHAPE))
+    words = ("evaluate", tmp_path / "said", tmp_path / "true", "--images", tmp_path / "images")
     assert "segment 'BODY' is none of --class_names" in refused(capfd, *words, *NAMES)
     assert "which segments? pass --class_names" in refused(capfd, *words, "--only_named")
-    row = scores(tmp_path, *NAMES, "--only_named")
+    row = scores(tmp_path, *NAMES, "--only_named", *words[3:])
     assert (row["dice_vessel"], row["dice_edge"]) == (1, 1)
     assert not any("BODY" in key for key in row)
     write_label_descriptions(tmp_path / "said" / "labels.txt", ["background", "vessel", "edge"])
-    assert scores(tmp_path, "--only_named") == row, "by the names that are beside the label maps"
+    assert scores(tmp_path, "--only_named", *words[3:]) == row, "by the names that are beside the label maps"
 
 
 def test_a_name_that_no_file_has_is_a_slip(tmp_path: Path, capfd: Any) -> None:
@@ -274,7 +299,7 @@ def test_a_name_that_no_file_has_is_a_slip(tmp_path: Path, capfd: Any) -> None:
     words: list[Any] = ["fuse", tmp_path / "ada", tmp_path / "ben", "--output_dir", tmp_path / "out"]
     words += ["--images", tmp_path / "images", "--only_named", "--class_names", "background"]
     said = refused(capfd, *words, "vesel", "edge")
-    assert "--only_named: no file has a segment 'vesel'; there are 'BODY', 'edge', 'vessel'" in said
+    assert "--only_named: none of the files has a segment 'vesel'; there are 'BODY', 'edge', 'vessel'" in said
     assert main(text(*words, "Vessel", "edge")) == 0
     np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "out" / "a.nii.gz").dataobj), VESSEL + 2 * EDGE)
 
@@ -300,9 +325,123 @@ def test_training_leaves_out_what_is_no_class(tmp_path: Path, capfd: Any) -> Non
     names = ["--class_names", "organ"]
     assert "name all but background, each once, or pass --only_named" in refused(capfd, *words, *names)
     assert "which segments? pass --class_names" in refused(capfd, *words, "--only_named")
+    structures(tmp_path / "masks" / "case0.dcm", {"Organ1": box(volume(0)[1]), "BODY": box(np.ones((24, 22, 8)))})
     assert "no drawing names 'orgn'" in refused(capfd, *words, "--only_named", "--class_names", "orgn")
     assert main(text(*words, *names, "--only_named")) == 0
-    assert "1 others left out" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "names in the drawings, left out: 'BODY'" in said
+    assert "NO 'organ' in 1 of 4 masks, and background there: case0.dcm; left out of these: 'BODY', 'Organ1'" in said
     train = json.loads((tmp_path / "run" / "configs" / "train.json").read_text())
     assert train["mapping"] == {"rest": [0, "positive"], "organ": [1, "positive"], "BODY": None}
     assert (tmp_path / "run" / "models" / "model.pt").is_file()
+    for index in range(1, 4):
+        shutil.copy(tmp_path / "masks" / "case0.dcm", tmp_path / "masks" / f"case{index}.dcm")
+    words[-1] = tmp_path / "other"
+    said = refused(capfd, *words, *names, "--only_named")
+    assert "none of the masks has a segment 'organ'; there are 'BODY', 'Organ1'" in said
+
+
+def test_a_class_that_is_called_otherwise_in_the_masks_is_no_background(tmp_path: Path, capfd: Any) -> None:
+    """Each side has to have all names: label maps say nothing of those of the masks, nor do other segmentations."""
+    misnamed = {"vessel": VESSEL_CONTOURS, "Edge1": REGIONS["edge"]} | BODY
+    for name in "ab":
+        predicted(tmp_path / "said" / f"{name}.nii.gz", VESSEL + 2 * EDGE)
+        predicted(tmp_path / "images" / f"{name}.nii.gz", np.zeros(SHAPE))
+        structures(tmp_path / "true" / f"{name}.dcm", misnamed)
+    words = ("--images", tmp_path / "images", *NAMES, "--only_named")
+    said = refused(capfd, "evaluate", tmp_path / "said", tmp_path / "true", *words)
+    assert "none of the masks has a segment 'edge'; there are 'BODY', 'Edge1', 'vessel'" in said
+    structures(tmp_path / "true" / "b.dcm", BODY | REGIONS)
+    assert scores(tmp_path, *words)["dice_edge"] is None
+    said = "NO 'edge' in 1 of 2 masks, and background there: a.dcm; left out of these: 'BODY', 'Edge1'"
+    assert said in capfd.readouterr().out
+    assert main(text("simulate", tmp_path / "true", tmp_path / "drawn", *words)) == 0
+    assert said in capfd.readouterr().out
+    maps = ("evaluate", tmp_path / "said", tmp_path / "said", *NAMES, "--only_named")
+    assert "the files hold no segments, and values of label maps are not left out" in refused(capfd, *maps)
+
+
+def test_names_beside_label_maps_say_nothing_of_what_lies_in_what(tmp_path: Path, capfd: Any) -> None:
+    predicted(tmp_path / "said" / "a.nii.gz", VESSEL + 2 * EDGE)
+    predicted(tmp_path / "images" / "a.nii.gz", np.zeros(SHAPE))
+    structures(tmp_path / "true" / "a.dcm", BODY | REGIONS)
+    write_label_descriptions(tmp_path / "said" / "labels.txt", ["background", "vessel", "edge"])
+    words = ("evaluate", tmp_path / "said", tmp_path / "true", "--images", tmp_path / "images", "--nested")
+    assert "which of vessel, edge, BODY lies in which?" in refused(capfd, *words)
+    assert scores(tmp_path, *words[3:], "--only_named")["mean_dice"] == 1
+
+
+def test_outlines_of_another_frame_of_reference_are_refused(tmp_path: Path, capfd: Any) -> None:
+    write_series(tmp_path / "images" / "a", "1.2")
+    predicted(tmp_path / "said" / "a.nii.gz", VESSEL + 2 * EDGE)
+    for who in ("ada", "ben"):
+        structures(tmp_path / who / "a.dcm", frame="3.4")
+    more = ("--images", tmp_path / "images", *NAMES)
+    for words in (
+        ("evaluate", tmp_path / "said", tmp_path / "ada"),
+        ("fuse", tmp_path / "ada", tmp_path / "ben", "--output_dir", tmp_path / "out"),
+        ("simulate", tmp_path / "ada", tmp_path / "out"),
+    ):
+        assert "was drawn in another DICOM frame of reference than its image's" in refused(capfd, *words, *more)
+
+
+def test_a_mask_is_not_drawn_on_every_other_slice(tmp_path: Path, capfd: Any) -> None:
+    """As a drawing it may be; and small structures that lie apart are no gaps."""
+    square = [("CLOSED_PLANAR", contour((1, 4, 1, 4), k)) for k in range(0, SHAPE[2], 2)]
+    apart = [("CLOSED_PLANAR", contour((k, k + 1, k, k + 1), k)) for k in range(0, SHAPE[2], 2)]
+    for who in ("ada", "ben"):
+        structures(tmp_path / who / "a.dcm", {"vessel": square, "edge": REGIONS["edge"]})
+    predicted(tmp_path / "images" / "a.nii.gz", np.zeros(SHAPE))
+    words = ["fuse", tmp_path / "ada", tmp_path / "ben", "--output_dir", tmp_path / "out", "--overwrite"]
+    words += ["--images", tmp_path / "images", *NAMES]
+    assert "a.dcm: 'vessel' is drawn on every other slice or fewer" in refused(capfd, *words)
+    assert main(text(*words, "--mapping", "slicer", "--background", "edge", "--class_names", "edge", "vessel")) == 0
+    for who in ("ada", "ben"):
+        structures(tmp_path / who / "a.dcm", {"vessel": apart, "edge": REGIONS["edge"]})
+    assert main(text(*words)) == 0
+
+
+def test_regions_off_the_image_matter_where_they_are_wanted(tmp_path: Path, capfd: Any) -> None:
+    """An isocentre between two slices, and a couch that reaches beyond the scan."""
+    point = np.add(contour((2, 3, 2, 3), 1)[:3], [0, 0, 1.25])
+    couch = [("CLOSED_PLANAR", contour((-9, 12, 5, 6), k)) for k in range(SHAPE[2])]
+    below = [("CLOSED_PLANAR", contour((0, 6, 5, 6), -2))]
+    more = {"iso": [("POINT", point.tolist())], "couch": couch, "table": below}
+    predicted(tmp_path / "images" / "a.nii.gz", np.zeros(SHAPE))
+    for who in ("ada", "ben"):
+        structures(tmp_path / who / "a.dcm", REGIONS | more)
+    words = ["fuse", tmp_path / "ada", tmp_path / "ben", "--output_dir", tmp_path / "out", "--overwrite"]
+    words += ["--images", tmp_path / "images"]
+    assert main(text(*words, *NAMES, "--only_named")) == 0
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "out" / "a.nii.gz").dataobj), VESSEL + 2 * EDGE)
+    assert "a.dcm: region 'iso': a contour lies 0.5 slices off slice" in refused(capfd, *words, *NAMES)
+    said = refused(capfd, *words, *NAMES, "couch", "--only_named")
+    assert "region 'couch': a contour reaches 9 voxels beyond the image of 7 x 6 x 5" in said
+    strokes = ["--mapping", "slicer", "--background", "edge", "--class_names", "edge", "vessel"]
+    assert main(text(*words, *strokes, "--only_named")) == 0
+    mapping = json.dumps({"vessel": [1, "positive"], "edge": [0, "positive"]})
+    strokes[1] = mapping
+    assert "'iso': a contour lies" in refused(capfd, *words, *strokes)
+    assert main(text(*words, *strokes, "--only_named")) == 0
+    drawn = np.asarray(nib.load(tmp_path / "out" / "a.nii.gz").dataobj)
+    np.testing.assert_array_equal(drawn, np.where(VESSEL, 1, np.where(EDGE, 0, 255)))
+
+
+def test_a_number_of_a_patient_is_no_channel(tmp_path: Path) -> None:
+    for number in ("0001", "0002"):
+        predicted(tmp_path / "images" / f"pat_{number}.nii.gz", np.zeros(SHAPE))
+    file = structures(tmp_path / "true" / "pat_0003.dcm")
+    with pytest.raises(CommandError, match=r"no image in .* is called 'pat_0003'"):
+        find_grids({file: ["pat_0003"]}, str(tmp_path / "images"))
+    predicted(tmp_path / "images" / "pat_0000.nii.gz", np.zeros(SHAPE))
+    with pytest.raises(CommandError, match=r"no image in .* is called 'pat_0003'"):
+        find_grids({file: ["pat_0003"]}, str(tmp_path / "images"))
+    assert find_grids({file: ["other", "pat_rt"]}, str(tmp_path / "images"))[file].shape == SHAPE
+
+
+def test_what_is_left_out_does_not_make_strokes_of_masks(tmp_path: Path) -> None:
+    predicted(tmp_path / "images" / "a.nii.gz", np.zeros(SHAPE))
+    for who in ("ada", "ben"):
+        structures(tmp_path / who / "a.dcm", REGIONS | {"Not used": BODY["BODY"][:1]})
+    words = ["fuse", tmp_path / "ada", tmp_path / "ben", "--output_dir", tmp_path / "out", "--only_named", *NAMES]
+    assert main(text(*words, "--images", tmp_path / "images")) == 0

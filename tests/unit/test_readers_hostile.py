@@ -24,8 +24,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medcoarse.datalist import DataError
+from medcoarse.readers.claims import as_claims, claimed
 from medcoarse.readers.drawing import Drawing, Grid
 from medcoarse.readers.formats import READERS, read_drawing
+from medcoarse.readers.masks import mask_labels
 from tests import drawings as made
 
 EXAMPLES = int(os.environ.get("MEDCOARSE_FUZZ_EXAMPLES", "60"))
@@ -400,12 +402,34 @@ def altered(source: Path, target: Path, change: Callable[[pydicom.Dataset], Any]
         ("rtstruct", lambda d: delattr(d, "ROIContourSequence"), "damaged or no DICOM RTSTRUCT file (AttributeError)"),
         ("rtstruct", lambda d: contour_of(d, [1, 2, 3, 4]), "contours of no or not finite points"),
         ("rtstruct", lambda d: contour_of(d, ["nan"] * 9), "not finite points"),
-        ("rtstruct", lambda d: contour_of(d, [0, 0, 0, 9, 9, 9, 0, 9, 5]), "slices off slice"),
-        ("rtstruct", lambda d: contour_of(d, [0, 0, 99, 9, 0, 99, 9, 9, 99]), "slices off slice"),
     ],
 )
 def test_absurd_tags(kind: str, change: Callable[[pydicom.Dataset], Any], message: str, valid: dict, tmp_path: Path):
     say(altered(valid[kind], tmp_path / "a.dcm", change), kind, message)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ([0, 0, 0, 9, 9, 9, 0, 9, 5], "slices off slice"),
+        ([0, 0, 99, 9, 0, 99, 9, 9, 99], "slices off slice"),
+        ([-3000, -20, 30, 3000, -20, 30, 0, 0, 30], "voxels beyond the image"),
+    ],
+)
+def test_contours_off_the_image(numbers: list[float], message: str, valid: dict, tmp_path: Path):
+    """They are an error of the region, for who wants it."""
+    path = altered(valid["rtstruct"], tmp_path / "a.dcm", lambda d: contour_of(d, numbers))
+    drawing = read_drawing(path, Grid(made.SHAPE, made.AFFINE))
+    (name,) = drawing.unplaced
+    assert message in drawing.unplaced[name]
+    wanted = dict.fromkeys(("vessel", "edge"), (1, "positive"))
+    with pytest.raises(DataError, match=f"region '{name}': .*{message}.* or map it to None, which leaves it out"):
+        claimed(drawing, as_claims(wanted, 2), path)
+    with pytest.raises(DataError, match=f"region '{name}': .*{message}"):
+        mask_labels(drawing, ["background", "vessel", "edge"], path, only_named=True)
+    claimed(drawing, as_claims(wanted | {name: None}, 2), path)
+    others = [one for one in wanted if one != name]
+    mask_labels(drawing, ["background", *others], path, only_named=True)
 
 
 def place_of(data: pydicom.Dataset) -> pydicom.Dataset:
