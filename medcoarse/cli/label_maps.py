@@ -399,25 +399,25 @@ def only_named(
     }
     said = list[str]()
     for what, files in groups.items():
-        named = [path for path in files if path in segments]
-        for label, name in list(enumerate(class_names))[1:] if named else []:
-            lacking = [
-                path
-                for path in named
-                if all(class_named(one, class_names) != label for one in kept[path].names | kept[path].unplaced)
-            ]
+        of_segments = [path for path in files if path in segments]
+        for label, name in list(enumerate(class_names))[1:] if of_segments else []:
+            lacking = [path for path in of_segments if not _has_class(kept[path], label, class_names)]
             others = set[str]().union(*(segments[path].names - kept[path].names for path in lacking))
-            if len(lacking) == len(named) == len(files) and others:
+            if others and len(lacking) == len(files):
                 raise CommandError(
                     f"--only_named: none of the {what} has a segment {name!r}; there are "
-                    f"{listed_names(set().union(*(segments[path].names for path in named)))}"
+                    f"{listed_names(set().union(*(segments[path].names for path in lacking)))}"
                 )
-            if lacking and others:
+            if others:
                 said.append(
-                    f"NO {name!r} in {len(lacking)} of {len(named)} {what}, and background there: "
+                    f"NO {name!r} in {len(lacking)} of {len(of_segments)} {what}, and background there: "
                     f"{', '.join(path.name for path in lacking[:5])}; left out of these: {listed_names(others)}"
                 )
     return kept, said
+
+
+def _has_class(shown: Shown, label: int, class_names: Sequence[str]) -> bool:
+    return any(class_named(name, class_names) == label for name in shown.names | shown.unplaced)
 
 
 def listed_names(found: Collection[str]) -> str:
