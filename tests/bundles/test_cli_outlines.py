@@ -445,3 +445,10 @@ def test_what_is_left_out_does_not_make_strokes_of_masks(tmp_path: Path) -> None
         structures(tmp_path / who / "a.dcm", REGIONS | {"Not used": BODY["BODY"][:1]})
     words = ["fuse", tmp_path / "ada", tmp_path / "ben", "--output_dir", tmp_path / "out", "--only_named", *NAMES]
     assert main(text(*words, "--images", tmp_path / "images")) == 0
+
+
+def test_an_image_may_be_called_as_the_segmentation_is(tmp_path: Path) -> None:
+    predicted(tmp_path / "images" / "a_ct.nii.gz", np.zeros(SHAPE))
+    predicted(tmp_path / "said" / "a_ct.nii.gz", VESSEL + 2 * EDGE)
+    structures(tmp_path / "true" / "a.dcm")
+    assert scores(tmp_path, *NAMES, "--images", tmp_path / "images")["mean_dice"] == 1
