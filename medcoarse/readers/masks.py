@@ -109,7 +109,9 @@ def _has_gaps(mask: NDArray[np.bool_]) -> bool:
     """Whether a structure is drawn in slices, of the third axis, of which no two are neighbours, and goes on from most
     of them to the next.
     """
-    slices = np.flatnonzero(mask.any(axis=(0, 1))) if mask.ndim == 3 else np.empty(0)
+    if mask.ndim < 3:
+        return False
+    slices = np.flatnonzero(mask.any(axis=(0, 1)))
     if len(slices) < _FEW_SLICES or np.diff(slices).min() == 1:
         return False
     going_on = sum(bool((mask[..., one] & mask[..., other]).any()) for one, other in pairwise(slices))
