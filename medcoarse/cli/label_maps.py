@@ -402,11 +402,13 @@ def only_named(
         of_segments = [path for path in files if path in segments]
         for label, name in list(enumerate(class_names))[1:] if of_segments else []:
             lacking = [path for path in of_segments if not _has_class(kept[path], label, class_names)]
-            others = set[str]().union(*(segments[path].names - kept[path].names for path in lacking))
+            others = set[str]().union(
+                *(segments[path].names - kept[path].names | segments[path].unplaced for path in lacking)
+            )
             if others and len(lacking) == len(files):
                 raise CommandError(
                     f"--only_named: none of the {what} has a segment {name!r}; there are "
-                    f"{listed_names(set().union(*(segments[path].names for path in lacking)))}"
+                    f"{listed_names(others.union(*(segments[path].names for path in lacking)))}"
                 )
             if others:
                 said.append(
